@@ -1,0 +1,3 @@
+"""aiomta: a lightweight asyncio SMTP MTA."""
+
+__version__ = "0.1.0"

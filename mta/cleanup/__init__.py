@@ -1,0 +1,1 @@
+"""The one door into the queue: rewrite, complete and store a message."""

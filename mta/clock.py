@@ -1,0 +1,59 @@
+"""The one clock: what time it is, waiting, and date formats.
+
+`now` is wall time (Unix seconds) for anything written down: arrival, next attempt, headers, log.  `monotonic`
+is the running loop's time for anything measured or limited: deadlines, rates, delays.  They are never mixed,
+so a clock that is set back can neither flood nor strand mail.
+
+In tests the same class runs on an event loop with virtual time (tests/virtual_time.py): hours of retries pass
+in milliseconds.  No other module imports time or calls asyncio.sleep, call_later or loop.time.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from email.utils import formatdate
+
+
+class Clock:
+    """System time; give `wall` to replace the source of wall time."""
+
+    def __init__(self, wall: Callable[[], float] = time.time) -> None:
+        self._wall = wall
+
+    def now(self) -> float:
+        """Unix time in seconds."""
+        return self._wall()
+
+    def monotonic(self) -> float:
+        """Seconds of the running loop; only differences mean anything."""
+        return asyncio.get_running_loop().time()
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait; 0 or less lets other tasks run once."""
+        await asyncio.sleep(max(0.0, seconds))
+
+    def call_later(self, seconds: float, callback: Callable[[], None]) -> asyncio.TimerHandle:
+        """Run callback once after so many seconds of loop time; cancel() on the handle forgets it."""
+        return asyncio.get_running_loop().call_later(max(0.0, seconds), callback)
+
+    def timeout(self, seconds: float | None) -> asyncio.Timeout:
+        """`async with clock.timeout(30):` raises TimeoutError when the block lasts longer; None = no limit."""
+        return asyncio.timeout(seconds)
+
+
+def rfc5322_date(when: float) -> str:
+    """Return "Sat, 21 Nov 2026 00:01:03 +0000 (UTC)", local zone, as in Date: and Received:."""
+    name = time.strftime("%Z", time.localtime(when))
+    comment = f" ({name})" if name.isascii() and name.replace("+", "").replace("-", "").isalnum() else ""
+    return formatdate(when, localtime=True) + comment
+
+
+def mbox_date(when: float) -> str:
+    """Return "Sat Nov 21 00:01:03 2026", local time: asctime(3), as in a From_ line and mailq."""
+    return time.asctime(time.localtime(when))
+
+
+def syslog_date(when: float) -> str:
+    """Return "Nov 21 00:01:03", local time, day padded with a blank: RFC 3164 s4.1.2."""
+    t = time.localtime(when)
+    return f"{time.strftime('%b', t)} {t.tm_mday:2d} {time.strftime('%H:%M:%S', t)}"

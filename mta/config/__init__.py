@@ -1,0 +1,1 @@
+"""main.cf and master.cf: every parameter declared once."""

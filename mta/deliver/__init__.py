@@ -1,0 +1,1 @@
+"""Delivery agents: smtp, local, discard, error, retry."""

@@ -1,0 +1,1 @@
+"""Lookup tables behind one protocol."""

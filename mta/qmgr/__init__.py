@@ -1,0 +1,1 @@
+"""The queue manager: which message is tried when, and how many at once."""

@@ -1,0 +1,1 @@
+"""The durable queue: Postfix's file format and the spool store."""

@@ -1,0 +1,1 @@
+"""The SMTP server: dialogue, restrictions, and the one adaptor to aiosmtpd."""

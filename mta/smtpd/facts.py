@@ -1,0 +1,87 @@
+"""What is known about an SMTP session when it asks "may this be?", and the possible answers.
+
+Pure values between the dialogue (session.py), its shell (server.py) and the restrictions.
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from mta.smtp.reply import Reply
+
+
+class Stage(StrEnum):
+    """Which command asks; the value is the word in log lines ("reject: RCPT from ...")."""
+
+    CONNECT = "CONNECT"
+    HELO = "HELO"
+    EHLO = "EHLO"
+    STARTTLS = "STARTTLS"
+    AUTH = "AUTH"
+    MAIL = "MAIL"
+    RCPT = "RCPT"
+    DATA = "DATA"
+    END_OF_MESSAGE = "END-OF-MESSAGE"
+    VRFY = "VRFY"
+    ETRN = "ETRN"
+
+
+@dataclass(slots=True)
+class Facts:
+    """Facts of the session so far; written by the session and its shell, read by restrictions and the log.
+
+    client_name: verified name or "unknown".  reverse_client_name: PTR, verified or not, or "unknown".
+    client_name_status, reverse_name_status: 2 found, 4 temporary failure, 5 does not exist (or forged).
+    sender: None before MAIL, "" for the null sender, else unquoted.  recipient: of the RCPT (or VRFY/ETRN
+    argument) being asked.  size: of SIZE= or, at END-OF-MESSAGE, seen.
+    """
+
+    client_address: str = ""
+    client_port: int = 0
+    client_name: str = "unknown"
+    reverse_client_name: str = "unknown"
+    client_name_status: int = 5
+    reverse_name_status: int = 5
+    server_address: str = ""
+    server_port: int = 0
+    protocol: str = "SMTP"
+    helo: str = ""
+    sender: str | None = None
+    recipient: str = ""
+    recipient_count: int = 0
+    size: int = 0
+    smtputf8: bool = False
+    sasl_username: str = ""
+    sasl_method: str = ""
+    tls: str = ""
+    unauth_pipelining: bool = False
+    queue_id: str = ""
+    etrn_or_vrfy: str = ""
+
+    @property
+    def client(self) -> str:
+        """ "name[address]" as in Postfix's log."""
+        return f"{self.client_name}[{self.client_address}]"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The answer to an Ask.
+
+    reply None = permitted.  With a reply: 4xx/5xx refuses; 2xx replaces the usual text (VRFY: 252 or 250).
+    close: send the reply and close (421 and 521 close anyway).  hold, discard: apply to the whole message.
+    redirect: one recipient that replaces all.  bcc: added recipients.  prepend: header lines to put in front.
+    filter: "transport:nexthop" of access(5) FILTER.
+    """
+
+    reply: Reply | None = None
+    close: bool = False
+    hold: bool = False
+    discard: bool = False
+    redirect: str = ""
+    bcc: tuple[str, ...] = ()
+    prepend: tuple[str, ...] = ()
+    filter: str = ""
+    log: tuple[str, ...] = field(default=())  # extra log texts (warn_if_reject, INFO, WARN), already formatted
+
+
+PERMIT = Verdict()

@@ -1,0 +1,1 @@
+"""sendmail, mailq, newaliases: the commands that other programs call."""
