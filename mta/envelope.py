@@ -29,6 +29,10 @@ class Ret(IntFlag):
     HDRS = 2
 
 
+NOTIFY_DEFAULT = Notify(0)
+RET_DEFAULT = Ret(0)
+
+
 @dataclass(slots=True)
 class Recipient:
     """One recipient and how far it is.
@@ -40,7 +44,7 @@ class Recipient:
 
     address: str
     original: str = ""
-    notify: Notify = Notify(0)
+    notify: Notify = NOTIFY_DEFAULT
     dsn_orig_rcpt: str = ""
     offset: int = 0
     state: str = "R"
@@ -65,7 +69,7 @@ class Envelope:
     arrival: float
     full_name: str = ""
     envelope_id: str = ""
-    ret: Ret = Ret(0)
+    ret: Ret = RET_DEFAULT
     encoding: str = ""
     smtputf8: bool = False
     warn_time: float = 0.0
