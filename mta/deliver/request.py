@@ -39,6 +39,8 @@ class Result:
     remote_mta: host name for Remote-MTA (RFC 3464 s2.3.5), "".  action: for a success DSN: "delivered",
     "relayed" (next hop has no DSN), "expanded", or "" when the next hop took over the DSN duty.
     connected, finished: monotonic seconds when the connection stood and when the reply came (for delays=).
+    site_failed: the whole next hop is to blame (no connection, bad greeting, 421), not this recipient; enough of
+    these and the queue manager leaves the destination alone for a while.
     """
 
     reply: Reply
@@ -50,6 +52,7 @@ class Result:
     conn_use: int = 1
     connected: float = 0.0
     finished: float = 0.0
+    site_failed: bool = False
     expansion: Expansion | None = None
 
 

@@ -1,0 +1,235 @@
+"""The log: one function per event, in Postfix's line formats, so that pflogsumm, fail2ban and logwatch read it.
+
+A line is "Nov 21 00:01:03 host postfix/smtpd[812]: text".  It goes to a file (maillog_file), to stdout
+(maillog_file = /dev/stdout, or start-fg), or to syslog at /dev/log.  Lines of one loop turn are written in one
+system call.  Whatever is not printable becomes "?", here and nowhere else, so no peer can forge a line or
+move a terminal's cursor.
+
+A log that cannot be written is no reason to stop mail: the line is dropped and counted, and the count is
+the first thing logged when writing works again.
+
+See also: sendmail-compatible tools' expectations in docs/queue.md, RFC 3164 (syslog)
+"""
+
+import asyncio
+import contextlib
+import os
+import socket
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from mta.clock import Clock, syslog_date
+from mta.deliver.request import Result
+from mta.envelope import Recipient
+
+_MAIL_INFO = 2 * 8 + 6  # facility mail, severity info
+_MAIL_WARNING = 2 * 8 + 4
+BUFFER_LIMIT = 1 << 20  # bytes kept while a write fails
+
+
+@dataclass(frozen=True, slots=True)
+class MaillogSettings:
+    """postconf(5): where the log goes and under which name."""
+
+    maillog_file: str
+    syslog_name: str
+    myhostname: str
+
+
+class Sink(Protocol):
+    """Where finished lines go; write never raises, it says whether it worked."""
+
+    with_header: bool
+
+    def write(self, lines: list[str]) -> bool:
+        """Write lines without newlines; False when they are lost."""
+
+    def reopen(self) -> None:
+        """After log rotation."""
+
+    def close(self) -> None:
+        """Release the descriptor."""
+
+
+class FileSink:
+    """A file opened for append, or an open descriptor such as stdout."""
+
+    with_header = True
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._fd = -1
+        self.reopen()
+
+    def reopen(self) -> None:
+        """Open the path again; the old descriptor stays when that fails."""
+        if self._path in ("/dev/stdout", "-"):
+            self._fd = sys.stdout.fileno()
+            return
+        with contextlib.suppress(OSError):
+            fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+            self.close()
+            self._fd = fd
+
+    def write(self, lines: list[str]) -> bool:
+        """One write(2) for all lines."""
+        data = ("\n".join(lines) + "\n").encode("utf-8", "replace")
+        try:
+            while data:
+                data = data[os.write(self._fd, data) :]
+        except OSError:
+            return False
+        return True
+
+    def close(self) -> None:
+        """Close the file; stdout is left open."""
+        if self._fd > 2:
+            os.close(self._fd)
+        self._fd = -1
+
+
+class SyslogSink:
+    """Datagrams to /dev/log; one per line, without host name as the local socket expects."""
+
+    with_header = False
+
+    def __init__(self, path: str = "/dev/log") -> None:
+        self._path = path
+        self._sock: socket.socket | None = None
+
+    def reopen(self) -> None:
+        """Connect again at the next line (syslogd was restarted)."""
+        self.close()
+
+    def write(self, lines: list[str]) -> bool:
+        """Send each line; a full or absent socket loses it."""
+        try:
+            if self._sock is None:
+                self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+                self._sock.connect(self._path)
+            for line in lines:
+                priority = _MAIL_WARNING if ": warning: " in line else _MAIL_INFO
+                self._sock.send(f"<{priority}>{line}".encode("utf-8", "replace"))
+        except OSError:
+            self.close()
+            return False
+        return True
+
+    def close(self) -> None:
+        """Release the socket."""
+        if self._sock is not None:
+            self._sock.close()
+            self._sock = None
+
+
+def printable(text: str) -> str:
+    """Return text with every character that is not printable replaced by "?" (includes C1 and bidi controls)."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+class Maillog:
+    """One per process.  write() may be called from anywhere on the loop's thread, or without a loop."""
+
+    def __init__(self, settings: MaillogSettings, clock: Clock, sink: Sink | None = None) -> None:
+        self._name = settings.syslog_name
+        self._host = settings.myhostname.partition(".")[0]
+        self._clock = clock
+        self._pid = os.getpid()
+        self._sink: Sink = sink or (FileSink(settings.maillog_file) if settings.maillog_file else SyslogSink())
+        self._lines: list[str] = []
+        self._second = -1
+        self._date = ""
+        self._lost = 0
+        self._scheduled = False
+
+    def write(self, service: str, text: str) -> None:
+        """Log one event of a service: "smtpd", "qmgr", "submission/smtpd"..."""
+        now = int(self._clock.now())
+        if now != self._second:
+            self._second, self._date = now, syslog_date(now)
+        host = f" {self._host}" if self._sink.with_header else ""
+        self._lines.append(f"{self._date}{host} {self._name}/{service}[{self._pid}]: {printable(text)}")
+        if self._scheduled:
+            return
+        try:
+            asyncio.get_running_loop().call_soon(self.flush)
+            self._scheduled = True
+        except RuntimeError:  # no loop: a short-lived or synchronous process
+            self.flush()
+
+    def warning(self, service: str, text: str) -> None:
+        """Log something an administrator should look at."""
+        self.write(service, f"warning: {text}")
+
+    def flush(self) -> None:
+        """Hand collected lines to the sink."""
+        self._scheduled = False
+        lines, self._lines = self._lines, []
+        if not lines:
+            return
+        if self._lost:
+            head = f"{self._date} {self._host} {self._name}/log[{self._pid}]"
+            lines.insert(0, f"{head}: warning: {self._lost} lines lost")
+        if self._sink.write(lines):
+            self._lost = 0
+        else:
+            self._lost += len(lines)
+
+    def reopen(self) -> None:
+        """After rotation: flush, then continue in the new file."""
+        self.flush()
+        self._sink.reopen()
+
+    def close(self) -> None:
+        """Flush and release."""
+        self.flush()
+        self._sink.close()
+
+
+def seconds(value: float) -> str:
+    """Format a delay as Postfix does: two digits, resolution 0.01, no trailing zeros ("0", "0.02", "1.1", "330")."""
+    value = max(0.0, value)
+    if value >= 9.95:
+        return f"{value:.0f}"
+    text = f"{value:.1f}" if value >= 0.995 else f"{value:.2f}"
+    return text.rstrip("0").rstrip(".")
+
+
+@dataclass(frozen=True, slots=True)
+class Delays:
+    """The four parts of delays=a/b/c/d: before the queue manager, in it, connection set-up, transmission; seconds."""
+
+    before: float
+    queued: float
+    setup: float
+    transmit: float
+
+    def __str__(self) -> str:
+        parts = "/".join(map(seconds, (self.before, self.queued, self.setup, self.transmit)))
+        return f"delay={seconds(self.before + self.queued + self.setup + self.transmit)}, delays={parts}"
+
+
+STATUS = {2: "sent", 4: "deferred", 5: "bounced"}
+
+
+def delivery(
+    write: Callable[[str, str], None],
+    service: str,
+    queue_id: str,
+    recipient: Recipient,
+    result: Result,
+    delays: Delays,
+) -> None:
+    """The line per recipient and attempt: "ID: to=<x>, relay=h[ip]:25, delay=.., dsn=2.0.0, status=sent (text)"."""
+    original = recipient.original
+    orig = f" orig_to=<{original}>," if original and original.lower() != recipient.address.lower() else ""
+    use = f" conn_use={result.conn_use}," if result.conn_use > 1 else ""
+    write(
+        service,
+        f"{queue_id}: to=<{recipient.address}>,{orig} relay={result.relay},{use} {delays}, "
+        f"dsn={result.reply.enhanced}, status={STATUS[result.reply.code // 100]} ({result.text})",
+    )

@@ -1,0 +1,215 @@
+"""Which delivery starts next, and how many at once per destination.
+
+Events in (enqueue, finished), decisions out (next).  No I/O and no clock: callers pass `now`, monotonic
+seconds.  A destination is a transport and a next hop.  Each has
+
+- a window: how many deliveries may run at once.  It starts at initial_destination_concurrency, grows by one
+  after a cohort (one window full) of successes and shrinks by one after a cohort of site failures
+  (postconf(5) default_destination_concurrency_positive_feedback = negative_feedback = 1/concurrency);
+- when default_destination_concurrency_failed_cohort_limit cohorts have failed it is dead: nothing is tried
+  until minimal_backoff_time has passed, and everything waiting for it is given back with the reason, so that
+  its messages are deferred at once instead of each waiting for its own timeout.
+
+Destinations of one transport take turns, so a slow or busy one delays no other.  Within one destination
+messages are served in order of arrival, but a job with more entries waiting yields after each entry to jobs
+behind it, so that a mailing of ten thousand recipients does not stand before a single letter.
+
+Cost: enqueue, next and finished are O(1) amortised; memory is one deque slot per waiting entry.
+"""
+
+from collections import OrderedDict, deque
+from dataclasses import dataclass, field
+
+from mta.envelope import Recipient
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerSettings:
+    """postconf(5)."""
+
+    initial_destination_concurrency: int
+    default_destination_concurrency_failed_cohort_limit: int
+    minimal_backoff_time: float
+
+
+@dataclass(frozen=True, slots=True)
+class TransportLimits:
+    """process_limit: deliveries at once over all destinations of the transport; concurrency: per destination
+    (0 = no limit of its own); recipients: per delivery (0 = no limit)."""
+
+    process_limit: int
+    concurrency: int
+    recipients: int
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """One delivery to be made: some recipients of one message at one destination."""
+
+    job_id: str
+    transport: str
+    nexthop: str
+    recipients: tuple[Recipient, ...]
+
+
+@dataclass(slots=True, eq=False)
+class _Destination:
+    """Jobs take turns: `jobs` maps a job id to its waiting entries, in order of arrival."""
+
+    jobs: "OrderedDict[str, deque[Entry]]" = field(default_factory=OrderedDict)
+    busy: int = 0
+    window: float = 0.0
+    failed_cohorts: float = 0.0
+    dead_until: float = 0.0
+    reason: str = ""
+    waiting: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class _Transport:
+    limits: TransportLimits
+    destinations: dict[str, _Destination] = field(default_factory=dict)
+    ready: "OrderedDict[str, None]" = field(default_factory=OrderedDict)  # next hops that may start something
+    busy: int = 0
+
+
+class Scheduler:
+    """The pure heart of the queue manager."""
+
+    def __init__(self, settings: SchedulerSettings, limits: "dict[str, TransportLimits]", default: TransportLimits):
+        self._settings = settings
+        self._limits = limits
+        self._default = default
+        self._transports: dict[str, _Transport] = {}
+
+    def limits(self, transport: str) -> TransportLimits:
+        """Limits that hold for a transport."""
+        return self._limits.get(transport, self._default)
+
+    def enqueue(self, entry: Entry, now: float) -> str | None:
+        """Let an entry wait for its turn; a text instead means: destination is dead, defer with this reason."""
+        transport = self._transport(entry.transport)
+        destination = transport.destinations.get(entry.nexthop)
+        if destination is None:
+            destination = _Destination(window=float(self._settings.initial_destination_concurrency))
+            transport.destinations[entry.nexthop] = destination
+        if destination.dead_until > now:
+            return destination.reason
+        if destination.dead_until:
+            self._revive(destination)
+        destination.jobs.setdefault(entry.job_id, deque()).append(entry)
+        destination.waiting += 1
+        self._set_ready(transport, entry.nexthop, destination)
+        return None
+
+    def next(self, now: float) -> Entry | None:
+        """Return an entry to start now, None when nothing may start.  Each returned entry must be `finished`."""
+        for transport in self._transports.values():
+            if transport.busy >= transport.limits.process_limit:
+                continue
+            if transport.ready:
+                nexthop, _ = transport.ready.popitem(last=False)
+                destination = transport.destinations[nexthop]
+                entry = self._take(destination)
+                destination.busy += 1
+                transport.busy += 1
+                self._set_ready(transport, nexthop, destination)
+                return entry
+        return None
+
+    def finished(self, entry: Entry, now: float, *, failure: str = "") -> list[tuple[Entry, str]]:
+        """An entry's delivery has ended.  failure: why the site is to blame, "" when it answered.
+
+        Returns the waiting entries that will not be tried because the destination is dead now, with the reason
+        to defer them.
+        """
+        transport = self._transports[entry.transport]
+        destination = transport.destinations[entry.nexthop]
+        transport.busy -= 1
+        destination.busy -= 1
+        dropped: list[tuple[Entry, str]] = []
+        if failure:
+            dropped = self._failed(transport, destination, now, failure)
+        else:
+            self._succeeded(transport, destination)
+        self._set_ready(transport, entry.nexthop, destination)
+        if not destination.busy and not destination.jobs and destination.dead_until <= now:
+            del transport.destinations[entry.nexthop]
+            transport.ready.pop(entry.nexthop, None)
+        return dropped
+
+    def forget_dead(self, now: float, *, even_if_not_due: bool = False) -> None:
+        """Drop idle destinations whose time of death is over; all of them when a flush was asked for."""
+        for transport in self._transports.values():
+            for nexthop, destination in list(transport.destinations.items()):
+                if even_if_not_due or destination.dead_until <= now:
+                    self._revive(destination)
+                    if not destination.busy and not destination.jobs:
+                        del transport.destinations[nexthop]
+
+    def waiting(self, transport: str, nexthop: str) -> int:
+        """How many entries wait for this destination (an agent keeps its connection open while there are some)."""
+        known = self._transports.get(transport)
+        destination = known.destinations.get(nexthop) if known else None
+        return destination.waiting if destination else 0
+
+    def withdraw(self) -> list[Entry]:
+        """Take back everything that waits (shutdown)."""
+        taken: list[Entry] = []
+        for transport in self._transports.values():
+            transport.ready.clear()
+            for destination in transport.destinations.values():
+                taken += self._drain(destination)
+        return taken
+
+    def _transport(self, name: str) -> _Transport:
+        transport = self._transports.get(name)
+        if transport is None:
+            transport = self._transports[name] = _Transport(self.limits(name))
+        return transport
+
+    @staticmethod
+    def _take(destination: _Destination) -> Entry:
+        """The next job's next entry; a job with more of them goes to the end of the line."""
+        job_id, entries = destination.jobs.popitem(last=False)
+        entry = entries.popleft()
+        if entries:
+            destination.jobs[job_id] = entries
+        destination.waiting -= 1
+        return entry
+
+    @staticmethod
+    def _drain(destination: _Destination) -> list[Entry]:
+        taken = [entry for entries in destination.jobs.values() for entry in entries]
+        destination.jobs.clear()
+        destination.waiting = 0
+        return taken
+
+    @staticmethod
+    def _set_ready(transport: _Transport, nexthop: str, destination: _Destination) -> None:
+        if destination.jobs and destination.busy < int(destination.window):
+            transport.ready.setdefault(nexthop)
+        else:
+            transport.ready.pop(nexthop, None)
+
+    def _revive(self, destination: _Destination) -> None:
+        destination.dead_until = 0.0
+        destination.failed_cohorts = 0.0
+        destination.window = max(destination.window, float(self._settings.initial_destination_concurrency))
+
+    def _succeeded(self, transport: _Transport, destination: _Destination) -> None:
+        destination.failed_cohorts = 0.0
+        limit = transport.limits.concurrency or transport.limits.process_limit
+        destination.window = min(float(limit), destination.window + 1.0 / max(1.0, destination.window))
+
+    def _failed(
+        self, transport: _Transport, destination: _Destination, now: float, reason: str
+    ) -> list[tuple[Entry, str]]:
+        destination.failed_cohorts += 1.0 / max(1.0, destination.window)
+        destination.window = max(1.0, destination.window - 1.0 / max(1.0, destination.window))
+        limit = self._settings.default_destination_concurrency_failed_cohort_limit
+        if not limit or destination.failed_cohorts < limit - 1e-9:
+            return []
+        destination.dead_until = now + self._settings.minimal_backoff_time
+        destination.reason = f"delivery temporarily suspended: {reason}"
+        return [(entry, destination.reason) for entry in self._drain(destination)]
