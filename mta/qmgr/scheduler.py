@@ -21,6 +21,7 @@ from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 
 from mta.envelope import Recipient
+from mta.smtp.reply import Reply
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +45,17 @@ class TransportLimits:
 
 @dataclass(slots=True, eq=False)
 class Entry:
-    """One delivery to be made: some recipients of one message at one destination."""
+    """One delivery to be made: some recipients of one message at one destination.
+
+    destination: what the window counts; the next hop, or next hop and recipient for a transport that takes one
+    recipient at a time (then `local_destination_concurrency_limit = 2` means two per mailbox, as in Postfix).
+    """
 
     job_id: str
     transport: str
     nexthop: str
     recipients: tuple[Recipient, ...]
+    destination: str
 
 
 @dataclass(slots=True, eq=False)
@@ -61,7 +67,7 @@ class _Destination:
     window: float = 0.0
     failed_cohorts: float = 0.0
     dead_until: float = 0.0
-    reason: str = ""
+    reason: Reply | None = None
     waiting: int = 0
 
 
@@ -86,20 +92,20 @@ class Scheduler:
         """Limits that hold for a transport."""
         return self._limits.get(transport, self._default)
 
-    def enqueue(self, entry: Entry, now: float) -> str | None:
-        """Let an entry wait for its turn; a text instead means: destination is dead, defer with this reason."""
+    def enqueue(self, entry: Entry, now: float) -> Reply | None:
+        """Let an entry wait for its turn; a Reply instead means: destination is dead, defer with this reason."""
         transport = self._transport(entry.transport)
-        destination = transport.destinations.get(entry.nexthop)
+        destination = transport.destinations.get(entry.destination)
         if destination is None:
             destination = _Destination(window=float(self._settings.initial_destination_concurrency))
-            transport.destinations[entry.nexthop] = destination
+            transport.destinations[entry.destination] = destination
         if destination.dead_until > now:
             return destination.reason
         if destination.dead_until:
             self._revive(destination)
         destination.jobs.setdefault(entry.job_id, deque()).append(entry)
         destination.waiting += 1
-        self._set_ready(transport, entry.nexthop, destination)
+        self._set_ready(transport, entry.destination, destination)
         return None
 
     def next(self, now: float) -> Entry | None:
@@ -117,25 +123,25 @@ class Scheduler:
                 return entry
         return None
 
-    def finished(self, entry: Entry, now: float, *, failure: str = "") -> list[tuple[Entry, str]]:
-        """An entry's delivery has ended.  failure: why the site is to blame, "" when it answered.
+    def finished(self, entry: Entry, now: float, *, failure: Reply | None = None) -> list[tuple[Entry, Reply]]:
+        """An entry's delivery has ended.  failure: why the site is to blame, None when it answered.
 
         Returns the waiting entries that will not be tried because the destination is dead now, with the reason
         to defer them.
         """
         transport = self._transports[entry.transport]
-        destination = transport.destinations[entry.nexthop]
+        destination = transport.destinations[entry.destination]
         transport.busy -= 1
         destination.busy -= 1
-        dropped: list[tuple[Entry, str]] = []
+        dropped: list[tuple[Entry, Reply]] = []
         if failure:
             dropped = self._failed(transport, destination, now, failure)
         else:
             self._succeeded(transport, destination)
-        self._set_ready(transport, entry.nexthop, destination)
+        self._set_ready(transport, entry.destination, destination)
         if not destination.busy and not destination.jobs and destination.dead_until <= now:
-            del transport.destinations[entry.nexthop]
-            transport.ready.pop(entry.nexthop, None)
+            del transport.destinations[entry.destination]
+            transport.ready.pop(entry.destination, None)
         return dropped
 
     def forget_dead(self, now: float, *, even_if_not_due: bool = False) -> None:
@@ -203,13 +209,14 @@ class Scheduler:
         destination.window = min(float(limit), destination.window + 1.0 / max(1.0, destination.window))
 
     def _failed(
-        self, transport: _Transport, destination: _Destination, now: float, reason: str
-    ) -> list[tuple[Entry, str]]:
+        self, transport: _Transport, destination: _Destination, now: float, failure: Reply
+    ) -> list[tuple[Entry, Reply]]:
         destination.failed_cohorts += 1.0 / max(1.0, destination.window)
         destination.window = max(1.0, destination.window - 1.0 / max(1.0, destination.window))
         limit = self._settings.default_destination_concurrency_failed_cohort_limit
         if not limit or destination.failed_cohorts < limit - 1e-9:
             return []
         destination.dead_until = now + self._settings.minimal_backoff_time
-        destination.reason = f"delivery temporarily suspended: {reason}"
-        return [(entry, destination.reason) for entry in self._drain(destination)]
+        reason = Reply(451, failure.enhanced, f"delivery temporarily suspended: {failure.text}")
+        destination.reason = reason
+        return [(entry, reason) for entry in self._drain(destination)]

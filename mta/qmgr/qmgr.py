@@ -1,0 +1,382 @@
+"""The queue manager: takes messages from the queue, has them delivered, settles what became of them.
+
+State: ids waiting to be claimed (a deque), deferred ids by due time (a heap rebuilt at each scan), attempts in
+progress by queue id, and the scheduler's windows.  All of it can be thrown away at any moment: the queue on
+disk is the truth, and a restart finds everything again.  One task per message, one per delivery; a bug in
+one ends that one.
+
+When a step fails:
+- claim finds nothing, or somebody else was first: the id is forgotten;
+- the recipient cannot be resolved (a table fails): deferred 4.3.0;
+- an agent raises: what it had not reported is deferred 4.3.0, the traceback is logged under the queue id;
+- the queue cannot be written at the end (disk full, read-only): the attempt stays in memory and settling is
+  tried again each minute; nothing is delivered twice meanwhile because the message is still ours.
+
+See also: mta/INTERNALS.md "settle", qmgr(8)
+"""
+
+import asyncio
+import heapq
+import traceback
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from mta.clock import Clock
+from mta.deliver.request import DeliveryAgent, Result
+from mta.envelope import Recipient
+from mta.maillog import Maillog
+from mta.qmgr.attempt import Attempt, Bounces, Injector, request_for
+from mta.qmgr.backoff import BackoffSettings, due, expired, next_attempt
+from mta.qmgr.scheduler import Entry, Scheduler
+from mta.queue.api import FencedError, Job, Queue, QueueError, QueueStore
+from mta.smtp.reply import Reply
+
+MAX_CRASHES = 3  # attempts that never ended before a message is put on hold
+SETTLE_RETRY = 60.0  # seconds between tries to write the end of an attempt to a failing disk
+UNAVAILABLE = Reply(451, "4.3.5", "mail transport unavailable")
+UNRESOLVED = Reply(451, "4.3.0", "address resolver failure")
+
+
+@dataclass(frozen=True, slots=True)
+class QmgrSettings:
+    """postconf(5); seconds and counts."""
+
+    queue_run_delay: float
+    qmgr_message_active_limit: int
+    delay_warning_time: float
+    soft_bounce: bool
+    defer_transports: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a recipient goes: trivial-rewrite's Route as the queue manager needs it."""
+
+    transport: str
+    nexthop: str
+
+
+Resolve = Callable[[Recipient, str], Awaitable[Target]]  # (recipient, sender); TableError and friends = temporary
+
+
+class Agents(Protocol):
+    """Delivery agents by transport name."""
+
+    def get(self, transport: str) -> DeliveryAgent | None:
+        """The agent, None when master.cf has no such transport."""
+
+
+class QueueManager:
+    """Owns every message from claim to settle."""
+
+    def __init__(
+        self,
+        settings: QmgrSettings,
+        backoff: BackoffSettings,
+        store: QueueStore,
+        scheduler: Scheduler,
+        resolve: Resolve,
+        agents: Agents | Mapping[str, DeliveryAgent],
+        bounces: Bounces,
+        injector: Injector,
+        clock: Clock,
+        log: Maillog,
+    ) -> None:
+        self._settings, self._backoff = settings, backoff
+        self._store, self._scheduler = store, scheduler
+        self._resolve, self._agents = resolve, agents
+        self._bounces, self._injector = bounces, injector
+        self._clock, self._log = clock, log
+        self._incoming: deque[str] = deque()
+        self._deferred: list[tuple[float, str]] = []
+        self._active: dict[str, Attempt | None] = {}  # None: being claimed
+        self._open: dict[str, tuple[int, asyncio.Future[None]]] = {}  # entries outstanding per job
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._wake = asyncio.Event()
+        self._draining = False
+
+    # -- intake -----------------------------------------------------------------------------------
+
+    def arrived(self, queue_id: str) -> None:
+        """A message has become claimable."""
+        self._incoming.append(queue_id)
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Serve until cancelled: claim what arrives or is due, rescan each queue_run_delay."""
+        next_scan = 0.0
+        while True:
+            now = self._clock.monotonic()
+            if now >= next_scan:
+                await self._scan()
+                next_scan = self._clock.monotonic() + self._settings.queue_run_delay
+            self._wake.clear()
+            self._take_due()
+            self._fill()
+            try:
+                async with self._clock.timeout(self._until(next_scan)):
+                    await self._wake.wait()
+            except TimeoutError:
+                continue
+
+    async def rescan(self) -> None:
+        """Look at the queue directories now (flush, requeue, another process's work)."""
+        self._scheduler.forget_dead(self._clock.monotonic(), even_if_not_due=True)
+        await self._scan()
+        self._wake.set()
+
+    async def _scan(self) -> None:
+        self._scheduler.forget_dead(self._clock.monotonic())
+        now = self._clock.now()
+        try:
+            waiting = set(self._incoming)
+            for queue_id, _ in await self._store.scan(Queue.INCOMING):
+                if queue_id not in self._active and queue_id not in waiting:
+                    self._incoming.append(queue_id)
+            deferred = await self._store.scan(Queue.DEFERRED)
+        except (QueueError, OSError) as error:
+            self._log.warning("qmgr", f"scan of the queue failed: {error}")
+            return
+        self._deferred = [(due(when, now, self._backoff), queue_id) for queue_id, when in deferred]
+        heapq.heapify(self._deferred)
+
+    def _until(self, next_scan: float) -> float:
+        wait = max(0.0, next_scan - self._clock.monotonic())
+        if self._deferred and len(self._active) < self._settings.qmgr_message_active_limit:
+            wait = min(wait, max(0.0, self._deferred[0][0] - self._clock.now()))
+        return wait + 0.001
+
+    def _take_due(self) -> None:
+        now = self._clock.now()
+        room = self._settings.qmgr_message_active_limit - len(self._active) - len(self._incoming)
+        while self._deferred and self._deferred[0][0] <= now and room > 0:
+            self._incoming.append(heapq.heappop(self._deferred)[1])
+            room -= 1
+
+    def _fill(self) -> None:
+        """Start an attempt for each waiting id while the active queue has room."""
+        while self._incoming and len(self._active) < self._settings.qmgr_message_active_limit and not self._draining:
+            queue_id = self._incoming.popleft()
+            if queue_id not in self._active:
+                self._active[queue_id] = None
+                self._spawn(self._serve(queue_id), queue_id)
+
+    # -- one message ------------------------------------------------------------------------------
+
+    def _spawn(self, work: Coroutine[None, None, None], queue_id: str) -> None:
+        """Run a task that ends alone: its bug is logged under the queue id and touches nothing else."""
+
+        async def guarded() -> None:
+            try:
+                await work
+            except FencedError:
+                self._log.write("qmgr", f"{queue_id}: taken over by another process, forgotten")
+            except Exception:
+                for line in traceback.format_exc().splitlines():
+                    self._log.warning("qmgr", f"{queue_id}: {line}")
+
+        task = asyncio.get_running_loop().create_task(guarded())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, queue_id: str) -> None:
+        try:
+            job = await self._store.claim(queue_id)
+            if job is None:
+                return
+            if job.crashes >= MAX_CRASHES:
+                self._log.warning("qmgr", f"{queue_id}: its handler crashed {job.crashes} times, placed on hold")
+                await self._store.hold(job)
+                return
+            await self._attempt(job)
+        finally:
+            self._active.pop(queue_id, None)
+            self._wake.set()
+
+    async def _attempt(self, job: Job) -> None:
+        envelope = job.envelope
+        claimed = self._clock.monotonic()
+        attempt = Attempt(
+            job, claimed, max(0.0, self._clock.now() - envelope.arrival), self._store, self._log,
+            self._settings.soft_bounce,
+        )  # fmt: skip
+        self._active[job.queue_id] = attempt
+        todo = job.todo
+        self._log.write(
+            "qmgr", f"{job.queue_id}: from=<{envelope.sender}>, size={job.size}, nrcpt={len(todo)} (queue active)"
+        )
+        await self._store.begin_attempt(job)
+        entries = await self._entries(attempt, todo)
+        await self._run_entries(attempt, entries)
+        if self._draining and len(attempt.results) < len(todo):
+            await self._interrupted(attempt)
+            return
+        await self._settle(attempt)
+
+    async def _entries(self, attempt: Attempt, todo: Sequence[Recipient]) -> list[Entry]:
+        """Resolve recipients and group them by destination, at most so many per delivery."""
+        groups: dict[tuple[str, str, str], list[Recipient]] = {}
+        sender = attempt.job.envelope.sender
+        for recipient in todo:
+            try:
+                target = await self._resolve(recipient, sender)
+            except Exception as error:
+                self._log.warning("qmgr", f"{attempt.job.queue_id}: <{recipient.address}> not resolved: {error}")
+                self._refuse(attempt, recipient, UNRESOLVED)
+                continue
+            if target.transport in self._settings.defer_transports:
+                self._refuse(attempt, recipient, Reply(451, "4.3.2", "deferred transport"))
+                continue
+            one_by_one = self._scheduler.limits(target.transport).recipients == 1
+            key = f"{target.nexthop}\0{recipient.address}" if one_by_one else target.nexthop
+            groups.setdefault((target.transport, target.nexthop, key), []).append(recipient)
+        entries = []
+        for (transport, nexthop, key), recipients in groups.items():
+            size = self._scheduler.limits(transport).recipients or len(recipients)
+            for i in range(0, len(recipients), size):
+                entries.append(Entry(attempt.job.queue_id, transport, nexthop, tuple(recipients[i : i + size]), key))
+        return entries
+
+    def _refuse(self, attempt: Attempt, recipient: Recipient, reply: Reply, service: str = "qmgr") -> None:
+        attempt.record(recipient, Result(reply, reply.text), service, self._clock.monotonic())
+
+    async def _run_entries(self, attempt: Attempt, entries: list[Entry]) -> None:
+        """Hand the entries to the scheduler and wait until the last one has ended."""
+        if not entries:
+            return
+        finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._open[attempt.job.queue_id] = (len(entries), finished)
+        now = self._clock.monotonic()
+        for entry in entries:
+            suspended = self._scheduler.enqueue(entry, now)
+            if suspended is not None:
+                self._drop(entry, suspended)
+        self._pump()
+        await finished
+
+    def _pump(self) -> None:
+        """Start whatever the scheduler allows now."""
+        while not self._draining:
+            entry = self._scheduler.next(self._clock.monotonic())
+            if entry is None:
+                return
+            self._spawn(self._deliver(entry), entry.job_id)
+
+    async def _deliver(self, entry: Entry) -> None:
+        attempt = self._active[entry.job_id]
+        if attempt is None:
+            raise RuntimeError(f"{entry.job_id}: delivery without an attempt")
+        started = self._clock.monotonic()
+        try:
+            agent = self._agents.get(entry.transport)
+            if agent is None:
+                for recipient in entry.recipients:
+                    self._refuse(attempt, recipient, UNAVAILABLE, entry.transport)
+            else:
+                await agent.deliver(request_for(attempt, entry.recipients, entry.transport, entry.nexthop, started))
+        finally:
+            if not self._draining:
+                attempt.unreported(entry.recipients, entry.transport, started)
+            failure = attempt.site_failure(entry.recipients)
+            now = self._clock.monotonic()
+            for dropped, reason in self._scheduler.finished(entry, now, failure=failure):
+                self._drop(dropped, reason)
+            self._entry_done(entry.job_id)
+            self._pump()
+
+    def _drop(self, entry: Entry, reason: Reply) -> None:
+        """The destination is dead: defer without trying."""
+        attempt = self._active.get(entry.job_id)
+        if attempt is not None:
+            for recipient in entry.recipients:
+                self._refuse(attempt, recipient, reason, entry.transport)
+        self._entry_done(entry.job_id)
+
+    def _entry_done(self, job_id: str) -> None:
+        count, finished = self._open[job_id]
+        if count > 1:
+            self._open[job_id] = (count - 1, finished)
+            return
+        del self._open[job_id]
+        if not finished.done():
+            finished.set_result(None)
+
+    # -- the end of an attempt --------------------------------------------------------------------
+
+    async def _settle(self, attempt: Attempt) -> None:
+        """Children, marks, then finish or defer; see attempt.py for the order and why."""
+        job = attempt.job
+        while True:
+            try:
+                await attempt.forward(self._injector, self._clock)
+                await self._notices(attempt)
+                await self._store.flush_marks(job)
+                if attempt.children:
+                    await self._store.release(attempt.children)
+                if job.todo:
+                    await self._defer(attempt)
+                else:
+                    await self._store.finish(job)
+                    self._log.write("qmgr", f"{job.queue_id}: removed")
+                return
+            except FencedError:
+                raise
+            except QueueError as error:
+                self._log.warning("qmgr", f"{job.queue_id}: cannot write the queue, will try again: {error}")
+                await self._clock.sleep(SETTLE_RETRY)
+
+    async def _notices(self, attempt: Attempt) -> None:
+        job, now = attempt.job, self._clock.now()
+        null = not job.envelope.sender
+        old = job.force_expire or expired(job.envelope.arrival, now, null_sender=null, settings=self._backoff)
+        late = bool(job.envelope.warn_time) and now >= job.envelope.warn_time
+        await attempt.notify(self._bounces, expired=old, delayed=late)
+        if late:
+            job.envelope.warn_time = 0.0
+
+    async def _defer(self, attempt: Attempt) -> None:
+        job = attempt.job
+        when = next_attempt(job.envelope.arrival, self._clock.now(), self._backoff)
+        await self._store.defer(job, when, attempt.reasons())
+        heapq.heappush(self._deferred, (when, job.queue_id))
+        self._wake.set()
+
+    async def _interrupted(self, attempt: Attempt) -> None:
+        """Shutdown in the middle: keep what is known, give the rest back untouched."""
+        await attempt.forward(self._injector, self._clock)
+        await self._store.flush_marks(attempt.job)
+        if attempt.children:
+            await self._store.release(attempt.children)
+        if attempt.job.todo:
+            await self._store.give_back(attempt.job)
+        else:
+            await self._store.finish(attempt.job)
+            self._log.write("qmgr", f"{attempt.job.queue_id}: removed")
+
+    # -- admin and shutdown -----------------------------------------------------------------------
+
+    async def flush(self, queue_ids: Sequence[str] | None = None) -> int:
+        """Try deferred messages now (None = all); return how many were woken."""
+        count = await self._store.wake(queue_ids)
+        await self.rescan()
+        return count
+
+    def waiting(self, transport: str, nexthop: str) -> int:
+        """How many deliveries wait for a destination; an SMTP agent keeps its connection while there are some."""
+        return self._scheduler.waiting(transport, nexthop)
+
+    async def drain(self, limit: float) -> None:
+        """Start nothing new, let deliveries in flight end within `limit` seconds, give everything back."""
+        self._draining = True
+        for entry in self._scheduler.withdraw():
+            self._entry_done(entry.job_id)
+        try:
+            async with self._clock.timeout(limit):
+                while self._tasks:
+                    await asyncio.wait(self._tasks)
+        except TimeoutError:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
