@@ -55,6 +55,7 @@ class Attempt:
     results: dict[int, Result] = field(default_factory=dict)
     services: dict[int, tuple[str, Delays]] = field(default_factory=dict)
     children: list[Draft] = field(default_factory=list)
+    told: set[str] = field(default_factory=set)  # notices already committed: settling may be repeated
 
     def recorder(self, service: str, started: float) -> Callable[[Recipient, Result], None]:
         """The `done` of one DeliveryRequest of this attempt."""
@@ -156,19 +157,20 @@ class Attempt:
             sender = self.job.envelope.sender
             self.log.write("qmgr", f"{self.job.queue_id}: from=<{sender}>, status={status}, returned to sender")
         failed = self.select(lambda r: r.reply.is_permanent or (expired and r.reply.is_temporary))
-        if failed:
-            self._adopt(await bounces.bounce(self.job, failed))
+        if failed and "bounce" not in self.told:
+            self._adopt("bounce", await bounces.bounce(self.job, failed))
             for recipient, _ in failed:
                 self.store.mark(self.job, recipient)
         done = [(r, x) for r, x in self.select(lambda x: x.reply.is_positive) if r.notify & Notify.SUCCESS and x.action]
-        if done:
-            self._adopt(await bounces.success_notice(self.job, done))
+        if done and "success" not in self.told:
+            self._adopt("success", await bounces.success_notice(self.job, done))
         if delayed and not expired:
             late = self.select(lambda r: r.reply.is_temporary)
-            if late:
-                self._adopt(await bounces.delay_notice(self.job, late))
+            if late and "delay" not in self.told:
+                self._adopt("delay", await bounces.delay_notice(self.job, late))
 
-    def _adopt(self, child: Draft | None) -> None:
+    def _adopt(self, kind: str, child: Draft | None) -> None:
+        self.told.add(kind)
         if child is not None:
             self.children.append(child)
 

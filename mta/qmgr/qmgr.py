@@ -174,12 +174,15 @@ class QueueManager:
             except FencedError:
                 self._log.write("qmgr", f"{queue_id}: taken over by another process, forgotten")
             except Exception:
-                for line in traceback.format_exc().splitlines():
-                    self._log.warning("qmgr", f"{queue_id}: {line}")
+                self._log_traceback(queue_id)
 
         task = asyncio.get_running_loop().create_task(guarded())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def _log_traceback(self, queue_id: str) -> None:
+        for line in traceback.format_exc().splitlines():
+            self._log.warning("qmgr", f"{queue_id}: {line}")
 
     async def _serve(self, queue_id: str) -> None:
         try:
@@ -190,7 +193,15 @@ class QueueManager:
                 self._log.warning("qmgr", f"{queue_id}: its handler crashed {job.crashes} times, placed on hold")
                 await self._store.hold(job)
                 return
-            await self._attempt(job)
+            try:
+                await self._attempt(job)
+            except FencedError:
+                raise
+            except Exception:
+                self._log_traceback(queue_id)
+                await self._clock.sleep(SETTLE_RETRY)  # its crash is counted: the third puts it on hold
+                await self._store.give_back(job)
+                self._incoming.append(queue_id)
         finally:
             self._active.pop(queue_id, None)
             self._wake.set()

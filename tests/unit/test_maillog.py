@@ -1,0 +1,70 @@
+"""Log lines."""
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from mta.clock import Clock
+from mta.deliver.request import Result
+from mta.envelope import Recipient
+from mta.maillog import Delays, FileSink, Maillog, MaillogSettings, delivery, printable, seconds
+from mta.smtp.reply import Reply
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0"), (0.004, "0"), (0.02, "0.02"), (0.3, "0.3"), (0.999, "1"), (1.14, "1.1"), (9.96, "10"), (330.2, "330"),
+     (-1, "0")],
+)  # fmt: skip
+def test_delays_are_printed_with_two_digits(value: float, text: str) -> None:
+    assert seconds(value) == text
+
+
+def test_a_line_has_postfix_form_and_no_control_character(tmp_path: Path) -> None:
+    log = Maillog(MaillogSettings(str(tmp_path / "log"), "postfix", "host.example.test"), Clock(lambda: 1795217804.0))
+    log.write("smtpd", "connect from \x1b[31mx\n\u202efake[1.2.3.4]")
+    log.warning("qmgr", "x")
+    log.close()
+    first, second = (tmp_path / "log").read_text().splitlines()
+    assert re.fullmatch(
+        rf"[A-Z][a-z]{{2}} [ 0-9]\d \d\d:\d\d:\d\d host postfix/smtpd\[{os.getpid()}\]: "
+        r"connect from \?\[31mx\?\?fake\[1\.2\.3\.4\]", first)  # fmt: skip
+    assert second.endswith("]: warning: x")
+
+
+def test_a_delivery_line_is_what_pflogsumm_reads() -> None:
+    lines: list[tuple[str, str]] = []
+    result = Result(Reply(250, "2.0.0", "Ok"), "250 2.0.0 Ok", "mx[10.0.0.1]:25", conn_use=2)
+    delivery(lambda s, t: lines.append((s, t)), "smtp", "4F3", Recipient("x@y.test", "List@y.test"), result,
+             Delays(0.02, 0.01, 0.0, 0.0))  # fmt: skip
+    assert lines == [
+        ("smtp", "4F3: to=<x@y.test>, orig_to=<List@y.test>, relay=mx[10.0.0.1]:25, conn_use=2, delay=0.03, "
+                 "delays=0.02/0.01/0/0, dsn=2.0.0, status=sent (250 2.0.0 Ok)")
+    ]  # fmt: skip
+
+
+async def test_lines_of_one_turn_are_written_together_and_in_order(tmp_path: Path) -> None:
+    log = Maillog(MaillogSettings(str(tmp_path / "log"), "postfix", "h"), Clock())
+    log.write("a", "1")
+    log.write("b", "2")
+    assert (tmp_path / "log").read_text() == ""
+    log.flush()
+    assert [line[-1] for line in (tmp_path / "log").read_text().splitlines()] == ["1", "2"]
+    log.close()
+
+
+def test_after_rotation_lines_go_to_the_new_file(tmp_path: Path) -> None:
+    sink = FileSink(str(tmp_path / "log"))
+    assert sink.write(["old"])
+    (tmp_path / "log").rename(tmp_path / "log.1")
+    sink.reopen()
+    assert sink.write(["new"])
+    sink.close()
+    assert (tmp_path / "log").read_text() == "new\n"
+
+
+def test_printable_keeps_text_and_replaces_the_rest() -> None:
+    assert printable("grüße") == "grüße"
+    assert printable("a\x00b\x85c\u2028d\udc80") == "a?b?c?d?"

@@ -1,0 +1,130 @@
+"""Windows, turns and dead destinations of the scheduler."""
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mta.envelope import Recipient
+from mta.qmgr.scheduler import Entry, Scheduler, SchedulerSettings, TransportLimits
+from mta.smtp.reply import Reply
+
+DOWN = Reply(451, "4.4.1", "connect to mx[10.0.0.1]:25: Connection refused")
+
+
+def scheduler(concurrency: int = 20, processes: int = 100, initial: int = 5) -> Scheduler:
+    return Scheduler(SchedulerSettings(initial, 1, 300.0), {}, TransportLimits(processes, concurrency, 50))
+
+
+def entry(job: str, site: str = "a.test") -> Entry:
+    return Entry(job, "smtp", site, (Recipient(f"x@{site}"),), site)
+
+
+def drain(s: Scheduler) -> list[Entry]:
+    taken = []
+    while (e := s.next(0.0)) is not None:
+        taken.append(e)
+    return taken
+
+
+def test_a_new_destination_starts_with_the_initial_window() -> None:
+    s = scheduler()
+    for i in range(30):
+        assert s.enqueue(entry(f"j{i}"), 0.0) is None
+    assert len(drain(s)) == 5
+    assert s.waiting("smtp", "a.test") == 25
+
+
+def test_the_window_grows_by_one_per_cohort_of_successes_up_to_the_limit() -> None:
+    s = scheduler(concurrency=7)
+    for i in range(200):
+        s.enqueue(entry(f"j{i}"), 0.0)
+    running = drain(s)
+    for _ in range(100):
+        s.finished(running.pop(0), 0.0)
+        running += drain(s)
+    assert len(running) == 7
+
+
+def test_destinations_take_turns_within_the_process_limit() -> None:
+    s = scheduler(processes=4)
+    for i in range(10):
+        s.enqueue(entry(f"big{i}", "big.test"), 0.0)
+    s.enqueue(entry("small", "small.test"), 0.0)
+    started = drain(s)
+    assert len(started) == 4
+    assert "small" in {e.job_id for e in started[:2]}
+
+
+def test_a_big_job_does_not_stand_before_a_single_letter() -> None:
+    s = scheduler(initial=1, concurrency=1)
+    for _ in range(100):
+        s.enqueue(entry("mailing"), 0.0)
+    s.enqueue(entry("letter"), 0.0)
+    first = drain(s)
+    s.finished(first[0], 0.0)
+    assert [e.job_id for e in drain(s)] == ["letter"]
+
+
+def test_a_cohort_of_site_failures_kills_the_destination_and_gives_back_what_waits() -> None:
+    s = scheduler(initial=2)
+    for i in range(6):
+        s.enqueue(entry(f"j{i}"), 0.0)
+    running = drain(s)
+    assert len(running) == 2
+    assert s.finished(running[0], 1.0, failure=DOWN) == []
+    dropped = []
+    for e in [running[1], *drain(s)]:
+        dropped += s.finished(e, 1.0, failure=DOWN)
+    assert dropped
+    assert all(reason.text.startswith("delivery temporarily suspended: connect to mx") for _, reason in dropped)
+    refused = s.enqueue(entry("late"), 2.0)
+    assert refused is not None
+    assert refused.is_temporary
+    assert s.enqueue(entry("later"), 302.0) is None
+
+
+def test_a_flush_gives_a_dead_destination_another_chance() -> None:
+    s = scheduler(initial=1)
+    s.enqueue(entry("j"), 0.0)
+    s.finished(drain(s)[0], 0.0, failure=DOWN)
+    assert s.enqueue(entry("k"), 1.0) is not None
+    s.forget_dead(1.0, even_if_not_due=True)
+    assert s.enqueue(entry("l"), 1.0) is None
+
+
+def test_idle_destinations_leave_no_memory() -> None:
+    s = scheduler()
+    for i in range(1000):
+        s.enqueue(entry("j", f"d{i}.test"), 0.0)
+        for e in drain(s):
+            s.finished(e, 0.0)
+    assert s.withdraw() == []
+    assert sum(len(t.destinations) for t in s._transports.values()) == 0
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 4), st.booleans()), max_size=80))
+def test_every_entry_comes_out_exactly_once_and_no_window_is_exceeded(
+    steps: list[tuple[int, int, bool]],
+) -> None:
+    s = scheduler(concurrency=3, processes=6, initial=2)
+    running: list[Entry] = []
+    entered = ended = 0
+    now = 0.0
+    for site, action, bad in steps:
+        now += 1.0
+        if action <= 2:
+            refused = s.enqueue(entry(f"j{site}", f"d{site}.test"), now)
+            entered += refused is None
+        elif running:
+            dropped = s.finished(running.pop(0), now, failure=DOWN if bad else None)
+            ended += 1 + len(dropped)
+        while (e := s.next(now)) is not None:
+            running.append(e)
+        assert len(running) <= 6
+        for d in range(4):
+            assert sum(e.nexthop == f"d{d}.test" for e in running) <= 3
+    while running:
+        ended += 1 + len(s.finished(running.pop(0), now))
+        while (e := s.next(now)) is not None:
+            running.append(e)
+    assert ended == entered
