@@ -32,6 +32,10 @@ class Clock:
         """Wait; 0 or less lets other tasks run once."""
         await asyncio.sleep(max(0.0, seconds))
 
+    def block(self, seconds: float) -> None:
+        """Wait without a loop: for processes that have none (the supervisor, commands, the delivery helper)."""
+        time.sleep(max(0.0, seconds))
+
     def call_later(self, seconds: float, callback: Callable[[], None]) -> asyncio.TimerHandle:
         """Run callback once after so many seconds of loop time; cancel() on the handle forgets it."""
         return asyncio.get_running_loop().call_later(max(0.0, seconds), callback)

@@ -1,0 +1,164 @@
+"""kill -9 at random moments while ten senders run: python -m tests.crash.kill9 [--kills 100] [--seed N]
+
+Senders inject over SMTP messages for a remote site (sink), a local mailbox, a recipient that is greylisted
+first and one that is refused.  At random moments every process of the MTA is killed and started again.  In the
+end it may work until the queue is empty; the ledger judges.
+"""
+
+import argparse
+import email
+import mailbox
+import random
+import smtplib
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.crash.ledger import Ledger
+from tests.crash.sink import Sink
+from tests.crash.system import System
+
+LOCAL_USER = "nobody"
+
+
+@dataclass
+class Outcome:
+    """What a run found."""
+
+    wrong: list[str]
+    promised: int
+    delivered: int
+    bounced: int
+    kills: int
+    in_flight: int
+
+    def __str__(self) -> str:
+        return (f"promised {self.promised}, delivered {self.delivered}, bounced {self.bounced}, "
+                f"kills {self.kills} ({self.in_flight} with work in flight), violations {len(self.wrong)}")  # fmt: skip
+
+
+class Sender(threading.Thread):
+    """Sends one message after the other until told to stop; counts itself busy between DATA and the answer."""
+
+    def __init__(self, number: int, port: int, ledger: Ledger, stop: threading.Event) -> None:
+        super().__init__(daemon=True)
+        self.number, self.port, self.ledger, self.stop_event = number, port, ledger, stop
+        self.busy = False
+
+    def run(self) -> None:
+        count = 0
+        while not self.stop_event.is_set():
+            count += 1
+            try:
+                self._send(f"m{self.number}-{count}", count)
+            except (OSError, smtplib.SMTPException):
+                time.sleep(0.02)
+            finally:
+                self.busy = False
+
+    def _send(self, name: str, count: int) -> None:
+        recipients = [f"ok{self.number}@sink.test"]
+        if count % 5 == 0:
+            recipients.append(f"temp{name}@sink.test")
+        if count % 7 == 0:
+            recipients.append(f"perm{name}@sink.test")
+        if count % 3 == 0:
+            recipients.append(f"{LOCAL_USER}@mx.test.example")
+        body = f"X-Test-Id: {name}\r\nSubject: t\r\n\r\n" + "0123456789abcdef\r\n" * (20 if count % 11 else 20000)
+        with smtplib.SMTP("127.0.0.1", self.port, timeout=30) as client:
+            client.ehlo("client.test")
+            client.mail("sender@mx.test.example" if count % 7 else "nobody@mx.test.example")
+            for recipient in recipients:
+                code, text = client.rcpt(recipient)
+                if code != 250:
+                    raise smtplib.SMTPResponseException(code, text)
+            self.ledger.attempt(name)
+            self.busy = True
+            code, text = client.data(body)
+            if code == 250:
+                for recipient in recipients:
+                    self.ledger.promise(name, recipient)
+
+
+def read_mailbox(system: System, ledger: Ledger) -> None:
+    """Enter local deliveries and bounces into the ledger."""
+    path = system.directory / "mail" / LOCAL_USER
+    if not path.exists():
+        return
+    for message in mailbox.mbox(path, create=False):
+        parsed = email.message_from_bytes(message.as_bytes())
+        name = parsed.get("X-Test-Id", "").strip()
+        if name:
+            when = time.mktime(time.strptime(message.get_from().split(None, 1)[1].strip()))
+            ledger.deliver(name, f"{LOCAL_USER}@mx.test.example", when)
+            continue
+        report = parsed.as_string()
+        for part in report.split("Final-Recipient: rfc822; ")[1:]:
+            recipient = part.split()[0]
+            ledger.bounce(report.partition("X-Test-Id: ")[2].split()[0], recipient)
+
+
+def run(directory: Path, kills: int, seed: int, *, settings: dict[str, str] | None = None) -> Outcome:
+    """Do it; directory must be empty."""
+    rng = random.Random(seed)
+    ledger = Ledger()
+    sink = Sink(ledger)
+    system = System(directory, {"relayhost": f"[127.0.0.1]:{sink.port}", **(settings or {})})
+    system.start()
+    stop = threading.Event()
+    senders = [Sender(i, system.port, ledger, stop) for i in range(10)]
+    for sender in senders:
+        sender.start()
+    try:
+        for _ in range(kills):
+            time.sleep(rng.uniform(0.02, 0.7))
+            ledger.kill(in_flight=any(s.busy for s in senders) or sink.busy > 0)
+            system.kill()
+            system.start()
+        time.sleep(0.5)
+        stop.set()
+        for sender in senders:
+            sender.join(60)
+        _wait_until_empty(system, 120.0)
+        system.stop()
+    finally:
+        stop.set()
+        system.kill()
+        sink.close()
+    read_mailbox(system, ledger)
+    left = {name: files for name, files in system.queue().items() if files}
+    refused = frozenset(r for _, r in ledger.promised if r.startswith("perm"))
+    wrong = ledger.verdict(set(), refused)
+    wrong += [f"left in {name}: {[f.name for f in files[:5]]}" for name, files in left.items()]
+    return Outcome(wrong, len(ledger.promised), len(ledger.delivered), len(ledger.bounced), kills,
+                   ledger.kills_in_flight)  # fmt: skip
+
+
+def _wait_until_empty(system: System, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and any(system.queue().values()):
+        time.sleep(0.2)
+
+
+def main() -> int:
+    """Command line; prints the figures, exit 1 on a violation."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1 << 30))
+    options = parser.parse_args()
+    print(f"seed {options.seed}", flush=True)
+    with tempfile.TemporaryDirectory(prefix="kill9-") as directory:
+        path = Path(directory)
+        path.chmod(0o755)
+        outcome = run(path, options.kills, options.seed)
+    print(outcome)
+    for line in outcome.wrong[:50]:
+        print("  " + line)
+    return 1 if outcome.wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,116 @@
+"""A whole MTA in processes of its own, under a temporary directory, for tests that kill it."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that was free a moment ago."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port: int = s.getsockname()[1]
+        return port
+
+
+class System:
+    """One configured MTA.  settings: further main.cf lines."""
+
+    def __init__(self, directory: Path, settings: dict[str, str]) -> None:
+        self.directory = directory
+        self.port = free_port()
+        self.spool = directory / "spool"
+        self.log = directory / "maillog"
+        self.process: subprocess.Popen[bytes] | None = None
+        etc = directory / "etc"
+        for path in (etc, directory / "data", directory / "mail"):
+            path.mkdir(parents=True, exist_ok=True)
+        user = subprocess.run(["id", "-un"], check=True, capture_output=True, text=True).stdout.strip()
+        owner = "nobody" if os.getuid() == 0 else user
+        main_cf = {
+            "compatibility_level": "3.6",
+            "myhostname": "mx.test.example",
+            "mydestination": "$myhostname, localhost",
+            "mynetworks": "127.0.0.0/8",
+            "inet_interfaces": "loopback-only",
+            "inet_protocols": "ipv4",
+            "queue_directory": str(self.spool),
+            "data_directory": str(directory / "data"),
+            "mail_spool_directory": str(directory / "mail"),
+            "maillog_file": str(self.log),
+            "mail_owner": owner,
+            "alias_maps": "",
+            "smtp_tls_security_level": "none",
+            "minimal_backoff_time": "1s",
+            "maximal_backoff_time": "2s",
+            "queue_run_delay": "1s",
+            **settings,
+        }
+        (etc / "main.cf").write_text("".join(f"{k} = {v}\n" for k, v in main_cf.items()))
+        (etc / "master.cf").write_text(
+            f"127.0.0.1:{self.port} inet n - n - - smtpd\n"
+            + "".join(f"{n} unix - - n - - {c}\n" for n, c in [
+                ("smtp", "smtp"), ("relay", "smtp"), ("local", "local"), ("error", "error"), ("retry", "error"),
+                ("discard", "discard"), ("lmtp", "lmtp"),
+            ])
+        )  # fmt: skip
+        self.etc = etc
+        if os.getuid() == 0:
+            subprocess.run(["chown", "-R", owner, str(directory)], check=True)
+
+    def start(self, *, timeout: float = 30.0) -> None:
+        """Start it and wait until it greets."""
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "mta", "-c", str(self.etc), "start-fg"], cwd=ROOT, start_new_session=True,
+            stdin=subprocess.DEVNULL, stdout=(self.directory / "stdout").open("ab"), stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                raise RuntimeError(f"mta ended: {(self.directory / 'stdout').read_text()[-3000:]}")
+            try:
+                with socket.create_connection(("127.0.0.1", self.port), 1) as s:
+                    s.settimeout(5)
+                    if s.recv(4) == b"220 ":
+                        s.sendall(b"QUIT\r\n")
+                        return
+            except OSError:
+                time.sleep(0.02)
+        raise RuntimeError(f"mta does not greet: {(self.directory / 'stdout').read_text()[-3000:]}")
+
+    def kill(self) -> None:
+        """kill -9 every process of it at once, and wait until they are gone."""
+        process = self.process
+        if process is None:
+            return
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        while True:
+            try:
+                os.killpg(process.pid, 0)
+            except (ProcessLookupError, PermissionError):
+                break
+            time.sleep(0.002)
+        self.process = None
+
+    def stop(self) -> int:
+        """SIGTERM and wait; returns the exit status."""
+        if self.process is None:
+            return 0
+        self.process.terminate()
+        status = self.process.wait(60)
+        self.process = None
+        return status
+
+    def queue(self) -> dict[str, list[Path]]:
+        """Queue files by directory."""
+        found = {}
+        for name in ("maildrop", "incoming", "active", "deferred", "hold", "corrupt"):
+            found[name] = [p for p in (self.spool / name).rglob("*") if p.is_file()]
+        return found
