@@ -47,13 +47,13 @@ MAIL_SYNTAX = Reply(501, "5.5.4", "Syntax: MAIL FROM:<address>")
 RCPT_SYNTAX = Reply(501, "5.5.4", "Syntax: RCPT TO:<address>")
 NEED_SMTPUTF8 = Reply(553, "5.6.7", "Must declare SMTPUTF8 to send unicode address")
 BAD_SIZE = Reply(501, "5.5.4", "Bad message size syntax")
-TOO_LARGE = Reply(552, "5.3.4", "Message size exceeds fixed limit")
 BAD_BODY = Reply(501, "5.5.4", "Bad BODY parameter syntax")
-BAD_RET = Reply(501, "5.5.4", "Error: Bad RET parameter syntax")
-BAD_ENVID = Reply(501, "5.5.4", "Error: Bad ENVID parameter syntax")
+SIZE_OVERFLOW = Reply(552, "5.3.4", "Message size exceeds file system imposed limit")
+BAD_RET = Reply(501, "5.5.4", "Bad RET parameter syntax")
+BAD_ENVID = Reply(501, "5.5.4", "Bad ENVID parameter syntax")
 BAD_NOTIFY = Reply(501, "5.5.4", "Error: Bad NOTIFY parameter syntax")
 BAD_ORCPT = Reply(501, "5.5.4", "Error: Bad ORCPT parameter syntax")
-BAD_AUTH = Reply(501, "5.5.4", "Error: Bad AUTH parameter syntax")
+BAD_AUTH = Reply(501, "5.5.4", "Bad AUTH parameter syntax")
 BAD_PARAMETER = Reply(501, "5.5.4", "Error: Bad parameter syntax")
 
 
@@ -312,19 +312,21 @@ def _good_literal(domain: bytes) -> bool:
         return False
 
 
-def _parameters(text: bytes) -> list[tuple[bytes, bytes | None]] | Reply:
-    """Split "A=x B" into names (upper case) and values; a name given twice is refused."""
-    found: list[tuple[bytes, bytes | None]] = []
+def _parameters(text: bytes) -> list[tuple[bytes, bytes | None, bytes]] | Reply:
+    """Split "A=x B" into (name in upper case, value or None, the word); a name given twice is refused."""
+    found: list[tuple[bytes, bytes | None, bytes]] = []
     seen: set[bytes] = set()
     for word in text.split():
         name, equals, value = word.partition(b"=")
         name = name.upper()
-        if not _KEYWORD.fullmatch(name) or (equals and not value) or _CONTROL.search(value):
+        if _CONTROL.search(word):
             return BAD_PARAMETER
+        if not _KEYWORD.fullmatch(name):
+            return _unsupported(word)
         if name in seen:
             return _DUPLICATE.get(name, BAD_PARAMETER)
         seen.add(name)
-        found.append((name, value if equals else None))
+        found.append((name, value if equals else None, word))
     return found
 
 
@@ -334,8 +336,7 @@ _DUPLICATE = {
 }  # fmt: skip
 
 
-def _unsupported(name: bytes, value: bytes | None) -> Reply:
-    word = name if value is None else name + b"=" + value
+def _unsupported(word: bytes) -> Reply:
     return Reply(555, "5.5.4", "Unsupported option: " + word[:100].decode("ascii", "replace"))
 
 
@@ -343,12 +344,12 @@ def _mail_parameters(command: MailCommand, text: bytes, rules: Rules) -> Reply |
     found = _parameters(text)
     if isinstance(found, Reply):
         return found
-    for name, value in found:
+    for name, value, word in found:
         if name == b"SIZE" and rules.size and value is not None:
             if not value.isdigit():
                 return BAD_SIZE
             if len(value) > _MAX_DIGITS:
-                return TOO_LARGE
+                return SIZE_OVERFLOW
             command.size = int(value)
         elif name == b"BODY" and value is not None and value.upper() in (b"7BIT", b"8BITMIME"):
             command.encoding = "7bit" if value.upper() == b"7BIT" else "8bit"
@@ -369,7 +370,7 @@ def _mail_parameters(command: MailCommand, text: bytes, rules: Rules) -> Reply |
                 return BAD_AUTH
             command.auth = auth
         else:
-            return _unsupported(name, value)
+            return _unsupported(word)
     return None
 
 
@@ -377,7 +378,7 @@ def _rcpt_parameters(command: RcptCommand, text: bytes, rules: Rules, *, smtputf
     found = _parameters(text)
     if isinstance(found, Reply):
         return found
-    for name, value in found:
+    for name, value, word in found:
         if name == b"NOTIFY" and rules.dsn and value is not None:
             notify = _notify(value)
             if notify is None:
@@ -389,7 +390,7 @@ def _rcpt_parameters(command: RcptCommand, text: bytes, rules: Rules, *, smtputf
                 return BAD_ORCPT
             command.orcpt = orcpt
         else:
-            return _unsupported(name, value)
+            return _unsupported(word)
     return None
 
 
