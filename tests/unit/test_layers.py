@@ -22,9 +22,9 @@ FSYNC = {"fsync", "fdatasync", "sync", "to_thread", "run_in_executor"}
 WAITING = {"call_later", "call_at"}
 
 PURE = [
-    *("smtp/*", "smtpd/session*", "smtpd/facts", "smtpd/ports", "message", "envelope", "dns/mx"),
+    *("smtp/*", "smtpd/session*", "smtpd/facts", "smtpd/ports", "message*", "envelope", "dns/mx"),
     *("queue/queue_file", "queue/queue_id", "queue/api", "bounce/dsn", "qmgr/scheduler", "qmgr/backoff"),
-    *("deliver/request", "submit_options", "lookup/table"),
+    *("deliver/request", "submit_options", "submit_prepare", "lookup/table"),
 ]
 LAYERS = {  # first match wins; a module may import only its own layer or lower ones
     0: PURE,

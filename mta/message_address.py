@@ -1,0 +1,278 @@
+"""Addresses inside a header or an argument: RFC 5322 lists as people write them, one linear pass.
+
+Understood: display names, comments (nested), quoted strings, groups, source routes (dropped), blanks around
+"@" and ".", and lists without commas (`a@x b@y`, `Bob Smith` = two local users), because callers write them.
+An RFC 2047 word is display text, never an address.  What cannot be understood is said (`malformed`), not guessed.
+
+Addresses go out unquoted ("a b@dom"); quote() gives the form for headers.
+
+See also: RFC 5322 s3.4, s4.4 (obsolete forms)
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+FOLD = 70  # columns of a rewritten header, counted as Postfix does
+
+_TOKEN = re.compile(
+    r'(?P<blank>[ \t\r\n]+)|(?P<quoted>"(?:[^"\\]|\\.)*")|(?P<literal>\[(?:[^][\\]|\\.)*\])'
+    r'|(?P<special>[<>@,;:.])|(?P<comment>\()|(?P<atom>(?:[^ \t\r\n()<>@,;:\\".\[\]]|\\.)+)|(?P<bad>.)',
+    re.DOTALL,
+)
+_COMMENT_STEP = re.compile(r"[^()\\]*(?:\\.[^()\\]*)*", re.DOTALL)
+_ENCODED_WORD = re.compile(r"=\?[^?\s]*\?[bBqQ]\?[^?\s]*\?=\Z")
+_ATOMS = re.compile(r"[^ \t\r\n()<>@,;:\\\".\[\]\x00-\x1f\x7f]+(?:\.[^ \t\r\n()<>@,;:\\\".\[\]\x00-\x1f\x7f]+)*\Z")
+
+
+@dataclass(slots=True)
+class Address:
+    """One address.  text: unquoted, without route.  start, end: what a rewriting replaces.  routed: had a route."""
+
+    text: str
+    start: int
+    end: int
+    routed: bool = False
+
+
+@dataclass(slots=True)
+class Element:
+    """What stands between two commas: display name, address, comments; no address for `undisclosed:;`."""
+
+    start: int
+    end: int
+    addresses: list[Address] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class AddressList:
+    """A parsed list.  malformed: why it cannot be trusted, "" when it can."""
+
+    elements: list[Element]
+    malformed: str = ""
+
+    @property
+    def addresses(self) -> list[str]:
+        """Every address, unquoted, in order; "" for `<>`."""
+        return [a.text for e in self.elements for a in e.addresses]
+
+
+Token = tuple[str, int, int]  # kind (a special is its own kind), start, end
+
+
+def parse_list(value: str) -> AddressList:
+    """Parse a list of addresses; never raises, linear in the length."""
+    parser = _Parser(value)
+    parser.run()
+    return AddressList(parser.elements, parser.malformed)
+
+
+class _Parser:
+    def __init__(self, value: str) -> None:
+        self.value = value
+        self.malformed = ""
+        self.elements: list[Element] = []
+        self._words: list[Token] = []  # of a bare address or a display name
+        self._element: Element | None = None
+        self._complete = False  # the element has its <address>
+
+    def run(self) -> None:
+        tokens = self._tokens()
+        i, n = 0, len(tokens)
+        while i < n:
+            kind, start, end = tokens[i]
+            if kind == ",":
+                self._close()
+            elif kind == "<":
+                i = self._angle(tokens, i)
+            elif kind == ";":
+                self._bare()
+                self._at(start).end = end
+                self._close()
+            elif kind == ":":
+                self._at(start).end = end  # the words were a group's name
+                self._words.clear()
+            elif kind == "comment":
+                if self._element is None and self.elements:
+                    self.elements[-1].end = end
+                else:
+                    self._at(start).end = end
+            elif kind in (">", "bad"):
+                self._bad(f'unexpected "{self.value[start:end]}"')
+                self._at(start).end = end
+            else:
+                if self._complete:
+                    self._close()
+                self._at(start).end = end
+                self._words.append(tokens[i])
+            i += 1
+        self._close()
+
+    def _bad(self, why: str) -> None:
+        self.malformed = self.malformed or why
+
+    def _at(self, start: int) -> Element:
+        if self._element is None:
+            self._element = Element(start, start)
+        return self._element
+
+    def _tokens(self) -> list[Token]:
+        value, out, pos = self.value, list[Token](), 0
+        while m := _TOKEN.match(value, pos):
+            kind, start, pos = m.lastgroup or "", m.start(), m.end()
+            if kind == "special":
+                out.append((m[0], start, pos))
+            elif kind == "comment":
+                pos = self._comment(start)
+                out.append(("comment", start, pos))
+            elif kind == "bad" and m[0] in '"[':  # never closed: the rest is inside
+                self._bad("unbalanced quotes" if m[0] == '"' else 'unbalanced "["')
+                out.append(("bad", start, len(value)))
+                break
+            elif kind != "blank":
+                out.append((kind, start, pos))
+        return out
+
+    def _comment(self, start: int) -> int:
+        depth, pos, value = 0, start, self.value
+        while pos < len(value):
+            c = value[pos]
+            pos += 1
+            if c == "(":
+                depth += 1
+            elif c == ")":
+                depth -= 1
+                if depth == 0:
+                    return pos
+            elif c == "\\":
+                pos += 1
+            step = _COMMENT_STEP.match(value, pos)
+            pos = step.end() if step else pos
+        self._bad("unbalanced comment")
+        return len(value)
+
+    def _angle(self, tokens: list[Token], i: int) -> int:
+        """An address in angle brackets; the words before it are its display name.  Return the index of ">"."""
+        if self._complete:
+            self._close()
+        open_at = tokens[i][1]
+        element = self._at(open_at)
+        self._words.clear()
+        inside: list[Token] = []
+        routed = False
+        i += 1
+        while i < len(tokens) and tokens[i][0] != ">":
+            if tokens[i][0] == ":" and inside and inside[0][0] == "@":  # <@hop1,@hop2:user@host>
+                inside, routed = [], True
+            elif tokens[i][0] != "comment":
+                inside.append(tokens[i])
+            i += 1
+        if i == len(tokens):
+            self._bad('unbalanced "<"')
+            element.end = len(self.value)
+            return i
+        if any(kind in (",", ";", ":", "<", "bad") for kind, _, _ in inside) or len(self._groups(inside)) > 1:
+            self._bad("malformed address")
+        element.end = tokens[i][2]
+        element.addresses.append(self._address(inside, open_at + 1, tokens[i][1], routed=routed))
+        self._complete = True
+        return i
+
+    def _close(self) -> None:
+        self._bare()
+        if self._element is not None:
+            self.elements.append(self._element)
+        self._element, self._complete = None, False
+
+    def _bare(self) -> None:
+        """Words without angle brackets: each run joined by "@" and "." is an address and an element of its own."""
+        groups, self._words = self._groups(self._words), []
+        if not groups or self._complete:
+            return
+        end = self._at(groups[0][0][1]).end
+        for n, group in enumerate(groups):
+            if n:
+                self._split(group[0][1])
+            if len(group) == 1 and _ENCODED_WORD.match(self.value, group[0][1], group[0][2]):
+                continue
+            element = self._at(group[0][1])
+            element.end = group[-1][2]
+            element.addresses.append(self._address(group, group[0][1], group[-1][2], routed=False))
+        self._at(end).end = end
+
+    def _split(self, start: int) -> None:
+        if self._element is not None:
+            self.elements.append(self._element)
+        self._element = Element(start, start)
+
+    @staticmethod
+    def _groups(words: list[Token]) -> list[list[Token]]:
+        groups: list[list[Token]] = []
+        joined = True
+        for token in words:
+            operator = token[0] in ("@", ".")
+            if not groups or not (joined or operator):
+                groups.append([])
+            groups[-1].append(token)
+            joined = operator
+        return groups
+
+    def _address(self, tokens: list[Token], start: int, end: int, *, routed: bool) -> Address:
+        parts = []
+        for kind, a, b in tokens:
+            piece = self.value[a:b]
+            if kind == "quoted":
+                piece = re.sub(r"\\(.)", r"\1", piece[1:-1], flags=re.DOTALL)
+            elif "\\" in piece and kind == "atom":
+                piece = re.sub(r"\\(.)", r"\1", piece, flags=re.DOTALL)
+            parts.append(piece)
+        if tokens and (tokens[0][0] == "@" or tokens[-1][0] == "@"):
+            self._bad("address without local part or domain")
+        return Address("".join(parts), start, end, routed)
+
+
+def quote(address: str) -> str:
+    """Return the address as it stands in a header or command: local part quoted when it has to be."""
+    local, at, domain = address.rpartition("@")
+    if not at:
+        local, domain = address, ""
+    if _ATOMS.match(local) or (not local and not at):
+        return address
+    inner = local.replace("\\", "\\\\").replace('"', '\\"').replace("\r", "\\\r")
+    return f'"{inner}"{at}{domain}'
+
+
+def rewrite_list(name: str, value: str, rewrite: Callable[[str], str]) -> str | None:
+    """Rewrite the addresses of one header; None when nothing changes.
+
+    name: as it stands in the header.  Result: the whole header without its final LF, folded with LF TAB at
+    commas; text around the addresses (names, comments, group words) is kept, its folds become blanks.
+    """
+    parsed = parse_list(value)
+    changed = False
+    pieces = []
+    for element in parsed.elements:
+        out, pos = [], element.start
+        for address in element.addresses:
+            if not address.text:
+                continue
+            new = rewrite(address.text)
+            if new == address.text and not address.routed:
+                continue
+            changed = True
+            out += [value[pos : address.start], quote(new)]
+            pos = address.end
+        out.append(value[pos : element.end])
+        pieces.append(" ".join("".join(out).split("\n")) if "\n" in value else "".join(out))
+    return _fold(name, pieces) if changed else None
+
+
+def _fold(name: str, pieces: list[str]) -> str:
+    lines = [f"{name}:"]
+    for n, piece in enumerate(pieces):
+        text = piece.strip() + ("," if n < len(pieces) - 1 else "")
+        if n and len(lines[-1]) + 1 + len(text) >= FOLD:
+            lines.append(text)
+        else:
+            lines[-1] += f" {text}"
+    return "\n\t".join(lines)

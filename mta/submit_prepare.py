@@ -1,0 +1,230 @@
+"""From what a caller of `sendmail` wrote on stdin to an envelope and a message as LF lines.
+
+Decisions only: bytes in, bytes out, the same for the daemon and for the fallback to maildrop.
+
+- every CR before an LF is dropped (PHP, DOS files), a missing last LF is added;
+- leading `From ` and `>From ` lines (mbox, UUCP) are dropped;
+- without -i a line "." ends the message, at the end of input also without LF;
+- with -t recipients come from To, Cc and Bcc, or only from the Resent- ones when there are any.
+
+See also: mta/submit_options.py, sendmail(1)
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from mta.envelope import Envelope, Recipient
+from mta.message import Header, HeaderScanner, text
+from mta.message_address import parse_list
+from mta.submit_options import (
+    EX_DATAERR,
+    EX_USAGE,
+    Invocation,
+    argument_recipients,
+    check_recipients,
+    full_name,
+)
+
+HEADER_BLOCK_LIMIT = 2 << 20  # bytes of header kept while looking for recipients and hops
+_FROM_LINE = re.compile(rb">*From ")
+_FROM_DECIDED = 1024  # bytes after which a line of ">" is no From_ line
+_LISTS = frozenset((b"to", b"cc", b"bcc"))
+_RESENT_LISTS = frozenset((b"resent-to", b"resent-cc", b"resent-bcc"))
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who runs sendmail.  login, gecos: "" when the uid has no entry."""
+
+    uid: int
+    login: str = ""
+    gecos: str = ""
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+class InputLines:
+    """stdin as LF lines; `ended` once a "." line was seen: what follows is not part of the message."""
+
+    def __init__(self, *, dot_ends: bool) -> None:
+        self.ended = False
+        self._dot_ends = dot_ends
+        self._carry = b""  # CRs, or a dot at the start of a line, whose meaning the next byte decides
+        self._line_start = True
+        self._first: bytes | None = b""  # while leading From_ lines may come; None = past them
+        self._dropping = False
+
+    def feed(self, chunk: bytes) -> bytes:
+        """Return what can be passed on."""
+        if self.ended:
+            return b""
+        data = self._carry + chunk
+        if b"\r" in data:
+            *lines, last = data.split(b"\n")
+            data = b"\n".join([*(line.rstrip(b"\r") for line in lines), last])
+            body = data.rstrip(b"\r")
+        else:
+            body = data
+        self._carry = data[len(body) :]
+        if self._dot_ends:
+            body = self._until_dot(body)
+        if body:
+            self._line_start = body.endswith(b"\n")
+        return self._without_from(body)
+
+    def end(self) -> bytes:
+        """No more input: return the rest, with its last LF."""
+        carry, self._carry = self._carry, b""
+        if self._dot_ends and carry == b".":
+            carry, self.ended = b"", True
+        if carry:
+            self._line_start = False
+        rest = self._without_from(carry)
+        if self._first is not None:
+            rest, self._first = (b"" if self._dropping else self._first) + rest, None
+        return rest if self._line_start or self._dropping else rest + b"\n"
+
+    def _until_dot(self, body: bytes) -> bytes:
+        if self._line_start and body.startswith(b".\n"):
+            self.ended = True
+            return b""
+        end = body.find(b"\n.\n")
+        if end >= 0:
+            self.ended = True
+            self._carry = b""
+            return body[: end + 1]
+        if body.endswith(b"\n.") or (self._line_start and body == b"."):
+            self._carry = b"." + self._carry
+            return body[:-1]
+        return body
+
+    def _without_from(self, data: bytes) -> bytes:
+        if self._first is None:
+            return data
+        data = self._first + data
+        while data or self._dropping:
+            if self._dropping:
+                end = data.find(b"\n")
+                if end < 0:
+                    self._first = b""
+                    return b""
+                data, self._dropping = data[end + 1 :], False
+            elif _FROM_LINE.match(data):
+                self._dropping = True
+            elif (
+                len(data) < _FROM_DECIDED
+                and b"\n" not in data
+                and data.lstrip(b">")[:5] == b"From "[: len(data.lstrip(b">"))]
+            ):
+                break  # a prefix of one: wait
+            else:
+                self._first = None
+                return data
+        self._first = data
+        return b""
+
+
+class Submission:
+    """One call of sendmail: its envelope, and its header held back until recipients and hops are known.
+
+    Feed it stdin; what comes out goes to the queue as soon as `ready`.  Raises UsageError.
+    """
+
+    def __init__(self, invocation: Invocation, caller: Caller) -> None:
+        self.invocation = invocation
+        self.caller = caller
+        login = caller.login or str(caller.uid)
+        self.sender = invocation.sender if invocation.sender is not None else login
+        self.full_name = full_name(invocation, caller.environment, caller.gecos, login)
+        self.who = f"{self.sender}({caller.uid})"
+        self.arguments = argument_recipients(invocation)
+        self.found: list[str] = []
+        self.hops = 0
+        self.ready = False
+        if not self.arguments and not invocation.extract:
+            raise invocation.fatal(
+                EX_USAGE,
+                f"{self.who}: Recipient addresses must be specified on the command line or via the -t option",
+            )
+        self._lines = InputLines(dot_ends=invocation.dot_ends)
+        self._scanner = HeaderScanner(HEADER_BLOCK_LIMIT)
+        self._held = bytearray()
+        self._resent: list[str] = []
+
+    @property
+    def ended(self) -> bool:
+        """The final dot was seen; further input means nothing."""
+        return self._lines.ended
+
+    def feed(self, chunk: bytes) -> bytes:
+        """Return message text for the queue; b"" while the header is not complete."""
+        return self._pass(self._lines.feed(chunk))
+
+    def end(self) -> bytes:
+        """stdin ended: return the rest; `ready` is True afterwards."""
+        out = self._pass(self._lines.end())
+        if self.ready:
+            return out
+        self._examine(self._scanner.end())
+        return self._release()
+
+    def _pass(self, data: bytes) -> bytes:
+        if self.ready:
+            return data
+        self._held += data
+        if data:
+            self._examine(self._scanner.feed(data))
+        if self._scanner.done:
+            return self._release()
+        if len(self._held) > HEADER_BLOCK_LIMIT:
+            if self.invocation.extract:
+                raise self.invocation.fatal(EX_DATAERR, f"{self.who}: message header too big")
+            return self._release()
+        return b""
+
+    def _release(self) -> bytes:
+        if self.invocation.extract:
+            self.found = self._resent or self.found
+            if not self.found and not self.arguments:
+                raise self.invocation.fatal(EX_USAGE, f"{self.who}: No recipient addresses found in message header")
+        else:
+            self.found = []
+        self.ready = True
+        out, self._held = bytes(self._held), bytearray()
+        return out
+
+    def _examine(self, headers: list[Header]) -> None:
+        for header in headers:
+            if header.name == b"received":
+                self.hops += 1
+            elif self.invocation.extract and header.name in _LISTS:
+                self.found += self._addresses(header)
+            elif self.invocation.extract and header.name in _RESENT_LISTS:
+                self._resent += self._addresses(header)
+
+    def _addresses(self, header: Header) -> list[str]:
+        parsed = parse_list(text(header.value))
+        if parsed.malformed:
+            name = header.name.decode().title()
+            raise self.invocation.fatal(
+                EX_DATAERR, f"{self.who}: malformed address in {name} header: {parsed.malformed}"
+            )
+        addresses = [a for a in parsed.addresses if a]
+        check_recipients(self.invocation, addresses)
+        return addresses
+
+    def envelope(self, arrival: float) -> Envelope:
+        """The envelope as submitted, addresses not yet completed; arrival: Unix time in seconds."""
+        invocation = self.invocation
+        addresses = [*self.arguments, *self.found]
+        return Envelope(
+            self.sender,
+            [Recipient(a, notify=invocation.notify) for a in addresses],
+            arrival,
+            full_name=self.full_name,
+            envelope_id=invocation.envelope_id,
+            ret=invocation.ret,
+            encoding=invocation.encoding,
+            smtputf8=invocation.smtputf8 or not all(map(str.isascii, (self.sender, *addresses))),
+            attributes={"rewrite_context": "remote" if invocation.remote else "local"},
+        )
