@@ -180,8 +180,11 @@ class QueueStore(Protocol):
     async def hold(self, job: Job) -> None:
         """-> HOLD, and let go of it."""
 
-    async def give_back(self, job: Job) -> None:
-        """Let go of an untouched job (shutdown, over the limit): -> back where it can be claimed again."""
+    async def give_back(self, job: Job, *, crashed: bool = False) -> None:
+        """Let go of a job (shutdown, over the limit): -> back where it can be claimed again.
+
+        crashed: its attempt ended in a bug, so the count of begin_attempt stands; else it is taken back.
+        """
 
     async def reasons(self, job: Job) -> dict[int, Reason]:
         """Reasons of the last deferral by recipient offset; {} when there are none."""

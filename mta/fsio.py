@@ -1,0 +1,381 @@
+"""The one disk: every operation of the queue on files, the one fsync, and the worker for blocking disk work.
+
+What the store does goes through one Fsio object, so that a simulated disk can take its place, and a test can
+count the operations and kill the process, or fail, at the n-th (`hook`).
+
+Flushing is done in groups.  Whoever is ready while a group is in flight joins the next one, so the group
+grows with the load and nobody waits for a timer.  commit() flushes the files of a group together, then their
+directories together: one submission is not ordered within itself.  With Linux AIO the kernel does it; without,
+8 threads with one fsync each, never one thread in turn (each would pay for a journal commit of its own).
+
+Never flush a descriptor again after an error: the kernel marks the pages clean and the second call lies.
+
+Make one per process and event loop, after fork; the first flush starts it.
+
+See also: mta/linux_aio.py, mta/INTERNALS.md "commit points"
+"""
+
+import asyncio
+import contextlib
+import errno
+import fcntl
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import ParamSpec, Protocol, TypeVar
+
+from mta.linux_aio import FDSYNC, FSYNC, Done, LinuxAio
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+WORKERS = 8  # threads for blocking work, and as many for flushing where there is no AIO
+_NOT_SUPPORTED = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
+
+Hook = Callable[[str, str | int], None]  # (operation, path or descriptor), called before each; may raise OSError
+Finished = Callable[[OSError | None], None]
+
+
+class Flusher(Protocol):
+    """Flushes descriptors and says how it went, on the loop."""
+
+    def submit(self, fds: Sequence[int], op: int, done: Done) -> None:
+        """op is FSYNC or FDSYNC."""
+
+    def close(self) -> None:
+        """Wait for what is in flight."""
+
+
+class ThreadFlusher:
+    """For systems without Linux AIO."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._pool = ThreadPoolExecutor(WORKERS, "flush")
+
+    def submit(self, fds: Sequence[int], op: int, done: Done) -> None:
+        """One thread per descriptor, at most WORKERS at a time."""
+        results: list[OSError | None] = [None] * len(fds)
+        missing = len(fds)
+
+        def finished(i: int, future: asyncio.Future[None]) -> None:
+            nonlocal missing
+            error = future.exception()
+            if error is not None:
+                results[i] = error if isinstance(error, OSError) else OSError(errno.EIO, repr(error))
+            missing -= 1
+            if not missing:
+                done(results)
+
+        for i, fd in enumerate(fds):
+            future = self._loop.run_in_executor(self._pool, os.fsync if op == FSYNC else os.fdatasync, fd)
+            future.add_done_callback(partial(finished, i))
+
+    def close(self) -> None:
+        """Let the threads finish."""
+        self._pool.shutdown()
+
+
+class Fsio:
+    """Disk operations.  Paths are absolute; OSError as from the system call."""
+
+    def __init__(self, *, aio: bool = True, hook: Hook | None = None) -> None:
+        """aio: False takes threads even where the kernel has AIO."""
+        self.hook = hook
+        self.pid = os.getpid()
+        self._want_aio = aio
+        self._flusher: Flusher | None = None
+        self._commits = _Groups(self, FSYNC)
+        self._marks = _Groups(self, FDSYNC)
+        self._workers: ThreadPoolExecutor | None = None
+        self._directories: dict[str, int] = {}
+        self._nowait = True
+
+    # -- files ------------------------------------------------------------------------------------
+
+    def open_excl(self, path: str, mode: int) -> int:
+        """Create a file that must not exist, for reading and writing."""
+        if self.hook:
+            self.hook("open_excl", path)
+        return os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+
+    def open(self, path: str, *, write: bool = False) -> int:
+        """Open what exists; never follows a link in the last place, never blocks on a FIFO."""
+        if self.hook:
+            self.hook("open", path)
+        access = os.O_RDWR if write else os.O_RDONLY
+        return os.open(path, access | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+
+    def close_fd(self, fd: int) -> None:
+        """Close a descriptor, and with it let go of its lock."""
+        if self.hook:
+            self.hook("close", fd)
+        os.close(fd)
+
+    def write(self, fd: int, data: bytes) -> None:
+        """Write all of it."""
+        if self.hook:
+            self.hook("write", fd)
+        done = os.write(fd, data)
+        while done < len(data):
+            done += os.write(fd, memoryview(data)[done:])
+
+    def write_file(self, path: str, data: bytes, mode: int) -> None:
+        """Replace a small file that nobody's mail depends on."""
+        if self.hook:
+            self.hook("write_file", path)
+        fd = os.open(path, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+        try:
+            os.write(fd, data)
+        finally:
+            os.close(fd)
+
+    def read_file(self, path: str, limit: int) -> bytes:
+        """At most `limit` bytes of a small file."""
+        fd = self.open(path)
+        try:
+            return os.read(fd, limit)
+        finally:
+            os.close(fd)
+
+    def pwrite(self, fd: int, data: bytes, offset: int) -> None:
+        """Overwrite in place."""
+        if self.hook:
+            self.hook("pwrite", fd)
+        if os.pwrite(fd, data, offset) != len(data):
+            raise OSError(errno.EIO, "short write")
+
+    def pread(self, fd: int, size: int, offset: int) -> bytes:
+        """Read from a position; shorter only at the end of the file."""
+        return os.pread(fd, size, offset)
+
+    async def read(self, fd: int, size: int, offset: int) -> bytes:
+        """Read without stopping the loop: what is in memory at once, anything else in the worker."""
+        if self._nowait:
+            buffer = bytearray(size)
+            try:
+                count = os.preadv(fd, [buffer], offset, os.RWF_NOWAIT)
+                return bytes(memoryview(buffer)[:count])
+            except BlockingIOError:
+                return await self.run(os.pread, fd, size, offset)
+            except OSError as error:
+                if error.errno not in _NOT_SUPPORTED:
+                    raise
+                self._nowait = False  # tmpfs has no such call, and needs none
+        return os.pread(fd, size, offset)
+
+    def fchmod(self, fd: int, mode: int) -> None:
+        """fchmod(2)."""
+        if self.hook:
+            self.hook("fchmod", fd)
+        os.fchmod(fd, mode)
+
+    def fstat(self, fd: int) -> os.stat_result:
+        """fstat(2)."""
+        return os.fstat(fd)
+
+    def lstat(self, path: str) -> os.stat_result:
+        """lstat(2)."""
+        return os.lstat(path)
+
+    def flock(self, fd: int) -> bool:
+        """Take the lock on a file without waiting; False when another description holds it."""
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def utime(self, target: str | int, when: float) -> None:
+        """Set access and modification time of a path or descriptor, Unix seconds."""
+        if self.hook:
+            self.hook("utime", target)
+        ns = int(when * 1_000_000_000)
+        os.utime(target, ns=(ns, ns))
+
+    # -- names ------------------------------------------------------------------------------------
+
+    def rename(self, source: str, target: str) -> None:
+        """rename(2): one name instead of the other, never none."""
+        if self.hook:
+            self.hook("rename", source)
+        os.rename(source, target)
+
+    def link(self, source: str, target: str) -> None:
+        """link(2); FileExistsError when the target is there."""
+        if self.hook:
+            self.hook("link", source)
+        os.link(source, target, follow_symlinks=False)
+
+    def unlink(self, path: str) -> None:
+        """unlink(2)."""
+        if self.hook:
+            self.hook("unlink", path)
+        os.unlink(path)
+
+    def mkdir(self, path: str, mode: int) -> None:
+        """Make a directory with exactly this mode, whatever the umask is."""
+        if self.hook:
+            self.hook("mkdir", path)
+        os.mkdir(path, 0o700)
+        os.chmod(path, mode)
+
+    def chmod(self, path: str, mode: int) -> None:
+        """chmod(2) of a directory."""
+        if self.hook:
+            self.hook("chmod", path)
+        os.chmod(path, mode)
+
+    def chown(self, path: str, uid: int, gid: int) -> None:
+        """chown(2) of a directory."""
+        if self.hook:
+            self.hook("chown", path)
+        os.chown(path, uid, gid, follow_symlinks=False)
+
+    def scandir(self, path: str) -> Iterator[os.DirEntry[str]]:
+        """Entries of a directory in its own order."""
+        return os.scandir(path)
+
+    def listdir(self, path: str) -> list[str]:
+        """Names in a directory."""
+        return os.listdir(path)
+
+    def statvfs(self, path: str) -> os.statvfs_result:
+        """Free space of a file system."""
+        return os.statvfs(path)
+
+    def directory(self, path: str) -> int:
+        """A descriptor of a directory, to flush it with; kept open until close()."""
+        fd = self._directories.get(path)
+        if fd is None:
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            self._directories[path] = fd
+        return fd
+
+    def entropy(self, size: int) -> bytes:
+        """Random bytes of the system."""
+        return os.urandom(size)
+
+    # -- durability -------------------------------------------------------------------------------
+
+    def commit(self, fd: int, directory: int, done: Finished) -> None:
+        """Flush a file, then the directory that holds its name; done(None) when both are on the device.
+
+        The descriptor must stay open until then.  `done` is called on the loop and must not raise.
+        """
+        self._commits.add(fd, directory, done)
+
+    async def flush(self, fd: int) -> None:
+        """Wait until a file or directory is on the device with all its attributes."""
+        await self._wait(self._commits, fd)
+
+    async def flush_data(self, fd: int) -> None:
+        """Wait until bytes overwritten in place are on the device; no journal commit, unlike flush()."""
+        await self._wait(self._marks, fd)
+
+    async def _wait(self, groups: "_Groups", fd: int) -> None:
+        waiter: asyncio.Future[OSError | None] = asyncio.get_running_loop().create_future()
+
+        def done(error: OSError | None) -> None:
+            if not waiter.done():
+                waiter.set_result(error)
+
+        groups.add(fd, -1, done)
+        if (error := await waiter) is not None:
+            raise error
+
+    def flusher(self, loop: asyncio.AbstractEventLoop) -> Flusher:
+        """The way to flush, chosen at its first use."""
+        if self._flusher is None:
+            if self._want_aio:
+                with contextlib.suppress(OSError):
+                    self._flusher = LinuxAio(loop)
+            self._flusher = self._flusher or ThreadFlusher(loop)
+        return self._flusher
+
+    # -- the worker -------------------------------------------------------------------------------
+
+    async def run(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call something that blocks on the disk in a thread, for all rooms."""
+        if self._workers is None:
+            self._workers = ThreadPoolExecutor(WORKERS, "disk")
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._workers, lambda: fn(*args, **kwargs))
+
+    def close(self) -> None:
+        """Finish what is in flight and release threads and descriptors."""
+        if self._flusher is not None:
+            self._flusher.close()
+            self._flusher = None
+        if self._workers is not None:
+            self._workers.shutdown(cancel_futures=True)
+            self._workers = None
+        for fd in self._directories.values():
+            os.close(fd)
+        self._directories.clear()
+
+
+class _Groups:
+    """Group commit: one group in flight, everybody else waits for the next."""
+
+    def __init__(self, fsio: Fsio, op: int) -> None:
+        self._fsio, self._op = fsio, op
+        self._waiting: list[tuple[int, int, Finished]] = []
+        self._busy = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def add(self, fd: int, directory: int, done: Finished) -> None:
+        """directory: -1 for none."""
+        self._waiting.append((fd, directory, done))
+        if not self._busy:
+            self._busy = True
+            self._loop = asyncio.get_running_loop()
+            self._loop.call_soon(self._start)
+
+    def _start(self) -> None:
+        group, self._waiting = self._waiting, []
+        fds = list({fd for fd, _, _ in group})
+        self._submit("flush", fds, self._op, lambda errors: self._files_done(group, errors))
+
+    def _files_done(self, group: list[tuple[int, int, Finished]], errors: dict[int, OSError]) -> None:
+        directories = list({d for fd, d, _ in group if d >= 0 and fd not in errors})
+        if directories:
+            self._submit("flush_directory", directories, FSYNC, lambda more: self._finish(group, errors, more))
+        else:
+            self._finish(group, errors, {})
+
+    def _finish(
+        self, group: list[tuple[int, int, Finished]], errors: dict[int, OSError], more: dict[int, OSError]
+    ) -> None:
+        for fd, directory, done in group:
+            try:
+                done(errors.get(fd) or more.get(directory))
+            except Exception as bug:  # of one waiter; the others must hear
+                if self._loop is not None:
+                    self._loop.call_exception_handler({"message": "after flush", "exception": bug})
+        if self._waiting:
+            self._start()
+        else:
+            self._busy = False
+
+    def _submit(self, name: str, fds: list[int], op: int, done: Callable[[dict[int, OSError]], None]) -> None:
+        errors: dict[int, OSError] = {}
+        if self._fsio.hook:
+            for fd in fds:
+                try:
+                    self._fsio.hook(name, fd)
+                except OSError as error:
+                    errors[fd] = error
+            fds = [fd for fd in fds if fd not in errors]
+
+        def finished(results: list[OSError | None]) -> None:
+            for fd, error in zip(fds, results, strict=True):
+                if error is not None and not (name == "flush_directory" and error.errno == errno.EINVAL):
+                    errors[fd] = error  # EINVAL: a file system without fsync of directories
+            done(errors)
+
+        if fds and self._loop is not None:
+            self._fsio.flusher(self._loop).submit(fds, op, finished)
+        else:
+            done(errors)

@@ -1,0 +1,468 @@
+"""The spool store: the queue as Postfix queue files in directories, one rename per change of state.
+
+One process owns the queue (scheduler); others (smtpd workers) only draft and commit into it.  The life of a
+file, each step and what a crash leaves there is in mta/INTERNALS.md; that table and this code change together.
+
+Order of a settlement, and why: children are durable but locked -> marks of the parent durable (flush_marks)
+-> children unlocked (release) -> parent removed or deferred.  A mark is written when a recipient is done and
+made durable before the unlink, because an unlink that is not flushed can undo itself in a power cut.
+
+See also: mta/queue/store_draft.py, store_recover.py, store_listing.py, store_maildrop.py
+"""
+
+import contextlib
+import errno
+import os
+import zlib
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from mta.clock import Clock
+from mta.deliver.request import CorruptContentError
+from mta.envelope import Recipient
+from mta.fsio import Fsio
+from mta.queue import queue_file
+from mta.queue import queue_id as ids
+from mta.queue.api import Draft, FencedError, Job, Listing, Queue, QueueError, QueueFullError, Reason
+from mta.queue.queue_reader import ContentReader, DamagedError, QueueFile, decode
+from mta.queue.reasons import decode_reasons, encode_reasons
+from mta.queue.store_draft import SpoolDraft
+from mta.queue.store_listing import Lister
+from mta.queue.store_maildrop import Maildrop, MaildropFile
+from mta.queue.store_recover import Recovery
+from mta.queue.store_spool import (
+    CORRUPT_MODE,
+    FORCE_EXPIRE,
+    WRITING,
+    QueueLog,
+    Spool,
+    StoreSettings,
+    create_spool,
+    is_ready,
+    queue_error,
+)
+
+__all__ = ["MaildropFile", "SpoolStore", "StoreSettings", "create_spool"]
+
+READ_SIZE = 32768  # bytes read at a time: twice as much after decoding and with CRLF is one chunk
+REASONS_LIMIT = 4 << 20  # bytes of defer/ID
+PROBE_INTERVAL = 1.0  # seconds between tries after a disk error
+
+
+@dataclass(slots=True)
+class Claimed:
+    """What the store keeps of a job: the locked descriptor and places in the file."""
+
+    fd: int
+    file: QueueFile
+    path: str
+    mtime: float
+    warn_time: float  # as it stands in the file
+    marks: list[tuple[int, bytes]] = field(default_factory=list)  # in place, not yet known to be durable
+    failed: OSError | None = None
+    content_damaged: bool = False
+
+
+class SpoolStore:
+    """Implements mta.queue.api.QueueStore."""
+
+    def __init__(self, settings: StoreSettings, fsio: Fsio, clock: Clock, log: QueueLog, *, owner: bool = True) -> None:
+        """owner: this process runs the queue; False for one that only drafts."""
+        self.settings, self.fsio, self.clock, self.log = settings, fsio, clock, log
+        self.spool = Spool(settings, fsio)
+        self.arrived: Callable[[str], None] = lambda _: None
+        self.owner = owner
+        self.submit_keys: dict[str, str] = {}  # key -> queue id of messages found by recover()
+        self._maildrop = Maildrop(self.spool, fsio, clock, log)
+        self._lister = Lister(self.spool, fsio)
+        self._suspect = False
+        self._next_probe = 0.0
+
+    # -- messages coming in -------------------------------------------------------------------------
+
+    async def recover(self) -> None:
+        """See QueueStore."""
+        await Recovery(self).run()
+
+    async def draft(self, arrival: float) -> SpoolDraft:
+        """See QueueStore.  QueueFullError when the disk has no room, QueueError after a disk error."""
+        if self._suspect:
+            await self._probe()
+        self.check_space()
+        fd, path, seconds, usec = self._create()
+        try:
+            self.fsio.flock(fd)
+            inode = self.fsio.fstat(fd).st_ino
+        except OSError as error:
+            self.fsio.close_fd(fd)
+            raise queue_error(error, "queue file write error") from error
+        queue_id = self.spool.new_id(seconds, usec, inode)
+        return SpoolDraft(self, fd, path, queue_id, self.fsio.entropy(16).hex())
+
+    def _create(self) -> tuple[int, str, int, int]:
+        seconds, usec = divmod(int(self.clock.now() * 1_000_000), 1_000_000)
+        for _ in range(10_000):
+            path = f"{self.spool.root}/incoming/{usec}.{self.fsio.pid}"
+            try:
+                return self.fsio.open_excl(path, WRITING), path, seconds, usec
+            except FileExistsError:
+                usec = (usec + 1) % 1_000_000
+            except OSError as error:
+                raise queue_error(error, "queue file write error") from error
+        raise QueueError("no free name in incoming")
+
+    def check_space(self) -> None:
+        """QueueFullError unless there is room for 1.5 messages of the largest size, and queue_minfree."""
+        try:
+            found = self.fsio.statvfs(self.spool.root)
+        except OSError as error:
+            raise queue_error(error, "free space unknown") from error
+        need = max(self.settings.queue_minfree, self.settings.message_size_limit * 3 // 2)
+        if found.f_bavail * found.f_frsize < need or (found.f_files and not found.f_favail):
+            raise QueueFullError("not enough free space in the queue")
+
+    def disk_failed(self, error: OSError) -> None:
+        """A flush failed: accept nothing until a fresh file can be made durable."""
+        if not self._suspect:
+            self.log.warning("queue", f"{self.spool.root}: flush failed ({error.strerror}), accepting no mail")
+        self._suspect = True
+        self._next_probe = self.clock.monotonic() + PROBE_INTERVAL
+
+    async def _probe(self) -> None:
+        """Create, write, flush and remove a file; QueueError when that fails, or it is too early to try."""
+        now = self.clock.monotonic()
+        if now < self._next_probe:
+            raise QueueError("disk error, queue closed")
+        self._next_probe = now + PROBE_INTERVAL
+        fd, path, _, _ = self._create()
+        try:
+            self.fsio.flock(fd)
+            self.fsio.write(fd, b"probe\n")
+            await self.fsio.flush(fd)
+            await self.fsio.flush(self.fsio.directory(f"{self.spool.root}/incoming"))
+        except OSError as error:
+            raise queue_error(error, "disk error, queue closed") from error
+        finally:
+            with contextlib.suppress(OSError):
+                self.fsio.unlink(path)
+            with contextlib.suppress(OSError):
+                self.fsio.close_fd(fd)
+        if self._suspect:
+            self.log.warning("queue", f"{self.spool.root}: flush works again, accepting mail")
+        self._suspect = False
+
+    # -- claiming -----------------------------------------------------------------------------------
+
+    async def claim(self, queue_id: str) -> Job | None:
+        """See QueueStore.  QueueError when it cannot be opened now (no descriptors)."""
+        if not ids.is_queue_id(queue_id):
+            return None
+        try:
+            try:
+                found = self._open(Queue.INCOMING, queue_id)
+                origin = Queue.INCOMING
+            except FileNotFoundError:
+                found = await self.fsio.run(self._open, Queue.DEFERRED, queue_id)
+                origin = Queue.DEFERRED
+            if found is None:
+                return None
+            return self._activate(queue_id, origin, *found)
+        except (FileNotFoundError, FencedError):
+            return None
+        except PermissionError as error:
+            self.log.warning("qmgr", f"{queue_id}: {error.strerror}: {error.filename}")
+            return None
+        except OSError as error:
+            raise queue_error(error, f"{queue_id}: claim") from error
+
+    def _open(self, queue: Queue, queue_id: str) -> tuple[int, QueueFile | str, os.stat_result | None] | None:
+        """Lock a file and read its envelope: (fd, file or what is wrong with it, its attributes); None: not ours."""
+        path = self.spool.path(queue, queue_id)
+        try:
+            fd = self.fsio.open(path, write=True)
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.EIO):
+                return -1, f"unreadable: {error.strerror}", None
+            raise
+        try:
+            found = self.fsio.fstat(fd)
+            if not self.fsio.flock(fd) or not is_ready(found.st_mode) or found.st_nlink != 1:
+                self.fsio.close_fd(fd)
+                return None
+            try:
+                file: QueueFile | str = decode(lambda offset, size: self.fsio.pread(fd, size, offset))
+            except DamagedError as error:
+                file = str(error)
+            except OSError as error:
+                if error.errno != errno.EIO:
+                    raise
+                file = f"unreadable: {error.strerror}"
+        except OSError:
+            self.fsio.close_fd(fd)
+            raise
+        return fd, file, found
+
+    def _activate(
+        self, queue_id: str, origin: Queue, fd: int, file: QueueFile | str, found: os.stat_result | None
+    ) -> Job | None:
+        try:
+            if isinstance(file, str) or found is None:
+                self.to_corrupt(queue_id, origin, self.spool.path(origin, queue_id), fd, str(file))
+                self._close(fd)
+                return None
+            path = self.spool.move(self.spool.path(origin, queue_id), Queue.ACTIVE, queue_id)
+        except (OSError, QueueError):
+            self._close(fd)
+            raise
+        expire = bool(found.st_mode & FORCE_EXPIRE)
+        return Job(
+            queue_id, file.identity(found.st_ino), file.envelope, file.size, origin, file.crashes, expire,
+            file.content_8bit, Claimed(fd, file, path, found.st_mtime, file.envelope.warn_time),
+        )  # fmt: skip
+
+    def _close(self, fd: int) -> None:
+        if fd >= 0:
+            with contextlib.suppress(OSError):
+                self.fsio.close_fd(fd)
+
+    def to_corrupt(self, queue_id: str, queue: str, path: str, fd: int, why: str) -> None:
+        """Put a damaged file aside, never over another one."""
+        target = f"{self.spool.root}/corrupt/{queue_id}"
+        for n in range(1, 1000):
+            try:
+                self.fsio.lstat(target)
+            except FileNotFoundError:
+                break
+            target = f"{self.spool.root}/corrupt/{queue_id}_{n}"
+        if fd >= 0:
+            with contextlib.suppress(OSError):
+                self.fsio.fchmod(fd, CORRUPT_MODE)
+        self.fsio.rename(path, target)
+        self.log.warning(
+            "qmgr", f'{queue_id}: damaged queue file ({why}): saving corrupt file "{queue_id}" from queue "{queue}" '
+            'to queue "corrupt"'
+        )  # fmt: skip
+
+    def _claimed(self, job: Job) -> Claimed:
+        if not isinstance(job.handle, Claimed):
+            raise FencedError(f"{job.queue_id}: not held any more")
+        return job.handle
+
+    def _let_go(self, job: Job, held: Claimed) -> None:
+        job.handle = None
+        self._close(held.fd)
+
+    # -- content ------------------------------------------------------------------------------------
+
+    async def content(self, job: Job, eol: bytes) -> AsyncIterator[bytes]:
+        """See QueueStore."""
+        held = self._claimed(job)
+        crc, damage = 0, ""
+        reader = ContentReader(held.file.content_offset)
+        while not reader.done:
+            try:
+                text = reader.feed(await self.fsio.read(held.fd, READ_SIZE, reader.offset))
+            except (DamagedError, OSError) as error:
+                damage = str(error)
+                break
+            crc = zlib.crc32(text, crc)
+            if text:
+                yield text if eol == b"\n" else text.replace(b"\n", eol)
+        if not damage and held.file.content_crc not in (None, crc):
+            damage = "checksum of the content"
+        if damage:
+            held.content_damaged = True
+            raise CorruptContentError(f"{job.queue_id}: {damage}")
+
+    async def header(self, job: Job, limit: int) -> bytes:
+        """See QueueStore."""
+        out, size = [], 0
+        async for chunk in self.content(job, b"\n"):
+            out.append(chunk)
+            size += len(chunk)
+            if size >= limit:
+                break
+        return b"".join(out)[:limit]
+
+    # -- marks --------------------------------------------------------------------------------------
+
+    async def begin_attempt(self, job: Job) -> None:
+        """See QueueStore.  In the page cache when it returns, which survives whatever a message can do to us."""
+        self._count_crashes(self._claimed(job), min(job.crashes + 1, queue_file.MAX_CRASHES))
+
+    def _count_crashes(self, held: Claimed, count: int) -> None:
+        if held.file.crashes_offset and held.file.crashes != count:
+            try:
+                self.fsio.pwrite(held.fd, b"%d" % count, held.file.crashes_offset)
+            except OSError as error:
+                raise queue_error(error, "attempt not recorded") from error
+            held.file.crashes = count
+
+    def mark(self, job: Job, recipient: Recipient) -> None:
+        """See QueueStore.  A disk error is kept and raised by flush_marks."""
+        recipient.state = "D"
+        if recipient.offset:
+            self._write_mark(self._claimed(job), recipient.offset, b"D")
+
+    def _write_mark(self, held: Claimed, offset: int, data: bytes) -> None:
+        held.marks.append((offset, data))
+        try:
+            self.fsio.pwrite(held.fd, data, offset)
+        except OSError as error:
+            held.failed = error
+
+    async def flush_marks(self, job: Job) -> None:
+        """See QueueStore.  After an error the marks are written again: the kernel has dropped the pages."""
+        held = self._claimed(job)
+        if held.warn_time and not job.envelope.warn_time:
+            held.warn_time = 0.0
+            self._write_mark(held, held.file.warn_offset + queue_file.WARN_DATA, queue_file.warn_digits(0))
+        if not held.marks:
+            return
+        marks = len(held.marks)
+        try:
+            if held.failed is not None:
+                held.failed = None
+                for offset, data in held.marks:
+                    self.fsio.pwrite(held.fd, data, offset)
+            await self.fsio.flush_data(held.fd)
+        except OSError as error:
+            held.failed = error
+            self.disk_failed(error)
+            raise queue_error(error, f"{job.queue_id}: marks not durable") from error
+        del held.marks[:marks]
+
+    # -- the end of an attempt ----------------------------------------------------------------------
+
+    async def release(self, children: Sequence[Draft]) -> None:
+        """See QueueStore."""
+        for child in children:
+            if not isinstance(child, SpoolDraft):
+                raise TypeError("a draft of another store")
+            child.release()
+
+    async def finish(self, job: Job) -> None:
+        """See QueueStore."""
+        held = self._claimed(job)
+        await self.flush_marks(job)
+        try:
+            self._remove_reasons(job)
+            self.fsio.unlink(held.path)
+        except FileNotFoundError:
+            self._let_go(job, held)
+            raise FencedError(f"{job.queue_id}: not there any more") from None
+        except OSError as error:
+            raise queue_error(error, f"{job.queue_id}: remove") from error
+        self._let_go(job, held)
+
+    def _remove_reasons(self, job: Job) -> None:
+        """Drop defer/ID, and what a Postfix may have left about a message of its own."""
+        for name in ("defer",) if job.handle and self._claimed(job).file.uid else ("defer", "bounce", "trace"):
+            with contextlib.suppress(FileNotFoundError):
+                self.fsio.unlink(self.spool.path(name, job.queue_id))
+
+    async def defer(self, job: Job, next_attempt: float, reasons: Mapping[int, Reason]) -> None:
+        """See QueueStore.  A message whose content was found damaged goes to CORRUPT instead."""
+        held = self._claimed(job)
+        await self.flush_marks(job)
+        try:
+            if held.content_damaged:
+                self.to_corrupt(job.queue_id, Queue.ACTIVE, held.path, held.fd, "content")
+                self._let_go(job, held)
+                return
+            self._count_crashes(held, 0)
+            await self._write_reasons(job, reasons)
+            self.fsio.utime(held.fd, next_attempt)
+        except OSError as error:
+            raise queue_error(error, f"{job.queue_id}: defer") from error
+        self._move_away(job, held, Queue.DEFERRED)
+
+    async def _write_reasons(self, job: Job, reasons: Mapping[int, Reason]) -> None:
+        todo = job.todo
+        if any(r.offset not in reasons for r in todo):  # not tried this time: what was said last time stands
+            reasons = {**await self.reasons(job), **reasons}
+        data = encode_reasons(
+            [(r, reasons[r.offset]) for r in todo if r.offset in reasons],
+            compatible=self.settings.backwards_bounce_logfile_compatibility,
+        )
+        path = self.spool.path("defer", job.queue_id)
+        try:
+            self.fsio.write_file(path, data, WRITING)
+        except FileNotFoundError:
+            self.spool.make_hashed("defer", job.queue_id)
+            self.fsio.write_file(path, data, WRITING)
+
+    def _move_away(self, job: Job, held: Claimed, queue: Queue) -> None:
+        try:
+            self.spool.move(held.path, queue, job.queue_id)
+        except FencedError:
+            self._let_go(job, held)
+            raise
+        except OSError as error:
+            raise queue_error(error, f"{job.queue_id}: move to {queue}") from error
+        self._let_go(job, held)
+
+    async def hold(self, job: Job) -> None:
+        """See QueueStore.  Crashes are forgotten, so that an administrator's release gives it new tries."""
+        held = self._claimed(job)
+        await self.flush_marks(job)
+        self._count_crashes(held, 0)
+        self._move_away(job, held, Queue.HOLD)
+
+    async def give_back(self, job: Job, *, crashed: bool = False) -> None:
+        """See QueueStore."""
+        held = self._claimed(job)
+        await self.flush_marks(job)
+        if not crashed:
+            self._count_crashes(held, 0)
+        queue = Queue.DEFERRED if job.origin_queue is Queue.DEFERRED else Queue.INCOMING
+        try:
+            self.fsio.utime(held.fd, held.mtime)
+        except OSError as error:
+            raise queue_error(error, f"{job.queue_id}: give back") from error
+        self._move_away(job, held, queue)
+
+    async def reasons(self, job: Job) -> dict[int, Reason]:
+        """See QueueStore."""
+        path = self.spool.path("defer", job.queue_id)
+        try:
+            data = await self.fsio.run(self.fsio.read_file, path, REASONS_LIMIT)
+        except OSError:
+            return {}
+        return {offset: reason for _, offset, reason in decode_reasons(data)}
+
+    # -- the queue as a whole -----------------------------------------------------------------------
+
+    async def scan(self, queue: Queue) -> list[tuple[str, float]]:
+        """See QueueStore.  A time too far ahead (a clock that jumped) counts as now."""
+        limit = self.clock.now() + self.settings.maximal_backoff_time
+        try:
+            return await self._lister.scan(queue, self.clock.now(), limit)
+        except OSError as error:
+            raise queue_error(error, f"scan of {queue}") from error
+
+    async def wake(self, queue_ids: Sequence[str] | None = None) -> int:
+        """See QueueStore."""
+        try:
+            return await self._lister.wake(self.clock.now(), queue_ids)
+        except OSError as error:
+            raise queue_error(error, "wake") from error
+
+    def listing(self) -> AsyncIterator[Listing]:
+        """See QueueStore."""
+        return self._lister.listing()
+
+    # -- maildrop -----------------------------------------------------------------------------------
+
+    async def scan_maildrop(self) -> list[str]:
+        """Names of complete-looking files; leftovers of dead injectors are removed on the way."""
+        return await self._maildrop.scan()
+
+    async def open_maildrop(self, name: str) -> MaildropFile | None:
+        """Open one with every check that does not need its content; None: gone, not complete, or refused."""
+        return await self._maildrop.open(name)
+
+    async def remove_maildrop(self, file: MaildropFile) -> None:
+        """Unlink it and flush the directory: its copy may be released.  QueueError when that failed."""
+        await self._maildrop.remove(file)
+

@@ -1,0 +1,130 @@
+"""Looking over whole queues: scan, wake, and the rows of mailq.
+
+Directories are read in the worker, some hundred entries at a time, so that a queue of 100,000 messages stops
+neither the loop nor another thread for long.  scan and wake never open a file.
+"""
+
+import os
+import stat
+from collections.abc import AsyncIterator, Iterator, Sequence
+from itertools import islice
+
+from mta.fsio import Fsio
+from mta.queue import queue_id as ids
+from mta.queue.api import Listing, Queue
+from mta.queue.queue_reader import DamagedError, decode
+from mta.queue.reasons import decode_reasons
+from mta.queue.store_spool import FORCE_EXPIRE, Spool, is_ready
+
+SLICE = 500  # directory entries per visit to the worker
+ORDER = (Queue.MAILDROP, Queue.ACTIVE, Queue.INCOMING, Queue.DEFERRED, Queue.HOLD)
+REASONS_LIMIT = 4 << 20  # bytes of defer/ID
+
+
+def files(fsio: Fsio, directory: str) -> Iterator[os.DirEntry[str]]:
+    """Entries of a queue directory and of its hash directories, to any depth; vanished directories are empty."""
+    try:
+        entries = fsio.scandir(directory)
+    except FileNotFoundError:
+        return
+    for entry in entries:
+        if len(entry.name) == 1 and entry.is_dir(follow_symlinks=False):
+            yield from files(fsio, entry.path)
+        else:
+            yield entry
+
+
+class Lister:
+    """Reads directories of one spool."""
+
+    def __init__(self, spool: Spool, fsio: Fsio) -> None:
+        self._spool, self._fsio = spool, fsio
+
+    async def scan(self, queue: Queue, now: float, limit: float) -> list[tuple[str, float]]:
+        """Ids of complete messages with their times; a time after `limit` becomes `now`."""
+        found: list[tuple[str, float]] = []
+        walk = files(self._fsio, f"{self._spool.root}/{queue}")
+        while await self._fsio.run(self._scan_slice, walk, found, now, limit):
+            pass
+        return found
+
+    def _scan_slice(
+        self, walk: Iterator[os.DirEntry[str]], found: list[tuple[str, float]], now: float, limit: float
+    ) -> bool:
+        seen = 0
+        for entry in islice(walk, SLICE):
+            seen += 1
+            if not ids.is_queue_id(entry.name):
+                continue
+            try:
+                at = entry.stat(follow_symlinks=False)
+            except FileNotFoundError:
+                continue
+            if is_ready(at.st_mode) and stat.S_ISREG(at.st_mode):
+                found.append((entry.name, at.st_mtime if at.st_mtime <= limit else now))
+        return seen == SLICE
+
+    async def wake(self, now: float, queue_ids: Sequence[str] | None) -> int:
+        """Set the time of deferred messages to now; return how many there were."""
+        if queue_ids is not None:
+            wanted = [self._spool.path(Queue.DEFERRED, i) for i in queue_ids if ids.is_queue_id(i)]
+            return await self._fsio.run(self._touch, wanted, now)
+        count = 0
+        for queue_id, when in await self.scan(Queue.DEFERRED, now, float("inf")):
+            if when > now:
+                count += await self._fsio.run(self._touch, [self._spool.path(Queue.DEFERRED, queue_id)], now)
+        return count
+
+    def _touch(self, paths: Sequence[str], now: float) -> int:
+        count = 0
+        for path in paths:
+            try:
+                self._fsio.utime(path, now)
+                count += 1
+            except FileNotFoundError:
+                continue
+        return count
+
+    async def listing(self) -> AsyncIterator[Listing]:
+        """Rows of mailq, each read when it is asked for; a message that moves meanwhile may be missed."""
+        for queue in ORDER:
+            walk = files(self._fsio, f"{self._spool.root}/{queue}")
+            while rows := await self._fsio.run(self._rows, queue, walk):
+                for row in rows:
+                    if row is not None:
+                        yield row
+
+    def _rows(self, queue: Queue, walk: Iterator[os.DirEntry[str]]) -> list[Listing | None]:
+        return [self._row(queue, entry) for entry in islice(walk, 50)]
+
+    def _row(self, queue: Queue, entry: os.DirEntry[str]) -> Listing | None:
+        if not ids.is_queue_id(entry.name):
+            return None
+        try:
+            fd = self._fsio.open(entry.path)
+        except OSError:
+            return None
+        try:
+            at = self._fsio.fstat(fd)
+            if not is_ready(at.st_mode) or not stat.S_ISREG(at.st_mode) or at.st_nlink != 1:
+                return None
+            file = decode(lambda offset, size: self._fsio.pread(fd, size, offset))
+        except (DamagedError, OSError):
+            return None
+        finally:
+            self._fsio.close_fd(fd)
+        todo = [r.address for r in file.envelope.recipients if r.todo]
+        reasons = self._reasons(entry.name) if queue in (Queue.ACTIVE, Queue.DEFERRED, Queue.HOLD) else {}
+        first = [a for a in reasons if a in todo]
+        return Listing(
+            queue, entry.name, file.envelope.arrival or at.st_mtime, file.size or at.st_size,
+            bool(at.st_mode & FORCE_EXPIRE) and queue is not Queue.MAILDROP, file.envelope.sender,
+            (*first, *(a for a in todo if a not in reasons)), {a: reasons[a] for a in first},
+        )  # fmt: skip
+
+    def _reasons(self, queue_id: str) -> dict[str, str]:
+        try:
+            data = self._fsio.read_file(self._spool.path("defer", queue_id), REASONS_LIMIT)
+        except OSError:
+            return {}
+        return {address: reason.text for address, _, reason in decode_reasons(data)}

@@ -1,0 +1,164 @@
+"""The maildrop: files that any local user may have put there, and that their owners can still change.
+
+Nothing is believed.  A file is opened without following links and without waiting on a FIFO, must be a
+regular file with one name and the "complete" bit, and is copied, never moved.  What is read may be anything:
+whoever copies it checks every record.
+
+See also: mta/INTERNALS.md states D1 to D3, pickup(8)
+"""
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from mta.clock import Clock
+from mta.fsio import Fsio
+from mta.queue import queue_id as ids
+from mta.queue.api import QueueError
+from mta.queue.queue_reader import ContentReader, QueueFile, decode
+from mta.queue.store_spool import QueueLog, Spool, queue_error
+
+COMPLETE = stat.S_IXUSR  # set by the injector as the last thing
+LEFTOVER_AGE = 3600.0  # seconds after which an unfinished file is removed
+READ_SIZE = 32768
+MAX_COMPLAINTS = 1000  # names remembered, so that each refusal is logged once
+_REFUSED = (errno.ELOOP, errno.ENXIO, errno.EISDIR)
+
+
+@dataclass(slots=True)
+class MaildropFile:
+    """An opened file.  uid: identity for Parent("maildrop", uid, name).  owner: uid of whoever dropped it."""
+
+    name: str
+    fd: int
+    owner: int
+    uid: str
+    size: int
+    mtime: float
+    fsio: Fsio
+
+    async def read(self) -> QueueFile:
+        """Decode the envelope; DamagedError when it is no message.  Nothing in it has been checked."""
+        return await self.fsio.run(decode, self._read_at)
+
+    def _read_at(self, offset: int, size: int) -> bytes:
+        return self.fsio.pread(self.fd, max(0, min(size, self.size - offset)), offset)
+
+    async def content(self, file: QueueFile) -> AsyncIterator[bytes]:
+        """Message text as LF lines in chunks <= 64 KiB; DamagedError when it ends early."""
+        reader = ContentReader(file.content_offset)
+        while not reader.done:
+            size = max(0, min(READ_SIZE, self.size - reader.offset))
+            text = reader.feed(await self.fsio.read(self.fd, size, reader.offset) if size else b"")
+            if text:
+                yield text
+
+    def close(self) -> None:
+        """Let go of the descriptor; may be called twice."""
+        if self.fd >= 0:
+            self.fsio.close_fd(self.fd)
+            self.fd = -1
+
+
+class Maildrop:
+    """The directory maildrop/ of one spool."""
+
+    def __init__(self, spool: Spool, fsio: Fsio, clock: Clock, log: QueueLog) -> None:
+        self._root = f"{spool.root}/maildrop"
+        self._limit = spool.settings.message_size_limit
+        self._fsio, self._clock, self._log = fsio, clock, log
+        self._complained: set[str] = set()
+
+    async def scan(self) -> list[str]:
+        """See SpoolStore.scan_maildrop."""
+        return await self._fsio.run(self._scan, self._clock.now())
+
+    def _scan(self, now: float) -> list[str]:
+        names = []
+        for entry in self._fsio.scandir(self._root):
+            if ids.is_temporary(entry.name):
+                with contextlib.suppress(OSError):
+                    if entry.stat(follow_symlinks=False).st_ctime < now - LEFTOVER_AGE:
+                        self._fsio.unlink(entry.path)
+            elif ids.is_queue_id(entry.name):
+                names.append(entry.name)
+        return names
+
+    async def open(self, name: str) -> MaildropFile | None:
+        """See SpoolStore.open_maildrop."""
+        if not ids.is_queue_id(name):
+            return None
+        return await self._fsio.run(self._open, name)
+
+    def _open(self, name: str) -> MaildropFile | None:
+        try:
+            fd = self._fsio.open(f"{self._root}/{name}")
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            if error.errno in _REFUSED or isinstance(error, PermissionError):
+                self._refuse(name, error.strerror or "cannot be opened")
+                return None
+            raise queue_error(error, f"maildrop/{name}") from error
+        found = self._fsio.fstat(fd)
+        problem = self._problem(found)
+        if problem is None:
+            uid = f"{found.st_dev}.{found.st_ino}.{found.st_ctime_ns}"
+            return MaildropFile(name, fd, found.st_uid, uid, found.st_size, found.st_mtime, self._fsio)
+        self._fsio.close_fd(fd)
+        if problem:
+            self._refuse(name, problem)
+        return None
+
+    def _problem(self, found: os.stat_result) -> str | None:
+        """What is wrong with a file; "" = not complete yet; None = nothing."""
+        if not stat.S_ISREG(found.st_mode):
+            return "not a regular file"
+        if not found.st_mode & COMPLETE:
+            return ""
+        if found.st_nlink != 1:
+            return f"{found.st_nlink} links"
+        if self._limit and found.st_size > 2 * self._limit + 1_000_000:  # records may double a message of empty lines
+            return "too large"
+        return None
+
+    def _refuse(self, name: str, why: str) -> None:
+        if name not in self._complained:
+            if len(self._complained) >= MAX_COMPLAINTS:
+                self._complained.clear()
+            self._complained.add(name)
+            self._log.warning("pickup", f"maildrop/{name}: refused: {why}")
+
+    async def remove(self, file: MaildropFile) -> None:
+        """See SpoolStore.remove_maildrop."""
+        try:
+            self.unlink_if_same(file.name, file.uid)
+            await self.flush()
+        except OSError as error:
+            raise queue_error(error, f"maildrop/{file.name}") from error
+        finally:
+            file.close()
+
+    def unlink_if_same(self, name: str, uid: str) -> bool:
+        """Unlink a file that is still the one that was copied.
+
+        The device number is not compared: it may change from one boot to the next.
+        """
+        path = f"{self._root}/{name}"
+        if not ids.is_queue_id(name):
+            raise QueueError(f"no name of a maildrop file: {name!r}")
+        try:
+            found = self._fsio.lstat(path)
+            if uid.split(".")[1:] != [str(found.st_ino), str(found.st_ctime_ns)]:
+                return False
+            self._fsio.unlink(path)
+        except FileNotFoundError:
+            return False
+        return True
+
+    async def flush(self) -> None:
+        """Make unlinks durable."""
+        await self._fsio.flush(self._fsio.directory(self._root))

@@ -1,0 +1,270 @@
+"""Start-up of the process that owns the queue: nothing that a crash left may be lost, sent twice or forgotten.
+
+In this order, because each step relies on the one before:
+
+1. remove what was never finished (unlocked USEC.PID, mode 0600), so only whole names are left
+2. apply each child to its parent: marks, delay notice, maildrop file; flush; from then on it may be claimed
+3. resolve ids that exist twice, and files whose name does not fit their inode (a restored spool)
+4. move deferred files into the right hash directory; active -> incoming
+
+Only incoming and hold are opened here: a child is claimed after its parent's marks are durable, so one that
+reached active or deferred has been settled.  Every step may be repeated after another crash.
+
+See also: mta/INTERNALS.md
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from mta.queue import queue_file
+from mta.queue import queue_id as ids
+from mta.queue.api import FencedError, Parent, Queue
+from mta.queue.queue_reader import DamagedError, QueueFile, decode
+from mta.queue.store_listing import SLICE, files
+from mta.queue.store_maildrop import Maildrop
+from mta.queue.store_spool import WRITING, is_ready
+
+if TYPE_CHECKING:
+    from mta.queue.store import SpoolStore
+
+PLACES = (Queue.ACTIVE, Queue.INCOMING, Queue.DEFERRED, Queue.HOLD)
+
+
+@dataclass(frozen=True, slots=True)
+class Child:
+    """A message in incoming or hold that names a parent."""
+
+    queue_id: str
+    parent: Parent
+
+
+class Recovery:
+    """One run; made by SpoolStore.recover()."""
+
+    def __init__(self, store: "SpoolStore") -> None:
+        self._store, self._fsio, self._spool, self._log = store, store.fsio, store.spool, store.log
+        self._maildrop = Maildrop(store.spool, store.fsio, store.clock, store.log)
+
+    async def run(self) -> None:
+        """All steps; OSError of a single file is logged and the others go on."""
+        run = self._fsio.run
+        await self._maildrop.scan()
+        await run(self._sweep)
+        children = await run(self._children)
+        for child in children:
+            await self._settle(child)
+        await run(self._doubles)
+        walk = files(self._fsio, f"{self._spool.root}/deferred")
+        while await run(self._place, "deferred", walk):
+            pass
+        walk = files(self._fsio, f"{self._spool.root}/defer")
+        while await run(self._place, "defer", walk):
+            pass
+        await run(self._empty_active)
+
+    @contextlib.contextmanager
+    def _logged(self, queue_id: str) -> Iterator[None]:
+        try:
+            yield
+        except (FileNotFoundError, FencedError):
+            pass
+        except OSError as error:
+            self._log.warning("qmgr", f"{queue_id}: recover: {error.strerror}")
+
+    # -- 1 ------------------------------------------------------------------------------------------
+
+    def _sweep(self) -> None:
+        for queue in (Queue.INCOMING, Queue.HOLD):
+            for entry in list(files(self._fsio, f"{self._spool.root}/{queue}")):
+                with self._logged(entry.name):
+                    unfinished = entry.stat(follow_symlinks=False).st_mode & 0o7777 == WRITING
+                    if ids.is_temporary(entry.name) or (unfinished and ids.is_queue_id(entry.name)):
+                        self._remove_unlocked(entry.path)
+
+    def _remove_unlocked(self, path: str) -> None:
+        fd = self._fsio.open(path)
+        try:
+            if self._fsio.flock(fd):
+                self._fsio.unlink(path)
+        finally:
+            self._fsio.close_fd(fd)
+
+    # -- 2 ------------------------------------------------------------------------------------------
+
+    def _children(self) -> list[Child]:
+        found = []
+        for queue in (Queue.INCOMING, Queue.HOLD):
+            for entry in list(files(self._fsio, f"{self._spool.root}/{queue}")):
+                if not ids.is_queue_id(entry.name):
+                    continue
+                with self._logged(entry.name):
+                    file = self._examine(entry.name, queue, entry.path)
+                    if file is None:
+                        continue
+                    if key := file.others.get("submit_key"):
+                        self._store.submit_keys[key] = entry.name
+                    if file.parent is not None:
+                        found.append(Child(entry.name, file.parent))
+        return found
+
+    def _examine(self, queue_id: str, queue: Queue, path: str) -> QueueFile | None:
+        """Read the envelope of an unlocked, complete file; a damaged one goes to corrupt."""
+        fd = self._fsio.open(path)
+        try:
+            if not is_ready(self._fsio.fstat(fd).st_mode) or not self._fsio.flock(fd):
+                return None
+            try:
+                return decode(lambda offset, size: self._fsio.pread(fd, size, offset))
+            except DamagedError as error:
+                self._store.to_corrupt(queue_id, queue, path, fd, str(error))
+                return None
+        finally:
+            self._fsio.close_fd(fd)
+
+    async def _settle(self, child: Child) -> None:
+        parent = child.parent
+        with self._logged(child.queue_id):
+            if parent.kind == "maildrop":
+                if ids.is_queue_id(parent.queue_id) and self._maildrop.unlink_if_same(parent.queue_id, parent.uid):
+                    await self._maildrop.flush()
+                return
+            for queue in PLACES:
+                path = self._spool.path(queue, parent.queue_id)
+                if ids.is_queue_id(parent.queue_id) and await self._apply(parent, queue, path):
+                    return
+
+    async def _apply(self, parent: Parent, queue: Queue, path: str) -> bool:
+        """Write a child's marks into its parent, if that is what this file is, and flush them."""
+        try:
+            fd = self._fsio.open(path, write=True)
+        except OSError:
+            return False
+        try:
+            found = self._fsio.fstat(fd)
+            try:
+                file = decode(lambda offset, size: self._fsio.pread(fd, size, offset))
+            except DamagedError:
+                return False  # claim() will put it aside
+            if file.identity(found.st_ino) != parent.uid:
+                return False
+            marks = [(r.offset, b"D") for r in file.envelope.recipients if r.todo and r.offset in parent.recipients]
+            if parent.kind == "delay":
+                marks = []
+                if file.warn_offset and file.envelope.warn_time:
+                    marks = [(file.warn_offset + queue_file.WARN_DATA, queue_file.warn_digits(0))]
+            for offset, data in marks:
+                self._fsio.pwrite(fd, data, offset)
+            if marks:
+                await self._fsio.flush_data(fd)
+                if queue is Queue.DEFERRED:
+                    self._fsio.utime(fd, found.st_mtime)
+            return True
+        finally:
+            self._fsio.close_fd(fd)
+
+    # -- 3 ------------------------------------------------------------------------------------------
+
+    def _doubles(self) -> None:
+        """One id in two queues, or a name that does not fit the inode."""
+        seen: dict[str, str] = {}
+        for queue in (Queue.HOLD, Queue.ACTIVE, Queue.INCOMING):
+            for entry in list(files(self._fsio, f"{self._spool.root}/{queue}")):
+                if not ids.is_queue_id(entry.name):
+                    continue
+                with self._logged(entry.name):
+                    path = entry.path
+                    other = seen.get(entry.name) or self._deferred(entry.name)
+                    if other:
+                        path = self._merge(entry.name, other, path)
+                    if path:
+                        name = self._renamed(queue, os.path.basename(path), path, entry.inode())
+                        seen[name] = self._spool.path(queue, name)
+
+    def _deferred(self, queue_id: str) -> str:
+        path = self._spool.path(Queue.DEFERRED, queue_id)
+        try:
+            self._fsio.lstat(path)
+        except FileNotFoundError:
+            return ""
+        return path
+
+    def _merge(self, queue_id: str, first: str, second: str) -> str:
+        """Two files of one id: return the path of `second` if it stays, "" when it was dropped."""
+        a, b = self._fsio.lstat(first), self._fsio.lstat(second)
+        if (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino):
+            self._fsio.unlink(second)
+            return ""
+        one, two = self._decoded(first), self._decoded(second)
+        if one is not None and two is not None and one.uid and one.uid == two.uid:
+            if _marks(two) > _marks(one):
+                self._fsio.rename(second, first)
+            else:
+                self._fsio.unlink(second)
+            return ""
+        if ids.inode_of(queue_id) == b.st_ino and ids.inode_of(queue_id) != a.st_ino:
+            self._rename(first, ids.with_inode(queue_id, a.st_ino))
+            return second
+        return self._rename(second, ids.with_inode(queue_id, b.st_ino))
+
+    def _decoded(self, path: str) -> QueueFile | None:
+        fd = self._fsio.open(path)
+        try:
+            return decode(lambda offset, size: self._fsio.pread(fd, size, offset))
+        except DamagedError:
+            return None
+        finally:
+            self._fsio.close_fd(fd)
+
+    def _rename(self, path: str, name: str) -> str:
+        """Give a file another name in its directory, unless that exists."""
+        target = os.path.join(os.path.dirname(path), name)
+        if target == path:
+            return path
+        with contextlib.suppress(FileNotFoundError):
+            self._fsio.lstat(target)
+            return path
+        self._fsio.rename(path, target)
+        return target
+
+    def _renamed(self, queue: str, name: str, path: str, inode: int) -> str:
+        """Make the id fit the inode, as postsuper -s does, with the reasons; return the id it has now."""
+        if ids.inode_of(name) in (None, inode):
+            return name
+        wanted = ids.with_inode(name, inode)
+        if os.path.basename(self._rename(path, wanted)) != wanted:
+            return name
+        self._log.warning("qmgr", f"{name}: in {queue} with another file's id: renamed to {wanted}")
+        with contextlib.suppress(FileNotFoundError, FencedError):
+            self._spool.move(self._spool.path("defer", name), "defer", wanted)
+        return wanted
+
+    # -- 4 ------------------------------------------------------------------------------------------
+
+    def _place(self, queue: str, walk: Iterator[os.DirEntry[str]]) -> bool:
+        """Put files of a hashed queue where their id says; also under an id that fits their inode."""
+        entries = list(islice(walk, SLICE))
+        for entry in entries:
+            if not ids.is_queue_id(entry.name):
+                continue
+            with self._logged(entry.name):
+                name, path = entry.name, entry.path
+                if queue == "deferred":
+                    name = self._renamed(queue, name, path, entry.inode())
+                    path = os.path.join(os.path.dirname(path), name)
+                if path != self._spool.path(queue, name):
+                    self._spool.move(path, queue, name)
+        return len(entries) == SLICE
+
+    def _empty_active(self) -> None:
+        for entry in list(files(self._fsio, f"{self._spool.root}/active")):
+            if ids.is_queue_id(entry.name):
+                with self._logged(entry.name):
+                    self._spool.move(entry.path, Queue.INCOMING, entry.name)
+
+
+def _marks(file: QueueFile) -> int:
+    return sum(not r.todo for r in file.envelope.recipients)
