@@ -200,7 +200,7 @@ class QueueManager:
             except Exception:
                 self._log_traceback(queue_id)
                 await self._clock.sleep(SETTLE_RETRY)  # its crash is counted: the third puts it on hold
-                await self._store.give_back(job)
+                await self._store.give_back(job, crashed=True)
                 self._incoming.append(queue_id)
         finally:
             self._active.pop(queue_id, None)

@@ -139,13 +139,13 @@ class Scheduler:
         else:
             self._succeeded(transport, destination)
         self._set_ready(transport, entry.destination, destination)
-        if not destination.busy and not destination.jobs and destination.dead_until <= now:
+        if not (destination.busy or destination.jobs or destination.failed_cohorts):
             del transport.destinations[entry.destination]
             transport.ready.pop(entry.destination, None)
         return dropped
 
     def forget_dead(self, now: float, *, even_if_not_due: bool = False) -> None:
-        """Drop idle destinations whose time of death is over; all of them when a flush was asked for."""
+        """Forget failures, except of sites whose time is not over (of those too, when a flush was asked for)."""
         for transport in self._transports.values():
             for nexthop, destination in list(transport.destinations.items()):
                 if even_if_not_due or destination.dead_until <= now:

@@ -1,0 +1,308 @@
+"""The queue manager with a real spool, on virtual time; delivery agents are the outside world here."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from mta.clock import Clock
+from mta.deliver.request import DeliveryRequest, Expansion, Result
+from mta.envelope import Envelope, Origin, Recipient
+from mta.maillog import FileSink, Maillog, MaillogSettings
+from mta.qmgr.backoff import BackoffSettings
+from mta.qmgr.qmgr import QmgrSettings, QueueManager, Target
+from mta.qmgr.scheduler import Scheduler, SchedulerSettings, TransportLimits
+from mta.queue.api import Draft, Job, Parent, Queue
+from mta.queue.store import SpoolStore, StoreSettings, create_spool
+from mta.smtp.reply import Reply
+from tests.inline_fsio import InlineFsio
+from tests.virtual_time import run_virtual
+
+OK = Result(Reply(250, "2.0.0", "Ok"), "250 2.0.0 Ok", "sink[127.0.0.1]:25")
+LATER = Result(Reply(450, "4.2.0", "later"), "host sink said: 450 4.2.0 later", "sink[127.0.0.1]:25")
+NEVER = Result(Reply(550, "5.1.1", "no"), "host sink said: 550 5.1.1 no", "sink[127.0.0.1]:25")
+DOWN = Result(Reply(451, "4.4.1", "Connection refused"), "connect to sink: Connection refused", site_failed=True)
+
+Fate = Callable[[Recipient, int], Result]
+
+
+class Agent:
+    """A peer whose answers a test chooses per recipient and attempt (1, 2, ...)."""
+
+    def __init__(self, fate: Fate) -> None:
+        self.fate = fate
+        self.tries: list[tuple[str, float]] = []
+        self.contents: list[bytes] = []
+
+    async def deliver(self, request: DeliveryRequest) -> None:
+        content = b"".join([chunk async for chunk in request.content(b"\n")])
+        for recipient in request.recipients:
+            self.tries.append((recipient.address, asyncio.get_running_loop().time()))
+            count = sum(1 for address, _ in self.tries if address == recipient.address)
+            result = self.fate(recipient, count)
+            if result.reply.is_positive:
+                self.contents.append(content)
+            request.done(recipient, result)
+
+    async def close(self) -> None:
+        return
+
+
+class Notices:
+    """Stands for the bounce service; writes real children."""
+
+    def __init__(self, store: SpoolStore, clock: Clock) -> None:
+        self.store, self.clock = store, clock
+        self.bounced: list[tuple[str, ...]] = []
+        self.delayed: list[tuple[str, ...]] = []
+
+    async def _child(self, kind: str, job: Job, rows: Sequence[tuple[Recipient, Result]]) -> Draft:
+        draft = await self.store.draft(self.clock.now())
+        draft.envelope(Envelope("", [Recipient(job.envelope.sender)], self.clock.now()))
+        draft.write(b"Subject: " + kind.encode() + b"\n\n")
+        offsets = tuple(r.offset for r, _ in rows)
+        await draft.commit(parent=Parent(kind, job.uid, job.queue_id, offsets))
+        return draft
+
+    async def bounce(self, job: Job, failed: Sequence[tuple[Recipient, Result]]) -> Draft | None:
+        self.bounced.append(tuple(r.address for r, _ in failed))
+        return await self._child("bounce", job, failed) if job.envelope.sender else None
+
+    async def delay_notice(self, job: Job, delayed: Sequence[tuple[Recipient, Result]]) -> Draft | None:
+        self.delayed.append(tuple(r.address for r, _ in delayed))
+        return await self._child("delay", job, []) if job.envelope.sender else None
+
+    async def success_notice(self, job: Job, done: Sequence[tuple[Recipient, Result]]) -> Draft | None:
+        return None
+
+
+class World:
+    """A queue manager with everything it needs."""
+
+    def __init__(self, path: Path, clock: Clock, fate: Fate) -> None:
+        settings = StoreSettings(str(path / "spool"), True, ("deferred", "defer"), 1, 10240000, 0, 4000.0, True)
+        self.clock = clock
+        self.fsio = InlineFsio(aio=False)
+        create_spool(settings, self.fsio)
+        self.log = Maillog(MaillogSettings("", "postfix", "host"), clock, FileSink(str(path / "log")))
+        self.path = path
+        self.store = SpoolStore(settings, self.fsio, clock, self.log)
+        self.agent = Agent(fate)
+        self.notices = Notices(self.store, clock)
+        backoff = BackoffSettings(300.0, 4000.0, 432000.0, 432000.0, 0.0)
+        self.qmgr = QueueManager(
+            QmgrSettings(300.0, 100, 0.0, False, ()), backoff, self.store,
+            Scheduler(SchedulerSettings(5, 1, 300.0), {}, TransportLimits(100, 20, 50)),
+            self.resolve, {"smtp": self.agent}, self.notices, self, clock, self.log,
+        )  # fmt: skip
+        self.store.arrived = self.qmgr.arrived
+        self.unresolvable: set[str] = set()
+
+    async def resolve(self, recipient: Recipient, sender: str) -> Target:
+        if recipient.address in self.unresolvable:
+            raise OSError("table broken")
+        return Target("smtp", recipient.address.partition("@")[2])
+
+    async def inject(
+        self, origin: Origin, envelope: Envelope, chunks: AsyncIterator[bytes], parent: Parent | None
+    ) -> Draft:
+        draft = await self.store.draft(self.clock.now())
+        draft.envelope(envelope)
+        async for chunk in chunks:
+            draft.write(chunk)
+        await draft.commit(parent=parent)
+        return draft
+
+    async def submit(self, *addresses: str, sender: str = "s@a.test", **more: float) -> str:
+        draft = await self.store.draft(self.clock.now())
+        draft.envelope(Envelope(sender, [Recipient(a) for a in addresses], self.clock.now(), **more))  # type: ignore[arg-type]  # keyword is warn_time
+        draft.write(b"Subject: t\n\nbody\n")
+        await draft.commit()
+        return draft.queue_id
+
+    def lines(self) -> str:
+        self.log.flush()
+        return (self.path / "log").read_text()
+
+    async def count(self, queue: Queue) -> int:
+        return len(await self.store.scan(queue))
+
+
+def simulate(path: Path, fate: Fate, story: Callable[[World], Awaitable[None]]) -> None:
+    """Run a story beside a serving queue manager."""
+
+    async def main(clock: Clock) -> None:
+        world = World(path, clock, fate)
+        await world.store.recover()
+        task = asyncio.ensure_future(world.qmgr.run())
+        try:
+            await story(world)
+        finally:
+            await world.qmgr.drain(10.0)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            world.fsio.close()
+            world.log.close()
+
+    run_virtual(main, patience=0.0)
+
+
+def test_a_message_is_delivered_once_and_removed(tmp_path: Path) -> None:
+    async def story(w: World) -> None:
+        queue_id = await w.submit("x@b.test", "y@b.test", "z@c.test")
+        await w.clock.sleep(1)
+        assert sorted(a for a, _ in w.agent.tries) == ["x@b.test", "y@b.test", "z@c.test"]
+        assert w.agent.contents == [b"Subject: t\n\nbody\n"] * 3
+        assert f"{queue_id}: removed" in w.lines()
+        assert await w.count(Queue.INCOMING) == await w.count(Queue.DEFERRED) == 0
+
+    simulate(tmp_path, lambda r, n: OK, story)
+
+
+def test_retries_come_at_the_ages_of_the_backoff_and_the_tried_ones_are_not_repeated(tmp_path: Path) -> None:
+    def fate(r: Recipient, n: int) -> Result:
+        return OK if r.address == "x@b.test" or n > 4 else LATER
+
+    async def story(w: World) -> None:
+        await w.submit("x@b.test", "y@b.test")
+        await w.clock.sleep(10000)
+        assert [a for a, _ in w.agent.tries].count("x@b.test") == 1
+        times = [round(t) for a, t in w.agent.tries if a == "y@b.test"]
+        assert times[:5] == [0, 300, 600, 1200, 2400]
+        assert await w.count(Queue.DEFERRED) == 0
+
+    simulate(tmp_path, fate, story)
+
+
+def test_refused_recipients_are_bounced_once_and_the_others_go_on(tmp_path: Path) -> None:
+    def fate(r: Recipient, n: int) -> Result:
+        return NEVER if r.address == "x@b.test" else LATER if r.address == "y@b.test" and n == 1 else OK
+
+    async def story(w: World) -> None:
+        await w.submit("x@b.test", "y@b.test")
+        await w.clock.sleep(1000)
+        assert w.notices.bounced == [("x@b.test",)]
+        assert [a for a, _ in w.agent.tries] == ["x@b.test", "y@b.test", "s@a.test", "y@b.test"]
+        assert await w.count(Queue.DEFERRED) == 0
+
+    simulate(tmp_path, fate, story)
+
+
+def test_mail_that_stays_undeliverable_is_returned_after_its_lifetime_and_never_before(tmp_path: Path) -> None:
+    async def story(w: World) -> None:
+        await w.submit("x@b.test", sender="s@good.test")
+        await w.clock.sleep(431000)
+        assert w.notices.bounced == []
+        await w.clock.sleep(10000)
+        assert w.notices.bounced == [("x@b.test",)]
+        assert "status=expired, returned to sender" in w.lines()
+        assert await w.count(Queue.DEFERRED) == 0
+
+    simulate(tmp_path, lambda r, n: OK if r.address == "s@good.test" else LATER, story)
+
+
+def test_a_dead_site_is_left_alone_and_its_waiting_mail_deferred_at_once(tmp_path: Path) -> None:
+    async def story(w: World) -> None:
+        for _ in range(30):
+            await w.submit("x@down.test")
+        await w.clock.sleep(5)
+        assert len(w.agent.tries) < 15
+        assert await w.count(Queue.DEFERRED) == 30
+        assert "delivery temporarily suspended: connect to sink: Connection refused" in w.lines()
+
+    simulate(tmp_path, lambda r, n: DOWN, story)
+
+
+def test_an_agent_that_raises_or_stays_silent_defers_and_never_bounces(tmp_path: Path) -> None:
+    def fate(r: Recipient, n: int) -> Result:
+        if n == 1:
+            raise RuntimeError("/var/spool secret")
+        return OK
+
+    async def story(w: World) -> None:
+        await w.submit("x@b.test")
+        await w.clock.sleep(1)
+        assert await w.count(Queue.DEFERRED) == 1
+        assert "dsn=4.3.0, status=deferred (internal error, will try again)" in w.lines()
+        await w.clock.sleep(400)
+        assert w.notices.bounced == []
+        assert len(w.agent.contents) == 1
+
+    simulate(tmp_path, fate, story)
+
+
+def test_a_table_that_fails_defers_the_recipient(tmp_path: Path) -> None:
+    async def story(w: World) -> None:
+        w.unresolvable.add("x@b.test")
+        await w.submit("x@b.test", "y@b.test")
+        await w.clock.sleep(1)
+        assert [a for a, _ in w.agent.tries] == ["y@b.test"]
+        w.unresolvable.clear()
+        await w.clock.sleep(400)
+        assert [a for a, _ in w.agent.tries] == ["y@b.test", "x@b.test"]
+
+    simulate(tmp_path, lambda r, n: OK, story)
+
+
+def test_an_expansion_becomes_one_child_with_a_recipient_per_leaf(tmp_path: Path) -> None:
+    def fate(r: Recipient, n: int) -> Result:
+        if r.address == "list@b.test":
+            leaves = Expansion(("p@c.test", "q@d.test"), "owner-list@b.test", "list@b.test")
+            return Result(Reply(250, "2.0.0", ""), "", "local", expansion=leaves)
+        return LATER if r.address == "p@c.test" and n == 1 else OK
+
+    async def story(w: World) -> None:
+        await w.submit("list@b.test")
+        await w.clock.sleep(1000)
+        assert [a for a, _ in w.agent.tries] == ["list@b.test", "p@c.test", "q@d.test", "p@c.test"]
+        assert w.agent.contents[1:] == [b"Delivered-To: list@b.test\nSubject: t\n\nbody\n"] * 2
+        assert "status=sent (forwarded as " in w.lines()
+
+    simulate(tmp_path, fate, story)
+
+
+def test_a_flush_tries_deferred_mail_now(tmp_path: Path) -> None:
+    async def story(w: World) -> None:
+        await w.submit("x@b.test")
+        await w.clock.sleep(1)
+        assert await w.qmgr.flush() == 1
+        await w.clock.sleep(1)
+        assert len(w.agent.contents) == 1
+
+    simulate(tmp_path, lambda r, n: OK if n > 1 else DOWN, story)
+
+
+def test_one_delay_notice_is_sent_when_the_time_has_come(tmp_path: Path) -> None:
+    async def story(w: World) -> None:
+        await w.submit("x@b.test", sender="s@good.test", warn_time=w.clock.now() + 1000)
+        await w.clock.sleep(900)
+        assert w.notices.delayed == []
+        await w.clock.sleep(20000)
+        assert w.notices.delayed == [("x@b.test",)]
+
+    simulate(tmp_path, lambda r, n: OK if r.address == "s@good.test" else LATER, story)
+
+
+@pytest.mark.parametrize("count", [1, 40])
+def test_drain_gives_back_what_was_not_delivered(tmp_path: Path, count: int) -> None:
+    async def main(clock: Clock) -> None:
+        world = World(tmp_path, clock, lambda r, n: OK)
+        blocker = asyncio.Event()
+
+        async def never(request: DeliveryRequest) -> None:
+            await blocker.wait()
+
+        world.agent.deliver = never  # type: ignore[method-assign]  # a peer that hangs
+        task = asyncio.ensure_future(world.qmgr.run())
+        for _ in range(count):
+            await world.submit("x@b.test")
+        await clock.sleep(1)
+        await world.qmgr.drain(5.0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await world.store.recover()
+        assert await world.count(Queue.INCOMING) == count
+        world.fsio.close()
+
+    run_virtual(main, patience=0.0)
