@@ -316,11 +316,11 @@ def _parameters(text: bytes) -> list[tuple[bytes, bytes | None, bytes]] | Reply:
     """Split "A=x B" into (name in upper case, value or None, the word); a name given twice is refused."""
     found: list[tuple[bytes, bytes | None, bytes]] = []
     seen: set[bytes] = set()
+    if _CONTROL.search(text.replace(b"\t", b" ")):
+        return BAD_PARAMETER
     for word in text.split():
         name, equals, value = word.partition(b"=")
         name = name.upper()
-        if _CONTROL.search(word):
-            return BAD_PARAMETER
         if not _KEYWORD.fullmatch(name):
             return _unsupported(word)
         if name in seen:
