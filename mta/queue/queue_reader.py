@@ -18,6 +18,7 @@ from mta.queue.queue_file import FLAG_BLOCKS, SMTPUTF8_REQUESTED, envelope_crc
 
 WINDOW = 65536  # bytes read at a time
 MAX_RECORD = 1 << 20  # bytes of one envelope record
+HUGE = 1 << 53  # no offset, size or time is that large
 MAX_POINTERS = 1000  # a circle of pointers ends here
 _C, _T, _F, _S, _A, _O, _R, _D, _SLASH, _W = b"CTFSAORD/W"
 _M, _N, _L, _P, _PAD, _X, _E = b"MNLpwXE"
@@ -111,9 +112,12 @@ def _length(buffer: bytes, pos: int) -> tuple[int, int]:
 
 def _integer(data: bytes | str) -> int:
     try:
-        return int(data)
+        number = int(data)
     except ValueError:
-        raise DamagedError(f"not a number: {data[:20]!r}") from None
+        number = HUGE
+    if abs(number) >= HUGE:
+        raise DamagedError(f"not a number: {data[:20]!r}")
+    return number
 
 
 def decode(read_at: ReadAt) -> QueueFile:
@@ -269,15 +273,18 @@ class _Decoder:
         )
         if own["envelope_crc32"] != f"{crc:08x}":
             raise DamagedError("checksum of the envelope")
+        try:
+            file.content_crc = int(own.pop("content_crc32"), 16)
+            if "parent_kind" in own:
+                offsets = tuple(map(int, own.pop("parent_rcpts").split()))
+                file.parent = Parent(own.pop("parent_kind"), own.pop("parent_uid"), own.pop("parent_id"), offsets)
+        except (KeyError, ValueError):
+            raise DamagedError("our attributes make no sense") from None
         file.uid = own.pop("uid")
-        file.content_crc = int(own.pop("content_crc32"), 16)
         file.content_8bit = own.pop("content_8bit", "") == "1"
         crashes = own.pop("crashes")
-        file.crashes = int(crashes) if crashes in "0123456789" and crashes else 0
+        file.crashes = int(crashes) if len(crashes) == 1 and crashes in "0123456789" else 0
         file.crashes_offset = self._own_offset["crashes"] + 2 + len("crashes=")
-        if "parent_kind" in own:
-            offsets = tuple(map(int, own.pop("parent_rcpts").split()))
-            file.parent = Parent(own.pop("parent_kind"), own.pop("parent_uid"), own.pop("parent_id"), offsets)
         del own["envelope_crc32"]
         file.others = own
 
@@ -298,13 +305,14 @@ class ContentReader:
     twice as many bytes as it was given (empty lines are two bytes of record for one LF).
     """
 
-    __slots__ = ("_kind", "_left", "_pointers", "done", "offset")
+    __slots__ = ("_kind", "_left", "_open_line", "_pointers", "done", "offset")
 
     def __init__(self, content_offset: int) -> None:
         self.offset = content_offset
         self.done = False
         self._kind = 0
         self._left = 0  # bytes of the current record still to come
+        self._open_line = False
         self._pointers = 0
 
     def feed(self, raw: bytes) -> bytes:
@@ -325,8 +333,11 @@ class ContentReader:
                 pos = start + n
                 out.append(raw[start:pos])
                 out.append(b"\n")
+                self._open_line = False
                 continue
             if kind == _X:
+                if self._open_line:  # postdrop's way with a last line that has no newline
+                    out.append(b"\n")
                 self.done = True
                 break
             if kind == _P:
@@ -350,8 +361,10 @@ class ContentReader:
     def _take(self, out: list[bytes], data: bytes) -> None:
         if self._kind != _PAD:
             out.append(data)
+            self._open_line = True
             if self._kind == _N and not self._left:
                 out.append(b"\n")
+                self._open_line = False
 
     def _jump(self, target: int) -> None:
         self._pointers += 1

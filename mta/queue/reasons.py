@@ -55,7 +55,7 @@ def encode_reasons(entries: Iterable[tuple[Recipient, Reason]], *, compatible: b
             out += [f"diag_type={_line(reason.diag_type)}", f"diag_text={_line(reason.diag_text)}"]
         if reason.mta_name:
             out += ["mta_type=dns", f"mta_mname={_line(reason.mta_name)}"]
-        out.append(f"reason={_line(reason.text)}")
+        out += [f"reason={_line(reason.text)}", ""]
     return "\n".join(out).encode("utf-8", "surrogateescape") + b"\n" if out else b""
 
 

@@ -1,0 +1,252 @@
+"""Queue file records: what we write, what we read, and that both agree."""
+
+import zlib
+from collections.abc import Mapping
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mta.envelope import Envelope, Notify, Recipient, Ret
+from mta.queue.api import Parent
+from mta.queue.queue_file import (
+    BLOCK,
+    FLAG_BLOCKS,
+    LINE_LIMIT,
+    SIZE_RECORD,
+    encode_block,
+    encode_head,
+    encode_last_block,
+    encode_lines,
+    encode_size,
+    encode_tail,
+    record,
+)
+from mta.queue.queue_reader import ContentReader, DamagedError, QueueFile, decode
+
+ARRIVAL = 1795217804.786757
+
+
+def encoded(envelope: Envelope, content: bytes, *, blocks: bool = False, parent: Parent | None = None,
+            attributes: Mapping[str, str] | None = None) -> bytes:  # fmt: skip
+    """A whole file, made as the store makes it."""
+    head = encode_head(envelope)
+    if content and not content.endswith(b"\n"):
+        content += b"\n"
+    if blocks:
+        cut = max(0, len(content) - 1) // BLOCK * BLOCK
+        body = b"".join(encode_block(content[i : i + BLOCK]) for i in range(0, cut, BLOCK))
+        body += encode_last_block(content[cut:])
+    else:
+        body = encode_lines(content)
+    size = encode_size(head, len(body), blocks=blocks)
+    tail = encode_tail(head, size, uid="ab" * 16, content_crc=zlib.crc32(content), parent=parent, attributes=attributes)
+    return size + head.data[SIZE_RECORD:] + body + tail
+
+
+def decoded(raw: bytes) -> QueueFile:
+    return decode(lambda offset, size: raw[offset : offset + size])
+
+
+def text_of(raw: bytes, file: QueueFile, step: int = 32768) -> bytes:
+    reader, out = ContentReader(file.content_offset), b""
+    while not reader.done:
+        out += reader.feed(raw[reader.offset : reader.offset + step])
+    return out
+
+
+def simple() -> Envelope:
+    return Envelope("a@src.test", [Recipient("b@dst.test")], ARRIVAL)
+
+
+def test_the_bytes_are_those_of_postfix_up_to_the_extracted_segment() -> None:
+    envelope = Envelope(
+        "root@mx.test", [Recipient("carol@dst.test", dsn_orig_rcpt="rfc822;carol@dst.test", notify=Notify.DELAY)],
+        1795228922.5, full_name="root", warn_time=1795232522, attributes={"rewrite_context": "local"},
+    )  # fmt: skip
+    raw = encoded(envelope, b"A: b\n\nhi\n")
+    expected = (
+        b"C\x5f             12             287               1              16              12               0"
+        b"T\x111795228922 500000" b"A\x16create_time=1795228922" b"A\x15rewrite_context=local" b"F\x04root"
+        b"S\x0croot@mx.test" b"W\x0f     1795232522" b"A\x0enotify_flags=8"
+        b"A\x23dsn_orig_rcpt=rfc822;carol@dst.test" b"O\x0ecarol@dst.test" b"R\x0ecarol@dst.test" b"M\x00"
+        b"N\x04A: b" b"N\x00" b"N\x02hi" b"X\x00"
+    )  # fmt: skip
+    assert raw[: len(expected)] == expected
+    assert raw.endswith(b"A\x09crashes=0E\x00")
+
+
+def test_length_bytes_are_seven_bits_low_group_first() -> None:
+    assert record(b"N", b"x" * 127)[:2] == b"N\x7f"
+    assert record(b"N", b"x" * 128)[:3] == b"N\x80\x01"
+    assert record(b"L", b"x" * 65536)[:4] == b"L\x80\x80\x04"
+
+
+@pytest.mark.parametrize(("length", "kinds"), [
+    (0, "N"), (127, "N"), (128, "N"), (LINE_LIMIT, "N"), (LINE_LIMIT + 1, "LN"), (2 * LINE_LIMIT, "LN"),
+    (2 * LINE_LIMIT + 1, "LLN"),
+])  # fmt: skip
+def test_a_long_line_becomes_pieces_and_a_final_record(length: int, kinds: str) -> None:
+    raw = encoded(simple(), b"x" * length + b"\nend\n")
+    file = decoded(raw)
+    at, seen = file.content_offset, ""
+    while raw[at] != ord("X"):
+        n, start = raw[at + 1], at + 2
+        if n > 127:
+            n, start = n & 127 | raw[at + 2] << 7, at + 3
+        assert n <= LINE_LIMIT
+        seen += chr(raw[at])
+        at = start + n
+    assert seen == kinds + "N"
+    assert text_of(raw, file) == b"x" * length + b"\nend\n"
+
+
+def test_a_last_line_without_newline_gets_one() -> None:
+    for blocks in (False, True):
+        raw = encoded(simple(), b"one\ntwo", blocks=blocks)
+        assert text_of(raw, decoded(raw)) == b"one\ntwo\n"
+
+
+def test_blocks_are_flagged_so_that_a_postfix_refuses_them() -> None:
+    raw = encoded(simple(), b"line\n" * 40_000, blocks=True)
+    assert int(raw[2:97].split()[3]) & FLAG_BLOCKS
+    file = decoded(raw)
+    assert file.blocks
+    assert text_of(raw, file) == b"line\n" * 40_000
+
+
+def test_done_and_cancelled_recipients_keep_their_state() -> None:
+    envelope = simple()
+    envelope.recipients += [Recipient("c@dst.test", state="D"), Recipient("d@dst.test", state="/")]
+    assert [r.state for r in decoded(encoded(envelope, b"x\n")).envelope.recipients] == ["R", "D", "/"]
+
+
+def test_a_mark_a_crash_count_and_a_sent_warning_leave_the_checksum_right() -> None:
+    envelope = simple()
+    envelope.warn_time = ARRIVAL
+    raw = bytearray(encoded(envelope, b"x\n"))
+    file = decoded(bytes(raw))
+    raw[file.envelope.recipients[0].offset] = ord("D")
+    raw[file.crashes_offset] = ord("3")
+    raw[file.warn_offset + 2 : file.warn_offset + 17] = b"%15d" % 0
+    again = decoded(bytes(raw))
+    assert (again.envelope.recipients[0].state, again.crashes, again.envelope.warn_time) == ("D", 3, 0.0)
+
+
+def test_parent_and_attributes_come_back() -> None:
+    parent = Parent("bounce", "cd" * 16, "4F3", (160, 200))
+    file = decoded(encoded(simple(), b"x\n", parent=parent, attributes={"submit_key": "k=1"}))
+    assert file.parent == parent
+    assert file.others == {"submit_key": "k=1"}
+    assert file.uid == "ab" * 16
+
+
+def test_many_recipients_do_not_fit_one_window_and_are_all_read() -> None:
+    envelope = Envelope("a@src.test", [Recipient(f"user{i}@a-long-domain.dst.test") for i in range(3000)], ARRIVAL)
+    raw = encoded(envelope, b"x\n")
+    file = decoded(raw)
+    assert [r.address for r in file.envelope.recipients] == [r.address for r in envelope.recipients]
+    assert all(raw[r.offset : r.offset + 1] == b"R" for r in file.envelope.recipients)
+
+
+@pytest.mark.parametrize("victim", ["uid=", "content_crc32=", "envelope_crc32=", "crashes="])
+def test_a_file_of_ours_must_have_all_our_attributes(victim: str) -> None:
+    raw = encoded(simple(), b"x\n").replace(victim.encode(), b"#" * (len(victim) - 1) + b"=")
+    with pytest.raises(DamagedError):
+        decoded(raw)
+
+
+@pytest.mark.parametrize("attributes", [{"content_crc32": "zz"}, {"parent_kind": "bounce"}, {"parent_kind": "bounce",
+    "parent_uid": "", "parent_id": "", "parent_rcpts": "x"}])  # fmt: skip
+def test_attributes_that_make_no_sense_are_damage_though_the_checksum_is_right(attributes: Mapping[str, str]) -> None:
+    with pytest.raises(DamagedError, match="no sense"):
+        decoded(encoded(simple(), b"x\n", attributes=attributes))
+
+
+def test_a_circle_of_pointers_ends() -> None:
+    head = b"C\x5f" + b" ".join([b"%15d"] * 6) % (2, 300, 1, 0, 2, 0) + b"T\x011" + b"S\x00"
+    circle = record(b"p", b"%15d" % len(head))
+    with pytest.raises(DamagedError, match="circle"):
+        decoded(head + circle)
+    reader = ContentReader(0)
+    with pytest.raises(DamagedError, match="circle"):
+        while True:
+            reader.feed(record(b"p", b"%15d" % 7))
+
+
+@pytest.mark.parametrize("raw", [
+    b"", b"C", b"T\x011S\x00", b"T\x011M\x00X\x00E\x00", b"Q\x00S\x00M\x00X\x00E\x00", b"T\x01xS\x00M\x00X\x00E\x00",
+    b"S\x00M\x00N\x01aE\x00", b"S\x00M\x00X\x00Q\x00E\x00", b"S\xff\xff\xff\xff\xff\xff\x01", b"S\xff\xff\xff\x7f",
+    b"C\x02-1S\x00M\x00X\x00E\x00", b"C\x00S\x00M\x00X\x00E\x00", b"C\x0299S\x00M\x00X\x00E\x00",
+    b"C\x011S\x00M\x00N\x00X\x00E\x00", b"C\x14" + b"9" * 20 + b"S\x00M\x00X\x00E\x00",
+])  # fmt: skip
+def test_what_is_no_queue_file_is_damaged(raw: bytes) -> None:
+    with pytest.raises(DamagedError):
+        decoded(raw)
+
+
+def test_a_foreign_file_may_have_records_we_do_not_use() -> None:
+    raw = (
+        b"T\x011c\x011I\x01xf\x010d\x010L\x0fsmtp:[filter]:1V\x01=S\x01aW\x010A\x01qO\x01bm\x010R\x01b"
+        b"A\x10trace_flags=1024M\x00w\x02  N\x01xX\x00r\x01ae\x01bA\x0dencoding=8bitO\x01dR\x01cE\x00"
+    )
+    file = decoded(raw)
+    assert [(r.address, r.original) for r in file.envelope.recipients] == [("b", ""), ("c", "d")]
+    assert file.envelope.attributes["content_filter"] == "smtp:[filter]:1"
+    assert file.envelope.encoding == "8bit"
+    assert file.content_8bit
+    assert text_of(raw, file, 3) == b"x\n"
+    assert file.uid == ""
+    assert file.identity(255) == "ff.f4240"
+
+
+def test_content_may_be_read_in_pieces_of_any_size() -> None:
+    content = b"x" * 5000 + b"\n\n" + b"y" * 127 + b"\n" + b"z" * 128 + b"\nend\n"
+    for blocks in (False, True):
+        raw = encoded(simple(), content, blocks=blocks)
+        for step in (17, 18, 100, 4096):
+            assert text_of(raw, decoded(raw), step) == content
+
+
+def test_content_that_ends_early_or_holds_other_records_is_damaged() -> None:
+    for raw in (b"", b"N", b"N\x05ab", b"N\x80", b"L\x02ab", b"E\x00", b"p\x0f    "):
+        reader = ContentReader(0)
+        with pytest.raises(DamagedError):
+            while not reader.done:
+                reader.feed(raw[reader.offset :])
+
+
+addresses = st.text(st.characters(exclude_categories=("Cc", "Cs")), max_size=40)
+raw_bytes = st.binary(max_size=20).map(lambda b: b.decode("utf-8", "surrogateescape"))
+values = st.one_of(addresses, raw_bytes)
+names = st.sampled_from(["rewrite_context", "log_client_name", "log_helo_name", "sasl_username", "trace_flags"])
+recipients = st.builds(
+    Recipient, values, values, st.integers(0, 15).map(Notify), values, state=st.sampled_from("RD/")
+)  # fmt: skip
+envelopes = st.builds(
+    Envelope,
+    values, st.lists(recipients, max_size=5), st.integers(0, 2**51).map(lambda usec: usec / 1_000_000), values, values,
+    st.integers(0, 3).map(Ret), st.sampled_from(["", "7bit", "8bit"]), st.booleans(),
+    st.integers(0, 2**33).map(float), st.dictionaries(names, values),
+)  # fmt: skip
+contents = st.lists(st.one_of(
+    st.binary(max_size=50),
+    st.builds(lambda n, b: bytes([b]) * n, st.integers(120, 5000), st.integers(11, 255)),
+), max_size=8).map(b"\n".join)  # fmt: skip
+
+
+@settings(deadline=None, derandomize=True, max_examples=150)
+@given(envelopes, contents, st.booleans())
+def test_what_is_written_is_read_back(envelope: Envelope, content: bytes, blocks: bool) -> None:
+    raw = encoded(envelope, content, blocks=blocks)
+    file = decoded(raw)
+    for sent, back in zip(envelope.recipients, file.envelope.recipients, strict=True):
+        assert raw[back.offset : back.offset + 1] == sent.state.encode()
+        sent.offset = back.offset
+        sent.original = "" if sent.original == sent.address else sent.original
+    assert file.envelope == envelope
+    assert file.end == len(raw)
+    if content and not content.endswith(b"\n"):
+        content += b"\n"
+    assert text_of(raw, file, 1000) == (content or (b"\n" if blocks else b""))
+    assert file.content_crc == zlib.crc32(content)
