@@ -1,0 +1,119 @@
+"""Headers on their way in: what is dropped, counted, completed and added.
+
+Mail from elsewhere keeps its headers as they are, except that message_drop_headers go.  Local mail gets complete
+addresses in its address headers and, at the end of the header, the Message-Id, Date and From it lacks (the
+Resent- ones for a resent message), in Postfix's order.
+
+See also: cleanup(8), RFC 5322 s3.6
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mta.message import Header, clean, from_header, normalised, text
+from mta.message_address import parse_list, rewrite_list
+
+SENDER_HEADERS = frozenset(
+    b"from sender reply-to errors-to return-receipt-to resent-from resent-sender resent-reply-to mail-followup-to"
+    b" disposition-notification-to mail-reply-to".split()
+)
+RECIPIENT_HEADERS = frozenset(b"to cc bcc resent-to resent-cc resent-bcc apparently-to".split())
+_ENCODINGS = {b"8bit": "8bit", b"binary": "8bit"}
+
+Rewrite = Callable[[bytes, str], str]  # (header name, address) -> address
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """What is needed to add headers to local mail."""
+
+    queue_id: str
+    message_id: str
+    full_name: str
+    sender: str
+
+
+class HeaderFilter:
+    """State of one message's header.
+
+    rewrite None: headers stay as they are.  hops: Received headers, our own not counted.  notes: texts to be
+    logged under the queue id.  encoding: from Content-Transfer-Encoding, "" when it says nothing.
+    """
+
+    __slots__ = ("_drop", "_dropping", "_resent", "_rewrite", "_seen", "encoding", "hops", "notes")
+
+    def __init__(self, drop: frozenset[bytes], rewrite: Rewrite | None) -> None:
+        self.hops = 0
+        self.notes: list[str] = []
+        self.encoding = ""
+        self._drop = drop
+        self._rewrite = rewrite
+        self._seen: set[bytes] = set()
+        self._resent = False
+        self._dropping = False
+
+    def take(self, header: Header) -> bytes:
+        """Return what is stored for this header, b"" when it is dropped."""
+        name = header.name
+        if not header.whole:
+            if name:
+                self._dropping = name in self._drop
+                self._seen.add(name)
+            return b"" if self._dropping else header.raw
+        self._seen.add(name)
+        if name in self._drop:
+            return b""
+        if name == b"received":
+            self.hops += 1
+        elif name.endswith(b"message-id") and name in (b"message-id", b"resent-message-id"):
+            value = " ".join(text(header.value).split())
+            self.notes.append(f"{name.decode()}={value}")
+        elif name == b"content-transfer-encoding":
+            self.encoding = _ENCODINGS.get(header.value.strip().lower(), self.encoding)
+        if self._rewrite is None:
+            return header.raw
+        if name.startswith(b"resent-"):
+            self._resent = True
+        return self._rewritten(header)
+
+    def _rewritten(self, header: Header) -> bytes:
+        raw = normalised(header)
+        if header.name not in SENDER_HEADERS and header.name not in RECIPIENT_HEADERS:
+            return raw
+        rewrite, kind = self._rewrite, header.name
+        label, _, value = raw.partition(b":")
+        new = rewrite_list(
+            text(label), text(value.rstrip(b"\n")), lambda address: rewrite(kind, address) if rewrite else address
+        )
+        return raw if new is None else new.encode("utf-8", "surrogateescape") + b"\n"
+
+    def added(self, missing: Missing, date: str) -> bytes:
+        """Headers that local mail lacks; notes the message-id it makes."""
+        resent = b"resent-" if self._resent else b""
+        prefix = b"Resent-" if self._resent else b""
+        out = []
+        if resent + b"message-id" not in self._seen:
+            out.append(prefix + b"Message-Id: " + clean(missing.message_id) + b"\n")
+            self.notes.append(f"{resent.decode()}message-id={missing.message_id}")
+        if resent + b"date" not in self._seen:
+            out.append(prefix + b"Date: " + clean(date) + b"\n")
+        if resent + b"from" not in self._seen:
+            out.append(from_header(prefix, missing.full_name, missing.sender))
+        return b"".join(out)
+
+    def note_absent(self) -> None:
+        """A message without Message-Id is logged as such."""
+        if b"message-id" not in self._seen and not self.notes:
+            self.notes.append("message-id=<>")
+
+
+def header_addresses(headers: list[Header]) -> list[tuple[bytes, str]]:
+    """Every (header name, address) that rewriting will ask for; used to look them up beforehand."""
+    wanted = SENDER_HEADERS | RECIPIENT_HEADERS
+    return [
+        (h.name, address)
+        for h in headers
+        if h.whole and h.name in wanted
+        for address in parse_list(text(h.value)).addresses
+        if address
+    ]

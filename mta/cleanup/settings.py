@@ -1,0 +1,35 @@
+"""Settings of cleanup, under their names in postconf(5)."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class CleanupSettings:
+    """postconf(5); sizes in bytes, 0 = no limit."""
+
+    myhostname: str
+    mail_name: str
+    myorigin: str
+    mydestination: tuple[str, ...]
+    message_size_limit: int
+    header_size_limit: int
+    hopcount_limit: int
+    message_drop_headers: tuple[str, ...]
+    always_add_missing_headers: bool
+    enable_long_queue_ids: bool
+    detect_8bit_encoding_header: bool
+    recipient_delimiter: str
+    propagate_unmatched_extensions: tuple[str, ...]
+    duplicate_filter_limit: int
+    virtual_alias_maps: tuple[str, ...]
+    virtual_alias_expansion_limit: int
+    virtual_alias_recursion_limit: int
+    canonical_maps: tuple[str, ...]
+    sender_canonical_maps: tuple[str, ...]
+    recipient_canonical_maps: tuple[str, ...]
+    canonical_classes: tuple[str, ...]
+    sender_canonical_classes: tuple[str, ...]
+    recipient_canonical_classes: tuple[str, ...]
+    always_bcc: str
+    sender_bcc_maps: tuple[str, ...]
+    recipient_bcc_maps: tuple[str, ...]

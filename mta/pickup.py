@@ -1,0 +1,159 @@
+"""Brings what lies in maildrop into the queue: mail submitted while the daemon was away, and requeued mail.
+
+A maildrop file is copied, committed as a child of the file (born held), then the file is unlinked durably and the
+child released; a crash anywhere in between repeats nothing.  What the file says is believed only as far as its
+owner could have said it to sendmail: a file of mail_owner is a requeued message and keeps its envelope.
+
+See also: mta/INTERNALS.md states D1 to D3, pickup(8)
+"""
+
+import asyncio
+from dataclasses import dataclass
+from typing import Protocol
+
+from mta.cleanup.intake import RefusedError
+from mta.clock import Clock
+from mta.envelope import Envelope
+from mta.maillog import Maillog
+from mta.message import HeaderScanner
+from mta.queue.api import Draft, Parent, QueueError, QueueStore
+from mta.queue.queue_reader import DamagedError, QueueFile
+from mta.queue.store_maildrop import MaildropFile
+from mta.submit_intake import Opener, open_local
+from mta.submit_prepare import HEADER_BLOCK_LIMIT
+
+SCAN_INTERVAL = 60.0  # seconds, Postfix's wakeup time of pickup
+
+
+class Store(QueueStore, Protocol):
+    """The queue store with its maildrop."""
+
+    async def scan_maildrop(self) -> list[str]: ...
+
+    async def open_maildrop(self, name: str) -> MaildropFile | None: ...
+
+    async def remove_maildrop(self, file: MaildropFile) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class PickupSettings:
+    """postconf(5)."""
+
+    hopcount_limit: int
+
+
+class Pickup:
+    """Owns maildrop/ while it runs."""
+
+    def __init__(
+        self, settings: PickupSettings, store: Store, cleanup: Opener, owner_uid: int, log: Maillog, clock: Clock
+    ) -> None:
+        """owner_uid: of mail_owner, whose files are requeued messages."""
+        self._settings, self._store, self._cleanup = settings, store, cleanup
+        self._owner_uid, self._log, self._clock = owner_uid, log, clock
+        self._poked = asyncio.Event()
+        self._refused: set[str] = set()
+
+    def poke(self) -> None:
+        """Somebody left a message."""
+        self._poked.set()
+
+    async def run(self) -> None:
+        """Scan now, when poked, and every minute; until cancelled."""
+        while True:
+            self._poked.clear()
+            await self.scan()
+            try:
+                async with self._clock.timeout(SCAN_INTERVAL):
+                    await self._poked.wait()
+            except TimeoutError:
+                pass
+
+    async def scan(self) -> int:
+        """Bring in every complete file; return how many.  Errors are logged and leave the file."""
+        done = 0
+        try:
+            names = await self._store.scan_maildrop()
+        except (OSError, QueueError) as error:
+            self._log.warning("pickup", f"maildrop: {error}")
+            return 0
+        self._refused.intersection_update(names)
+        for name in names:
+            if name not in self._refused:
+                done += await self._guarded(name)
+        return done
+
+    async def _guarded(self, name: str) -> bool:
+        """One file; whatever it holds, the next one is not held up."""
+        try:
+            return await self._one(name)
+        except DamagedError as error:
+            self._refused.add(name)  # a file of its owner, who may look at it; never removed by us
+            self._log.warning("pickup", f"maildrop/{name}: not a message: {error}")
+        except RefusedError as error:
+            self._refused.add(name)
+            self._log.warning("pickup", f"maildrop/{name}: {error.reply}")
+        except (OSError, QueueError) as error:
+            self._log.warning("pickup", f"maildrop/{name}: {error}; will try again")
+        except Exception as error:
+            self._refused.add(name)
+            self._log.warning("pickup", f"maildrop/{name}: internal error: {type(error).__name__}: {error}")
+        return False
+
+    async def _one(self, name: str) -> bool:
+        file = await self._store.open_maildrop(name)
+        if file is None:
+            return False
+        try:
+            found = await file.read()
+            child = await self._copy(file, found)
+            await self._store.remove_maildrop(file)
+        finally:
+            file.close()
+        await self._store.release([child])
+        return True
+
+    async def _copy(self, file: MaildropFile, found: QueueFile) -> Draft:
+        requeued = file.owner == self._owner_uid
+        envelope = self._envelope(found.envelope, file, requeued=requeued)
+        intake = await open_local(
+            self._cleanup,
+            envelope,
+            file.owner,
+            self._log,
+            hops=await _hops(file, found),
+            hop_limit=self._settings.hopcount_limit,
+        )
+        try:
+            async for chunk in file.content(found):
+                intake.write(chunk)
+            return await intake.store(Parent("maildrop", file.uid, file.name))
+        except BaseException:
+            intake.abort()
+            raise
+
+    def _envelope(self, given: Envelope, file: MaildropFile, *, requeued: bool) -> Envelope:
+        """What of the file's envelope counts."""
+        recipients = [r for r in given.recipients if r.todo]
+        if not recipients:
+            raise DamagedError("no recipients")
+        for address in (given.sender, *(r.address for r in recipients)):
+            if any(ord(c) < 32 or ord(c) == 127 for c in address):
+                raise DamagedError("control character in an address")
+        given.recipients = recipients
+        if not requeued:
+            given.attributes = {k: v for k, v in given.attributes.items() if k == "rewrite_context"}
+            given.arrival = min(given.arrival, self._clock.now()) or file.mtime
+            given.warn_time = 0.0
+        return given
+
+
+async def _hops(file: MaildropFile, found: QueueFile) -> int:
+    """Count Received headers."""
+    scanner, hops, size = HeaderScanner(), 0, 0
+    async for chunk in file.content(found):
+        size += len(chunk)
+        hops += sum(h.name == b"received" for h in scanner.feed(chunk))
+        if scanner.done or size > HEADER_BLOCK_LIMIT:
+            return hops
+    return hops + sum(h.name == b"received" for h in scanner.end())
