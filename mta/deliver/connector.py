@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Callable
-from typing import Protocol, TypeVar, cast
+from typing import Protocol, TypeVar
 
 from mta.clock import Clock
 
@@ -104,11 +104,8 @@ class NetConnector:
         async with self._clock.timeout(seconds):
             await loop.sock_connect(sock, where)
             if sock.family == socket.AF_UNIX:
-                made = await loop.create_unix_connection(protocol_factory, sock=sock)
-            else:
-                made = await loop.create_connection(protocol_factory, sock=sock)
-        transport, protocol = made
-        return cast(asyncio.Transport, transport), protocol
+                return await loop.create_unix_connection(protocol_factory, sock=sock)
+            return await loop.create_connection(protocol_factory, sock=sock)
 
     async def datagrams(
         self, protocol_factory: Callable[[], P], address: str, port: int

@@ -27,15 +27,15 @@ class DnsError(Exception):
         self.kind = kind
 
 
-class DnsTemporary(DnsError):  # noqa: N818 (named as an answer: it is one)
+class DnsTemporary(DnsError):
     """No answer could be had (timeout, SERVFAIL, refused, nonsense): nothing is known, try again later."""
 
 
-class DnsNotFound(DnsError):  # noqa: N818
+class DnsNotFound(DnsError):
     """NXDOMAIN: the name does not exist, or cannot exist."""
 
 
-class DnsNoData(DnsError):  # noqa: N818
+class DnsNoData(DnsError):
     """The name exists, but has no record of this type."""
 
 

@@ -293,15 +293,14 @@ class Client:
                     self._unexpected(heard, events)
                     return events
                 step, index = pending.popleft()
-                self._handle(step, index, heard, events)
-                if self.closed:
+                if not self._handle(step, index, heard, events):
                     return events
         except MalformedReplyError as error:
             self._break(str(error), events)
         return events
 
-    def _handle(self, step: Step, index: int, heard: PeerReply, events: list[Event]) -> None:
-        """One reply to one command.  Whatever is sent next needs an empty input: see _synchronised()."""
+    def _handle(self, step: Step, index: int, heard: PeerReply, events: list[Event]) -> bool:
+        """One reply to one command; False when that was the last.  What is sent next needs an empty input."""
         if step is Step.RCPT:
             self._on_rcpt(index, heard, events)
         elif step is Step.MAIL:
@@ -322,6 +321,7 @@ class Client:
             self._on_rset(heard, events)
         else:
             self._close(events, Closed())
+        return self._idle is not Step.CLOSED
 
     def _break(self, problem: str, events: list[Event]) -> None:
         step = self.step

@@ -1,0 +1,134 @@
+"""What this machine's own files say about names: resolv.conf and hosts, re-read when they change.
+
+Both are small local files, so they are read in place; whether they changed is looked at once per second at most.
+A file that is missing or unreadable counts as empty.
+
+See also: resolv.conf(5), hosts(5)
+"""
+
+import ipaddress
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from mta.clock import Clock
+
+MAX_FILE = 1 << 20  # octets; more is not looked at
+CHECK_EVERY = 1.0  # seconds
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Servers:
+    """Name servers in order; seconds per try and rounds over all of them (options timeout:, attempts:)."""
+
+    addresses: tuple[tuple[str, int], ...]
+    seconds: float = 5.0
+    attempts: int = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Hosts:
+    """addresses by name in lower case; name by address: the first name of its first line."""
+
+    addresses: dict[str, tuple[str, ...]]
+    names: dict[str, str]
+
+
+class WatchedFile(Generic[T]):
+    """The parsed content of a file, as it is now."""
+
+    def __init__(self, path: str, clock: Clock, parse: Callable[[str], T]) -> None:
+        self._path, self._clock, self._parse = path, clock, parse
+        self._stamp: tuple[int, int, int] | None = None
+        self._next = float("-inf")
+        self._value = parse("")
+
+    def get(self) -> T:
+        """Return the parsed file; another stat at most once per second."""
+        now = self._clock.monotonic()
+        if now < self._next:
+            return self._value
+        self._next = now + CHECK_EVERY
+        try:
+            found = os.stat(self._path)
+            stamp = (found.st_mtime_ns, found.st_ino, found.st_size)
+            if stamp != self._stamp:
+                with open(self._path, encoding="utf-8", errors="replace") as file:
+                    self._value = self._parse(file.read(MAX_FILE))
+                self._stamp = stamp
+        except OSError:
+            self._stamp, self._value = None, self._parse("")
+        return self._value
+
+
+def parse_server(text: str) -> tuple[str, int]:
+    """Read "address", "address:port" or "[v6]:port" of dns_servers; ValueError when it is none of them."""
+    host, port = text, "53"
+    if text.startswith("["):
+        host, bracket, rest = text[1:].partition("]")
+        port = rest.removeprefix(":") or port
+        if not bracket:
+            raise ValueError(f"missing ] in {text!r}")
+    elif text.count(":") == 1:
+        host, _, port = text.partition(":")
+    if not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+        raise ValueError(f"bad port in {text!r}")
+    return str(ipaddress.ip_address(host)), int(port)
+
+
+def parse_resolv_conf(text: str) -> Servers:
+    """nameserver, options timeout: and attempts:; without any nameserver 127.0.0.1, as libc does."""
+    servers: list[tuple[str, int]] = []
+    numbers = {"timeout": 5, "attempts": 2}
+    for words in _lines(text):
+        if words[0] == "nameserver" and len(words) > 1 and len(servers) < 3:
+            if is_address(words[1].partition("%")[0]):
+                servers.append((words[1], 53))
+        elif words[0] == "options":
+            for option in words[1:]:
+                name, _, value = option.partition(":")
+                if name in numbers and value.isascii() and value.isdigit():
+                    numbers[name] = max(1, min(30, int(value)))
+    return Servers(tuple(servers) or (("127.0.0.1", 53),), float(numbers["timeout"]), min(5, numbers["attempts"]))
+
+
+def parse_hosts(text: str) -> Hosts:
+    """Lines "address name alias..."; a line whose address is none is skipped."""
+    addresses: dict[str, tuple[str, ...]] = {}
+    names: dict[str, str] = {}
+    for words in _lines(text):
+        if len(words) < 2 or not is_address(words[0]):
+            continue
+        address = str(ipaddress.ip_address(words[0]))
+        names.setdefault(address, words[1])
+        for name in words[1:]:
+            known = addresses.get(name.lower(), ())
+            if address not in known:
+                addresses[name.lower()] = (*known, address)
+    return Hosts(addresses, names)
+
+
+def _lines(text: str) -> Iterator[list[str]]:
+    for line in text.splitlines():
+        words = line.partition("#")[0].partition(";")[0].split()
+        if words:
+            yield words
+
+
+def is_address(text: str) -> bool:
+    """True for an IPv4 or IPv6 address in any spelling."""
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def same_address(one: str, other: str) -> bool:
+    """Compare two addresses, not their spellings."""
+    try:
+        return ipaddress.ip_address(one) == ipaddress.ip_address(other)
+    except ValueError:
+        return False
