@@ -69,7 +69,8 @@ class LinuxAio:
     def _call(self, name: str, *args: object) -> int:
         result: int = self._syscall(*args)
         if result < 0:
-            raise OSError(ctypes.get_errno(), name)
+            number = ctypes.get_errno()
+            raise OSError(number, f"{name}: {os.strerror(number)}")
         return result
 
     def _send(self) -> None:
