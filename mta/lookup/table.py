@@ -12,7 +12,10 @@ class TableError(Exception):
 
 
 class Table(Protocol):
-    """type:name as in postconf(5); `name` is that text, for messages."""
+    """type:name as in postconf(5); `name` is that text, for messages.
+
+    A table of patterns (regexp, pcre, cidr) also has an attribute `pattern = True`.
+    """
 
     name: str
 
@@ -25,14 +28,21 @@ class Maps:
 
     def __init__(self, tables: tuple[Table, ...]) -> None:
         self.tables = tables
+        self._fixed = tuple(t for t in tables if not getattr(t, "pattern", False))
 
     def __bool__(self) -> bool:
         return bool(self.tables)
 
-    async def get(self, key: str) -> str | None:
-        """First value found, None, or TableError from the first table that fails (later ones are not asked)."""
-        for table in self.tables:
+    async def get(self, key: str, *, fixed: bool = False) -> str | None:
+        """First value found, None, or TableError from the first table that fails (later ones are not asked).
+
+        fixed: ask only tables of fixed keys, because key is a part of an address or name, and patterns are
+        matched against whole ones only (access(5), virtual(5): REGULAR EXPRESSION TABLES).
+        """
+        for table in self._fixed if fixed else self.tables:
             value = await table.get(key)
             if value is not None:
+                if not value:
+                    raise TableError(f"{table.name} lookup of {key} returns an empty string result")
                 return value
         return None

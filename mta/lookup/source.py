@@ -1,0 +1,106 @@
+"""A table's text file, parsed and kept in memory, read again when it has changed.
+
+State: the parsed value, the file's signature (inode, size, mtime, ctime) and when to look again.  stat(2) at
+most once a second, and only when somebody asks.  A file that changed less than a second ago is read when it
+has rested, because an editor may be in the middle of writing it; until then the old content answers.  A file
+that is missing or cannot be read fails every lookup (TableError), it is never "nothing in there": a mistyped
+name must not turn existing users into unknown ones.
+"""
+
+import asyncio
+import os
+import stat
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+from mta.lookup.context import LookupContext
+from mta.lookup.lines import Warnings
+from mta.lookup.table import TableError
+
+T = TypeVar("T")
+
+CHECK_INTERVAL = 1.0  # seconds between two looks at the file, and how long a changed file must rest
+MAX_SIZE = 1 << 30  # octets of a table source
+_Signature = tuple[int, int, int, int]
+
+
+class Source(Generic[T]):
+    """One file behind one table; parse runs in a worker thread and must not touch shared state."""
+
+    def __init__(self, name: str, path: str, parse: Callable[[bytes, Warnings], T], context: LookupContext) -> None:
+        self._name, self._path, self._parse, self._context = name, path, parse, context
+        self._value: T | None = None
+        self._signature: _Signature | None = None
+        self._error = ""
+        self._next_check = float("-inf")
+        self._refreshing: asyncio.Task[None] | None = None
+
+    def current(self) -> T | None:
+        """The value when it needs no look at the file now, else None: the way that does not wait."""
+        return self._value if self._context.clock.monotonic() < self._next_check else None
+
+    async def get(self) -> T:
+        """The value of the file as it is; TableError when it cannot be read."""
+        if self._context.clock.monotonic() >= self._next_check:
+            if self._refreshing is None:
+                self._refreshing = asyncio.ensure_future(self._refresh())
+                self._refreshing.add_done_callback(self._refreshed)
+            await asyncio.shield(self._refreshing)
+        if self._value is None:
+            raise TableError(f"{self._name}: {self._error}")
+        return self._value
+
+    def _refreshed(self, task: asyncio.Task[None]) -> None:
+        self._refreshing = None
+        if not task.cancelled():
+            task.exception()
+
+    async def _refresh(self) -> None:
+        now = self._context.clock.now()
+        warnings = Warnings(self._path)
+        try:
+            found = await self._context.fsio.run(self._load, self._signature, now, warnings)
+        except (OSError, MemoryError, RecursionError) as error:
+            self._failed(_describe(error, self._path))
+        else:
+            if found is not None:
+                self._signature, self._value = found
+                self._error = ""
+        self._next_check = self._context.clock.monotonic() + CHECK_INTERVAL
+        for text in warnings:
+            self._context.warn(text)
+        if warnings.more:
+            self._context.warn(f"{self._path}: {warnings.more} more warnings of this kind")
+
+    def _failed(self, error: str) -> None:
+        if error != self._error:
+            self._context.warn(f"{self._name} is unavailable. {error}")
+        self._value, self._signature, self._error = None, None, error
+
+    def _load(self, known: _Signature | None, now: float, warnings: Warnings) -> tuple[_Signature, T] | None:
+        """In a worker: None when the content in memory still stands, else (signature, value)."""
+        info = os.stat(self._path)
+        signature = _signature(info)
+        if signature == known or (known is not None and 0 <= now - info.st_mtime < CHECK_INTERVAL):
+            return None
+        if not stat.S_ISREG(info.st_mode):
+            raise OSError(f"{self._path} is not a regular file")
+        if info.st_size > MAX_SIZE:
+            raise OSError(f"{self._path} is too large")
+        with open(self._path, "rb") as file:
+            data = file.read(MAX_SIZE)
+            signature = _signature(os.fstat(file.fileno()))
+        return signature, self._parse(data, warnings)
+
+
+def _signature(info: os.stat_result) -> _Signature:
+    return info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns
+
+
+def _describe(error: BaseException, path: str) -> str:
+    if not isinstance(error, OSError) or error.errno is None:
+        return str(error) or type(error).__name__
+    text = f"open {path}: {os.strerror(error.errno)}"
+    if isinstance(error, FileNotFoundError):
+        text += "; the text file is read, a .db, .cdb or .lmdb beside it is not"
+    return text
