@@ -49,16 +49,19 @@ class Cleanup(Protocol):
 
 
 class Anvil(Protocol):
-    """Counts what each client does (smtpd_client_*_limit); knows who is excepted."""
+    """Counts what each client does (smtpd_client_*_limit) and knows who is excepted.  Verdict.reply refuses."""
 
-    async def connect(self, facts: Facts) -> Reply | None:
-        """A new connection: None, or the 421 that refuses it.  Each call is followed by one disconnect."""
+    async def connect(self, address: str) -> Verdict:
+        """A client has connected; each call is followed by one disconnect."""
 
-    async def mail(self, facts: Facts) -> Reply | None:
-        """A MAIL command: None, or the 450 that refuses it (smtpd_client_message_rate_limit)."""
+    async def mail(self, address: str) -> Verdict:
+        """A client sent MAIL; asked only with smtpd_client_message_rate_limit."""
 
-    def disconnect(self, facts: Facts) -> None:
-        """The connection is gone."""
+    async def rcpt(self, address: str) -> Verdict:
+        """A client sent RCPT; asked only with smtpd_client_recipient_rate_limit."""
+
+    def disconnect(self, address: str) -> None:
+        """A client has gone."""
 
 
 class PeerName(Protocol):

@@ -145,6 +145,10 @@ class Machine:
             return []
         return self._end(Reply(421, "4.3.2", "Error: service shutting down"), "")
 
+    def refuse(self) -> list[Event]:
+        """The shell has refused the client before the dialogue began: end it without a word."""
+        return self._end(None, "")
+
     def fail(self) -> list[Event]:
         """Our own fault: a bug or a broken shell ends this session, not the mail in it."""
         return self._end(Reply(421, "4.3.0", "Error: internal error"), "")

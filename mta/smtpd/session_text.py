@@ -43,6 +43,7 @@ TLS_ACTIVE = Reply(554, "5.5.1", "Error: TLS already active")
 AUTH_NOT_ENABLED = Reply(503, "5.5.1", "Error: authentication not enabled")
 
 INTERNAL_ERROR = Reply(451, "4.3.0", "Error: internal error, try again later")
+CONFIGURATION_ERROR = Reply(451, "4.3.5", "Server configuration error")
 QUEUE_ERROR = Reply(451, "4.3.0", "Error: queue file write error")
 QUEUE_FULL = Reply(452, "4.3.1", "Insufficient system storage")
 

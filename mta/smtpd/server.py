@@ -1,0 +1,153 @@
+"""The SMTP listener: aiosmtpd's SMTP class with our dialogue in it.
+
+What is kept of aiosmtpd is its contract with the outside: connection objects are `aiosmtpd.smtp.SMTP`, and have
+its `session`, `envelope`, `event_handler`, `hostname`.  Its reader, parser, timers and command loop are not
+used: bytes go to mta/smtpd/session.py (see server_connection.py).  Nor is its constructor run per connection: it
+costs more than a message; what it would set is taken once from a template and shared by the class.
+
+No other module imports aiosmtpd.  tests/unit/test_aiosmtpd_contract.py names every attribute relied upon.
+
+    server = SMTPServer(settings, policy, cleanup, anvil, names, log, clock, tls)
+    await loop.create_server(server.factory, sock=listener)          (wrapper mode: ssl=tls)
+    ...
+    await server.drain(30); server.close()
+"""
+
+import asyncio
+import ssl
+from typing import Any
+
+import aiosmtpd.smtp
+
+from mta.clock import Clock
+from mta.smtp.reply import Reply
+from mta.smtpd.ports import Anvil, Cleanup, Log, PeerNames, Policy
+from mta.smtpd.server_connection import Connection
+from mta.smtpd.server_settings import ServerSettings
+from mta.smtpd.session_plan import SessionPlan
+
+BUFFER = 65536 - 64  # octets taken at once; text held back from the last piece still fits into 64 KiB with it
+
+# What aiosmtpd's constructor sets and a user of its objects may look at; the same for all connections.
+SHARED = ("event_handler", "hostname", "data_size_limit", "enable_SMTPUTF8", "tls_context", "loop")
+
+
+class SMTPConnection(Connection, aiosmtpd.smtp.SMTP):  # type: ignore[misc]  # `transport` is narrower here
+    """One connection, for aiosmtpd an SMTP object; see Connection for what it does."""
+
+    def __init__(self) -> None:
+        # Neither base is initialised: the class of the server holds what does not differ between connections.
+        pass
+
+    def __del__(self) -> None:
+        # aiosmtpd and asyncio look at a future here which we never make.
+        pass
+
+    @property
+    def session(self) -> aiosmtpd.smtp.Session:
+        """aiosmtpd's view of the client, made when asked for."""
+        facts = self.dialogue.facts
+        session = aiosmtpd.smtp.Session(self.server.loop)
+        session.peer = (facts.client_address, facts.client_port)  # type: ignore[assignment]  # as aiosmtpd itself does
+        session.host_name = facts.helo or None
+        session.extended_smtp = facts.protocol == "ESMTP"
+        session.authenticated = bool(facts.sasl_username)
+        transport = self.transport
+        if transport is not None and self.dialogue.in_tls:
+            session.ssl = {name: transport.get_extra_info(name) for name in ("cipher", "sslcontext", "peercert")}
+        return session
+
+    @session.setter
+    def session(self, value: Any) -> None:
+        """Ours is the only one."""
+
+    @property
+    def envelope(self) -> aiosmtpd.smtp.Envelope:
+        """aiosmtpd's view of the transaction; the content is never in memory."""
+        envelope = aiosmtpd.smtp.Envelope()
+        transaction = self.dialogue.transaction
+        if transaction is not None:
+            envelope.mail_from = transaction.sender
+            envelope.rcpt_tos = [recipient.address for recipient in transaction.recipients]
+            envelope.smtp_utf8 = transaction.smtputf8
+        return envelope
+
+    @envelope.setter
+    def envelope(self, value: Any) -> None:
+        """Ours is the only one."""
+
+
+class SMTPServer:
+    """One listener's settings and the connections that came through it.  Belongs to one event loop."""
+
+    def __init__(
+        self,
+        settings: ServerSettings,
+        policy: Policy,
+        cleanup: Cleanup,
+        anvil: Anvil,
+        names: PeerNames,
+        log: Log,
+        clock: Clock,
+        tls: ssl.SSLContext | None = None,
+        *,
+        service: str = "smtpd",
+    ) -> None:
+        """service: name in the log ("submission/smtpd").  To be called in the loop that serves."""
+        self.settings = settings
+        self.policy, self.cleanup, self.anvil, self.names = policy, cleanup, anvil, names
+        self.log, self.clock, self.tls, self.service = log, clock, tls, service
+        self.plan = SessionPlan(settings, tls=tls is not None)
+        self.loop = asyncio.get_running_loop()
+        self.buffer = memoryview(bytearray(BUFFER))
+        self.connections: set[Connection] = set()
+        self.commits: set[asyncio.Task[Reply]] = set()
+        self.handshakes: set[asyncio.Task[asyncio.Transport | None]] = set()
+        self.draining = False
+        self._empty = asyncio.Event()
+        self._class = self._connection_class()
+
+    def _connection_class(self) -> type[SMTPConnection]:
+        template = aiosmtpd.smtp.SMTP(
+            self,
+            hostname=self.settings.myhostname,
+            ident=self.settings.smtpd_banner,
+            data_size_limit=self.settings.message_size_limit or None,
+            enable_SMTPUTF8=self.settings.smtputf8_enable,
+            tls_context=self.tls,
+            loop=self.loop,
+        )
+        shared = {name: getattr(template, name) for name in SHARED}
+        return type("SMTPConnection", (SMTPConnection,), {"server": self, **shared})
+
+    def factory(self) -> SMTPConnection:
+        """For loop.create_server()."""
+        return self._class()
+
+    def connection_ended(self) -> None:
+        """A connection is gone and its commit, if any, is done."""
+        if not self.connections:
+            self._empty.set()
+
+    async def drain(self, limit: float) -> bool:
+        """Let transactions end, refuse new ones (421 4.3.2); True when all connections are gone in time.
+
+        Stop accepting before.  limit in seconds.
+        """
+        self.draining = True
+        self._empty.clear()
+        for connection in list(self.connections):
+            connection.shutdown()
+        if not self.connections:
+            return True
+        try:
+            async with self.clock.timeout(limit):
+                await self._empty.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def close(self) -> None:
+        """Drop what is left; a commit under way still ends in the queue or not at all, and can be awaited."""
+        for connection in list(self.connections):
+            connection.abort()

@@ -1,0 +1,525 @@
+"""One SMTP connection: carries out what the pure session says, with a transport, a clock and the other rooms.
+
+Everything here runs in the loop's callbacks; a question that is answered at once needs no Task.  The receive
+buffer is one for all connections, so what is in it is copied out before `buffer_updated` returns and it is only
+ever handed out as a memoryview: of a bytearray, asyncio's TLS layer would fill a copy, and one client would read
+what another has sent.
+
+Deadlines: one lazy timer per connection.  A command line, a reply and a handshake have smtpd_timeout each;
+message text moves the deadline by octets / smtpd_min_data_rate, so a slow sender may go on and a stalled one not.
+While one of our own questions or commits is open no deadline of the client runs.
+
+See also: mta/smtpd/session.py; postconf(5) smtpd_timeout, smtpd_min_data_rate
+"""
+
+import asyncio
+import ssl
+import traceback
+from collections.abc import Coroutine
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
+
+from mta.queue.api import QueueError, QueueFullError
+from mta.smtp.reply import Reply
+from mta.smtpd.facts import PERMIT, Facts, Stage, Verdict
+from mta.smtpd.ports import Intake
+from mta.smtpd.server_eager import Done, start
+from mta.smtpd.server_facts import address_of, describe, no_delay, tls_description
+from mta.smtpd.session import Session
+from mta.smtpd.session_events import (
+    Abort,
+    Ask,
+    Begin,
+    Body,
+    Close,
+    Commit,
+    Event,
+    Log,
+    Send,
+    StartTls,
+    Transaction,
+    Wait,
+)
+from mta.smtpd.session_text import CONFIGURATION_ERROR, INTERNAL_ERROR, QUEUE_ERROR, QUEUE_FULL
+
+if TYPE_CHECKING:
+    from mta.smtpd.server import SMTPServer
+
+INPUT_LIMIT = 65536  # octets kept unparsed before reading pauses
+CLOSING_TIME = 10.0  # seconds for a client to take our last words
+T = TypeVar("T")
+
+
+class Connection(asyncio.BufferedProtocol):
+    """See the module.  `server` is a class attribute of the subclass that each SMTPServer makes."""
+
+    server: "SMTPServer"
+    transport: asyncio.Transport | None = None
+    dialogue: Session
+    _intake: Intake | None = None
+    _task: "asyncio.Task[Verdict] | None" = None
+    _timer: asyncio.TimerHandle | None = None
+    _pause: asyncio.TimerHandle | None = None  # of a Wait
+    _deadline = 0.0  # monotonic seconds; what the timer looks at
+    _counted = False  # the counters know of this connection
+    _eof = False  # the client has closed its sending side
+    _reading_paused = False
+    _writing_paused = False
+    _in_text = False
+    _handshaking = False
+    _broken = False  # the open message cannot be completed: its commit is answered 451
+
+    # asyncio's side
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A client has connected, or TLS stands from the start (wrapper mode)."""
+        server = self.server
+        self.transport = transport  # type: ignore[assignment]  # TCP: always a full Transport
+        facts = Facts()
+        facts.client_address, facts.client_port = address_of(transport.get_extra_info("peername"))
+        facts.server_address, facts.server_port = address_of(transport.get_extra_info("sockname"))
+        no_delay(transport.get_extra_info("socket"))
+        tls = transport.get_extra_info("ssl_object")
+        if tls is not None:
+            facts.tls = tls_description(tls)
+        self.dialogue = Session(server.plan, facts, in_tls=tls is not None)
+        server.connections.add(self)
+        self._deadline = server.clock.monotonic() + server.settings.smtpd_timeout
+        self._timer = server.clock.call_later(server.settings.smtpd_timeout, self._tick)
+        verdict = self._start(self._introduce(), PERMIT)
+        if isinstance(verdict, Done):
+            self._introduced(verdict.value)
+        else:
+            self._task = verdict
+            verdict.add_done_callback(self._introduced_later)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """The one buffer of all connections of this server."""
+        return self.server.buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Octets are in the buffer: out of it before anybody else gets it."""
+        self.data_received(bytes(self.server.buffer[:nbytes]))
+
+    def data_received(self, data: bytes) -> None:
+        """Input; uvloop calls this itself (it does not see that we have a buffer)."""
+        session = self.dialogue
+        in_text = session.receiving
+        try:
+            events = session.receive(data)
+        except Exception:
+            self._fail()
+            return
+        if in_text:
+            server = self.server
+            now = server.clock.monotonic()
+            earned = len(data) / server.settings.smtpd_min_data_rate if server.settings.smtpd_min_data_rate else 1e9
+            self._deadline = min(now + server.settings.smtpd_timeout, self._deadline + earned)
+        if events:
+            self._run(events)
+        elif session.waiting and session.buffered > INPUT_LIMIT:
+            self._pause_reading()
+
+    def eof_received(self) -> bool:
+        """The client will send no more; it may still read what it is owed."""
+        self._eof = True
+        if self.dialogue.idle and not self._handshaking:
+            self._run(self.dialogue.lost())
+        return not self.dialogue.in_tls and self.transport is not None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Nothing can be said any more.  A question is dropped, a commit goes on."""
+        self.transport = None
+        session = self.dialogue
+        committing = session.committing
+        self._run(session.lost())
+        if self._task is not None and not committing:
+            self._task.cancel()
+            self._task = None
+        self._gone()
+
+    def pause_writing(self) -> None:
+        """The client does not read its replies: neither do we read its commands, and only for so long."""
+        self._writing_paused = True
+        self._deadline = self.server.clock.monotonic() + self.server.settings.smtpd_timeout
+        self._pause_reading()
+
+    def resume_writing(self) -> None:
+        """It reads again."""
+        self._writing_paused = False
+        self._settle()
+
+    # Events of the session
+
+    def _run(self, events: list[Event]) -> None:
+        """Carry out events, and those that follow when a question is answered at once; then write, once."""
+        out: list[bytes] = []
+        try:
+            while events:
+                following: list[Event] = []
+                for event in events:
+                    if isinstance(event, Send):
+                        out.append(event.data)
+                    else:
+                        following = self._carry_out(event, out)
+                events = following
+        except Exception:
+            self._fail()
+            return
+        self._write(out)
+        self._settle()
+
+    def _carry_out(self, event: Event, out: list[bytes]) -> list[Event]:
+        match event:
+            case Body(data=data):
+                self._body(data)
+            case Ask():
+                return self._ask(event, out)
+            case Begin():
+                return self._begin(event, out)
+            case Commit():
+                return self._commit(event, out)
+            case Abort():
+                self._abort()
+            case Log(text=text, warning=True):
+                self.server.log.warning(self.server.service, text)
+            case Log(text=text):
+                self.server.log.write(self.server.service, text)
+            case Wait(token=token, seconds=seconds):
+                self._write(out)
+                self._pause = self.server.clock.call_later(seconds, partial(self._waited, token))
+            case StartTls():
+                self._write(out)
+                self._start_tls(event)
+            case Close():
+                self._write(out)
+                self._close()
+            case _:
+                pass
+        return []
+
+    def _write(self, out: list[bytes]) -> None:
+        if out and self.transport is not None:
+            self.transport.write(out[0] if len(out) == 1 else b"".join(out))
+        out.clear()
+
+    def _settle(self) -> None:
+        """After anything has happened: deadlines, back-pressure, half-closed clients, shutdown."""
+        session = self.dialogue
+        if session.closed:
+            return
+        if session.waiting:
+            if session.buffered > INPUT_LIMIT:
+                self._pause_reading()
+            return
+        if self._reading_paused and not self._writing_paused and not self._handshaking:
+            self._reading_paused = False
+            if self.transport is not None:
+                self.transport.resume_reading()
+        in_text = session.receiving
+        if not (in_text and self._in_text) and not self._writing_paused:
+            self._deadline = self.server.clock.monotonic() + self.server.settings.smtpd_timeout
+        self._in_text = in_text
+        if self._eof:
+            self._run(session.lost())
+        elif self.server.draining:
+            self._run(session.shutdown())
+
+    def _pause_reading(self) -> None:
+        if not self._reading_paused and self.transport is not None:
+            self._reading_paused = True
+            self.transport.pause_reading()
+
+    # Questions and their answers
+
+    def _start(self, coroutine: Coroutine[object, None, T], fallback: T) -> Done[T] | asyncio.Task[T]:
+        try:
+            return start(coroutine, self.server.loop)
+        except Exception:
+            self._log_bug()
+            return Done(fallback)
+
+    def _result(self, task: asyncio.Task[T], fallback: T) -> T:
+        try:
+            return task.result()
+        except Exception:
+            self._log_bug()
+            return fallback
+
+    async def _introduce(self) -> Verdict:
+        """Find out who the client is, and whether it has too many connections already."""
+        server = self.server
+        facts = self.dialogue.facts
+        if server.settings.smtpd_peername_lookup:
+            found = await server.names.client_name(facts.client_address)
+            facts.client_name, facts.client_name_status = found.name, found.name_status
+            facts.reverse_client_name, facts.reverse_name_status = found.reverse_name, found.reverse_status
+        if self.transport is None:
+            return PERMIT
+        server.log.write(server.service, f"connect from {facts.client}")
+        self._counted = True
+        return await server.anvil.connect(facts.client_address)
+
+    def _introduced(self, verdict: Verdict) -> None:
+        session = self.dialogue
+        if session.closed:
+            return
+        if verdict.reply is not None:
+            self._write([verdict.reply.encode()])
+            self._run(session.refuse())
+        elif self.server.draining:
+            self._run(session.shutdown())
+        else:
+            self._run(session.start())
+
+    def _introduced_later(self, task: asyncio.Task[Verdict]) -> None:
+        self._task = None
+        if not task.cancelled():
+            self._introduced(self._result(task, PERMIT))
+
+    async def _judge(self, stage: Stage) -> Verdict:
+        """Counters first, then the restrictions."""
+        server = self.server
+        settings = server.settings
+        facts = self.dialogue.facts
+        if stage is Stage.MAIL and settings.smtpd_client_message_rate_limit:
+            verdict = await server.anvil.mail(facts.client_address)
+        elif stage is Stage.RCPT and settings.smtpd_client_recipient_rate_limit:
+            verdict = await server.anvil.rcpt(facts.client_address)
+        else:
+            verdict = PERMIT
+        return verdict if verdict.reply is not None else await server.policy.check(stage, facts)
+
+    def _ask(self, event: Ask, out: list[bytes]) -> list[Event]:
+        answer = self._start(self._judge(event.stage), _INTERNAL)
+        if isinstance(answer, Done):
+            return self.dialogue.answer(event.token, answer.value)
+        self._write(out)
+        self._task = answer
+        answer.add_done_callback(partial(self._answered, event.token))
+        return []
+
+    def _answered(self, token: int, task: asyncio.Task[Verdict]) -> None:
+        self._task = None
+        if not task.cancelled():
+            self._run(self.dialogue.answer(token, self._result(task, _INTERNAL)))
+
+    def _begin(self, event: Begin, out: list[bytes]) -> list[Event]:
+        opened = self._start(self._open(event.transaction), INTERNAL_ERROR)
+        if isinstance(opened, Done):
+            return self._opened(event.token, opened.value)
+        self._write(out)
+        opened.add_done_callback(partial(self._opened_later, event.token))
+        return []
+
+    async def _open(self, transaction: Transaction) -> Intake | Reply:
+        """Open the message, or say why not."""
+        server = self.server
+        if transaction.filter:  # a filter that is left out would let through what it is there to stop
+            server.log.warning(server.service, f"{self.dialogue.facts.client}: FILTER is not supported")
+            return CONFIGURATION_ERROR
+        origin, envelope = describe(self.dialogue.facts, transaction, self.dialogue.in_tls, server.clock.now())
+        try:
+            return await server.cleanup.open(
+                origin,
+                envelope,
+                hold=transaction.hold,
+                prepend=transaction.prepend,
+                size_hint=transaction.size,
+            )
+        except QueueFullError:
+            return QUEUE_FULL
+        except QueueError as error:
+            server.log.warning(server.service, f"{self.dialogue.facts.client}: {error}; answered 451 4.3.0 to DATA")
+            return QUEUE_ERROR
+
+    def _opened(self, token: int, result: Intake | Reply) -> list[Event]:
+        if isinstance(result, Reply):
+            return self.dialogue.begun(token, result)
+        if self.dialogue.closed:  # the client went away meanwhile
+            result.abort()
+            return []
+        facts = self.dialogue.facts
+        self._intake = result
+        self._broken = False
+        facts.queue_id = result.queue_id
+        who = f", sasl_method={facts.sasl_method}, sasl_username={facts.sasl_username}" if facts.sasl_username else ""
+        self.server.log.write(self.server.service, f"{result.queue_id}: client={facts.client}{who}")
+        return self.dialogue.begun(token, None)
+
+    def _opened_later(self, token: int, task: asyncio.Task[Intake | Reply]) -> None:
+        result: Intake | Reply = INTERNAL_ERROR if task.cancelled() else self._result(task, INTERNAL_ERROR)
+        self._run(self._opened(token, result))
+
+    def _body(self, data: bytes) -> None:
+        if self._intake is None or self._broken:
+            return
+        try:
+            self._intake.write(data)
+        except Exception:
+            self._log_bug()
+            self._broken = True
+
+    def _abort(self) -> None:
+        if self._intake is not None:
+            self._intake.abort()
+            self._intake = None
+
+    def _commit(self, event: Commit, out: list[bytes]) -> list[Event]:
+        intake = self._intake
+        if intake is None or self._broken:
+            self._abort()
+            return self.dialogue.committed(event.token, QUEUE_ERROR)
+        self._intake = None
+        done = self._start(self._make_durable(intake), QUEUE_ERROR)
+        if isinstance(done, Done):
+            return self.dialogue.committed(event.token, done.value)
+        self._write(out)
+        # The server keeps it: nothing that happens to this connection may stop it.
+        self.server.commits.add(done)
+        done.add_done_callback(partial(self._committed, event.token))
+        return []
+
+    async def _make_durable(self, intake: Intake) -> Reply:
+        try:
+            return await intake.commit()
+        except QueueFullError:
+            return QUEUE_FULL
+        except QueueError as error:
+            self.server.log.warning(self.server.service, f"{intake.queue_id}: {error}; answered 451 4.3.0")
+            return QUEUE_ERROR
+
+    def _committed(self, token: int, task: asyncio.Task[Reply]) -> None:
+        self.server.commits.discard(task)
+        reply = QUEUE_ERROR if task.cancelled() else self._result(task, QUEUE_ERROR)
+        self._run(self.dialogue.committed(token, reply))
+        if self.transport is None:
+            self._gone()
+
+    def _waited(self, token: int) -> None:
+        self._pause = None
+        self._run(self.dialogue.waited(token))
+
+    # TLS
+
+    def _start_tls(self, event: StartTls) -> None:
+        self._handshaking = True
+        task = self.server.loop.create_task(self._handshake())
+        self.server.handshakes.add(task)
+        task.add_done_callback(partial(self._secured, event.token))
+
+    async def _handshake(self) -> asyncio.Transport | None:
+        context = self.server.tls
+        transport = self.transport
+        if context is None or transport is None:
+            return None
+        limit = self.server.settings.smtpd_starttls_timeout
+        return await self.server.loop.start_tls(
+            transport, self, context, server_side=True, ssl_handshake_timeout=limit
+        )
+
+    def _secured(self, token: int, task: "asyncio.Task[asyncio.Transport | None]") -> None:
+        self.server.handshakes.discard(task)
+        self._handshaking = False
+        session = self.dialogue
+        try:
+            transport = None if task.cancelled() else task.result()
+        except (OSError, TimeoutError, ValueError) as error:  # ssl.SSLError is an OSError
+            reason = error.reason if isinstance(error, ssl.SSLError) and error.reason else type(error).__name__
+            self.server.log.write(self.server.service, f"SSL_accept error from {session.facts.client}: {reason}")
+            transport = None
+        except Exception:
+            self._log_bug()
+            transport = None
+        if transport is None or self.transport is None:
+            self._run(session.lost())
+            self._hang_up()
+            return
+        self.transport = transport
+        self._reading_paused = False
+        description = tls_description(transport.get_extra_info("ssl_object"))
+        if self.server.settings.smtpd_tls_loglevel:
+            text = f"Anonymous TLS connection established from {session.facts.client}: {description}"
+            self.server.log.write(self.server.service, text)
+        self._run(session.tls_started(token, description))
+
+    # The end
+
+    def _tick(self) -> None:
+        """Look at the deadline; it has usually moved since the timer was set."""
+        server = self.server
+        session = self.dialogue
+        left = self._deadline - server.clock.monotonic()
+        ours = (session.waiting or self._handshaking) and not self._writing_paused
+        if left > 0 or ours:
+            again = left if left > 0 else server.settings.smtpd_timeout
+            self._timer = server.clock.call_later(again, self._tick)
+            return
+        self._timer = None
+        if session.closed or self._writing_paused:
+            if not session.closed:
+                self._run(session.expire())
+            self._hang_up()  # it does not even take what it was told
+            return
+        self._run(session.expire())
+
+    def _close(self) -> None:
+        """Close when all is written, and at last without it."""
+        transport = self.transport
+        if transport is None:
+            return
+        transport.close()
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self.server.clock.call_later(CLOSING_TIME, self._hang_up)
+
+    def _hang_up(self) -> None:
+        if self.transport is not None:
+            self.transport.abort()
+
+    def _gone(self) -> None:
+        """The transport has ended and so has, perhaps later, the commit: tidy up, once."""
+        server = self.server
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._pause is not None:
+            self._pause.cancel()
+            self._pause = None
+        if self.dialogue.committing or self not in server.connections:
+            return
+        server.connections.discard(self)
+        if self._counted:
+            server.anvil.disconnect(self.dialogue.facts.client_address)
+            server.log.write(server.service, self.dialogue.disconnect_line())
+        server.connection_ended()
+
+    def _fail(self) -> None:
+        """A bug of ours: it ends this session and nothing else, and the client learns nothing of it."""
+        self._log_bug()
+        try:
+            self._abort()
+            for event in self.dialogue.fail():
+                if isinstance(event, Send):
+                    self._write([event.data])
+        except Exception:
+            self._log_bug()
+        self._close()
+
+    def _log_bug(self) -> None:
+        lines = traceback.format_exc().splitlines()
+        where = lines[-3].strip() if len(lines) >= 3 else ""
+        client = self.dialogue.facts.client
+        self.server.log.warning(self.server.service, f"{client}: internal error: {lines[-1]} ({where})")
+
+    def abort(self) -> None:
+        """Close now, whatever is open."""
+        self._hang_up()
+
+    def shutdown(self) -> None:
+        """The server is going down: say so at the first moment between transactions."""
+        if self._counted and not self._handshaking:
+            self._run(self.dialogue.shutdown())
+
+
+_INTERNAL = Verdict(INTERNAL_ERROR)
