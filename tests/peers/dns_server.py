@@ -32,6 +32,9 @@ alldown      MX    10 down
 nullmx       MX    0 .
 nodata       TXT   "neither MX nor address"
 loop         MX    10 mx.host
+; what a test listens on itself
+sink         A     127.0.0.21
+hang         A     127.0.0.22
 """
 
 UNBOUND = f"""\

@@ -1,4 +1,7 @@
-"""A next hop that keeps what it hears, byte for byte."""
+"""A next hop that keeps what it hears, byte for byte.
+
+Recipients whose name begins with `defer` get 450, with `refuse` 550, all others are accepted.
+"""
 
 import socket
 import threading
@@ -47,6 +50,14 @@ class Sink:
                 return
             threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
 
+    def _recipient(self, address: str, recipients: list[str]) -> bytes:
+        if address.startswith("defer"):
+            return b"450 4.2.1 come back later\r\n"
+        if address.startswith("refuse"):
+            return b"550 5.1.1 not here\r\n"
+        recipients.append(address)
+        return b"250 2.1.5 Ok\r\n"
+
     def _serve(self, connection: socket.socket) -> None:
         sender, recipients = "", list[str]()
         with connection, connection.makefile("rb") as lines:
@@ -61,7 +72,9 @@ class Sink:
                 elif verb == b"MAIL":
                     sender, recipients = path.split("> ")[0], []
                 elif verb == b"RCPT":
-                    recipients.append(path.split("> ")[0])
+                    answer = self._recipient(path.split("> ")[0], recipients)
+                elif verb == b"DATA" and not recipients:
+                    answer = b"554 5.5.1 no valid recipients\r\n"
                 elif verb == b"DATA":
                     connection.sendall(b"354 go\r\n")
                     content = bytearray()
