@@ -1,0 +1,80 @@
+# What to type.  `make run` and `make test` need python3 (3.11 or newer) with venv, and make; no root.
+
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check -q
+LOWER := .venv-lower
+LOWER_BOUNDS := aiosmtpd==1.4.3 dnspython==2.3.0 aiofiles==23.1.0
+PEERS_ARGS ?=
+KILLS ?= 100
+
+.PHONY: help venv run check lint test test-lower test-peers crash full bench clean distclean
+
+help:
+	@sed -n 's/^## //p' Makefile
+
+## make run         start on 127.0.0.1:2525 with everything under ./var, send one message, go on (ONCE=1: stop then)
+run: $(VENV)/.run
+	@ONCE="$(ONCE)" PORT="$(PORT)" $(PY) scripts/demo.py
+
+## make check       ruff, mypy, unit tests and dialogues: under a minute, what one runs all day
+check: lint
+	$(PY) -m pytest -n auto --loops asyncio tests/unit tests/dialogs
+
+lint: $(VENV)/.dev
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+
+## make test        the whole test suite, as any user
+test: $(VENV)/.dev
+	$(PY) -m pytest -n auto
+
+## make test-lower  unit tests with the oldest supported dependencies (those of Debian 12)
+test-lower: $(LOWER)/.installed
+	$(LOWER)/bin/python -m pytest -n auto tests/unit
+
+## make test-peers  real Postfix, Exim, unbound, cron, swaks, ... in chroots and namespaces of their own (root)
+test-peers: $(VENV)/.dev
+	$(PY) -m tests.peers $(PEERS_ARGS)
+
+## make crash       kill -9 at KILLS random points (100) under load
+crash: $(VENV)/.dev
+	AIOMTA_KILLS=$(KILLS) $(PY) -m pytest tests/crash
+
+## make full        everything above
+full: check test test-lower test-peers crash
+
+## make bench       messages per second and injection time beside Postfix's, in its chroot (root)
+bench: $(VENV)/.dev
+	$(PY) -m tests.bench
+
+## make venv        the development environment in .venv
+venv: $(VENV)/.dev
+
+$(PY):
+	@test -n "$(PYTHON)" || { echo "no python3 >= 3.11 with venv found: apt-get install python3-venv"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.run: pyproject.toml | $(PY)
+	$(PIP) install -e .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(PY)
+	$(PIP) install -e '.[dev]'
+	@touch $@ $(VENV)/.run
+
+$(LOWER)/.installed: pyproject.toml
+	@test -n "$(PYTHON)" || { echo "no python3 >= 3.11 with venv found: apt-get install python3-venv"; exit 1; }
+	$(PYTHON) -m venv $(LOWER)
+	$(LOWER)/bin/python -m pip --disable-pip-version-check -q install $(LOWER_BOUNDS) -e '.[test]'
+	@touch $@
+
+## make clean       remove what was built and ./var; distclean: the environments too
+clean:
+	rm -rf var build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf $(VENV) $(LOWER)
