@@ -222,8 +222,8 @@ class Connection(asyncio.BufferedProtocol):
         self._in_text = in_text
         if self._eof:
             self._run(session.lost())
-        elif self.server.draining:
-            self._run(session.shutdown())
+        elif self.server.draining and (last := session.shutdown()):
+            self._run(last)
 
     def _pause_reading(self) -> None:
         if not self._reading_paused and self.transport is not None:
