@@ -1,0 +1,429 @@
+"""The common case of `sendmail`, in as few system calls and imports as possible: stdin to the submit socket.
+
+Only modules that the interpreter has loaded when it starts (`sys`, `posix`, `time`), and `_socket`, which is built in
+on Debian: a bare interpreter takes 5.4 ms to start, importing argparse alone doubles that.  Whatever is not
+the common case goes to sendmail_compat/slow.py with what has been read so far.
+
+Order that makes exit 0 mean "durable" and 75 mean "nothing queued": all of stdin is read first (cron's jobs
+write for hours), then the daemon is asked; before its first answer nothing has been sent, so maildrop is still
+open to us; after that a lost connection is followed by the question what became of our key.
+
+See also: mta/submit_wire.py (protocol)
+"""
+
+import _socket
+import posix
+import sys
+from time import monotonic, sleep
+
+TYPE_CHECKING = False  # typing is not imported at run time
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+RAM_LIMIT = 1 << 20  # bytes of stdin kept in memory; more goes to a memfd
+CHUNK = 65536
+FIRST_ANSWER = 12.0  # seconds from the end of input to the daemon's first answer
+FINAL_ANSWER = 300.0  # seconds after the body
+ASK_AGAIN = 10.0  # seconds of asking what became of the message
+MAX_FRAME = 65536
+MAX_CONFIG = 1 << 20  # bytes of main.cf
+DEFAULT_DIRECTORY = "/etc/mta"
+DEFAULT_QUEUE = "/var/spool/mta"
+DEFAULT_LIMIT = 10_240_000  # message_size_limit
+ENVIRONMENT = (b"NAME", b"LOGNAME", b"USER", b"TZ", b"LANG", b"LC_ALL", b"MAIL_CONFIG")
+EX_OK, EX_DATAERR, EX_NOINPUT, EX_OSERR, EX_TEMPFAIL = 0, 65, 66, 71, 75
+
+_SLOW_NAMES = ("mailq", "newaliases", "smtpd", "hoststat", "purgestat", "runq")
+_WITH_ARGUMENT = "ABCFLNORVXefhopr"
+_OPTIONAL_ARGUMENT = "EJ"
+_FLAGS = "GUcimnstvx"
+
+
+class Settings:
+    """What the fast path takes from main.cf."""
+
+    __slots__ = ("limit", "queue", "socket")
+
+    def __init__(self, queue: str, socket: str, limit: int) -> None:
+        self.queue, self.socket, self.limit = queue, socket, limit
+
+
+class Input:
+    """All of stdin.  size: bytes.  memory: the bytes, or b"" when they are in the memfd `fd`."""
+
+    __slots__ = ("fd", "memory", "size")
+
+    def __init__(self, memory: bytes, fd: int, size: int) -> None:
+        self.memory, self.fd, self.size = memory, fd, size
+
+    def chunks(self) -> "Iterator[bytes]":
+        """Yield pieces of at most CHUNK bytes."""
+        if self.fd < 0:
+            for at in range(0, self.size, CHUNK):
+                yield self.memory[at : at + CHUNK]
+            return
+        at = 0
+        while at < self.size:
+            piece = posix.pread(self.fd, CHUNK, at)
+            if not piece:
+                raise OSError("memfd ended early")
+            at += len(piece)
+            yield piece
+
+
+def say(text: str) -> None:
+    """One line on stderr; nobody listening is no error."""
+    data = text.encode("utf-8", "surrogateescape") + b"\n"
+    try:  # noqa: SIM105  contextlib is not imported here
+        posix.write(2, data)
+    except OSError:
+        pass
+
+
+def program(argv: list[str]) -> str:
+    """Name for messages."""
+    return (argv[0] if argv else "").rpartition("/")[2] or "sendmail"
+
+
+class Command:
+    """What the fast path must know of the command line.
+
+    slow: an option asks for anything but submitting stdin, or is wrong.  dot_ends: no -i.
+    """
+
+    __slots__ = ("config", "dot_ends", "slow")
+
+    def __init__(self, argv: list[str]) -> None:
+        self.slow = program(argv) in _SLOW_NAMES
+        self.dot_ends = True
+        self.config = ""
+        extract, i = False, 1
+        while i < len(argv) and len(argv[i]) > 1 and argv[i][0] == "-":
+            word = argv[i]
+            i += 1
+            if word[1] == "-":
+                self.slow = self.slow or word != "--"
+                break
+            if "t" in word:
+                extract = True  # or part of an argument: then the daemon complains
+            pos = 1
+            while pos < len(word):
+                letter, rest = word[pos], word[pos + 1 :]
+                pos += 1
+                if letter in _WITH_ARGUMENT:
+                    if not rest and i < len(argv):
+                        rest = argv[i]
+                        i += 1
+                    if letter == "C":
+                        self.config = rest
+                    elif letter == "o" and rest[:1] == "i":
+                        self.dot_ends = False
+                    break
+                if letter == "b" and rest == "m":
+                    break
+                if letter in _OPTIONAL_ARGUMENT:
+                    break
+                if letter == "i":
+                    self.dot_ends = False
+                elif letter not in _FLAGS:
+                    self.slow = True
+        if i >= len(argv) and not extract:
+            self.slow = True  # no recipients: said before anything is read
+
+
+def config_directory(option: str) -> str:
+    """-C, else $MAIL_CONFIG, else the default; the name of a main.cf stands for its directory."""
+    directory = option or posix.environ.get(b"MAIL_CONFIG", b"").decode("utf-8", "surrogateescape")
+    return directory.removesuffix("/main.cf") or DEFAULT_DIRECTORY
+
+
+def read_settings(directory: str) -> "Settings | None":
+    """Read main.cf for the few settings needed; None when it takes the real parser ("$", odd values)."""
+    values: dict[str, str] = {}
+    try:
+        fd = posix.open(directory + "/main.cf", posix.O_RDONLY | posix.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        data = b""
+        while piece := posix.read(fd, CHUNK):
+            data += piece
+            if len(data) > MAX_CONFIG:
+                return None
+    except OSError:
+        return None
+    finally:
+        posix.close(fd)
+    name = ""
+    for line in data.decode("utf-8", "surrogateescape").split("\n"):
+        stripped = line.strip()
+        if not stripped or stripped[0] == "#":
+            continue
+        if line[0] in " \t":
+            if name in values:
+                values[name] += " " + stripped
+            continue
+        name, _, value = line.partition("=")
+        name = name.strip()
+        if name in ("queue_directory", "submit_socket", "message_size_limit"):
+            values[name] = value.strip()
+        else:
+            name = ""
+    queue = values.get("queue_directory", DEFAULT_QUEUE)
+    socket = values.get("submit_socket", "$queue_directory/public/submit").replace("$queue_directory", queue)
+    limit = values.get("message_size_limit", str(DEFAULT_LIMIT))
+    if "$" in queue + socket + limit or not limit.isdigit():
+        return None
+    return Settings(queue, socket, int(limit))
+
+
+def ensure_standard_files() -> None:
+    """Descriptors 0 to 2 are open, so that no file of ours can become one of them; two more can be had.
+
+    Later, with the whole message read, is too late to learn that there is no descriptor for a socket.
+    """
+    while True:
+        fd = posix.open("/dev/null", posix.O_RDWR | posix.O_CLOEXEC)
+        if fd > 2:
+            break
+        posix.set_inheritable(fd, True)
+    spare = posix.dup(fd)
+    posix.close(spare)
+    posix.close(fd)
+
+
+def read_input(limit: int, until_dot: bool) -> "Input | None":
+    """Read stdin to its end, or to a "." line; None when it exceeds the limit (0 = none).
+
+    A terminal or a pipe may stay open after the dot, so the dot is looked for here too.
+    """
+    parts: list[bytes] = []
+    size, fd = 0, -1
+    tail = b"\n"
+    try:
+        while piece := posix.read(0, CHUNK):
+            size += len(piece)
+            if limit and size > limit + CHUNK:
+                if fd >= 0:
+                    posix.close(fd)
+                return None
+            if fd >= 0:
+                _write(fd, piece)
+            else:
+                parts.append(piece)
+                if size > RAM_LIMIT:
+                    fd = posix.memfd_create("sendmail", 0)
+                    for part in parts:
+                        _write(fd, part)
+                    parts = []
+            if until_dot:
+                seen = tail + piece
+                if b"\n.\n" in seen or b"\n.\r\n" in seen:
+                    break
+                tail = seen[-3:]
+    except OSError:
+        if fd >= 0:
+            posix.close(fd)
+        raise
+    return Input(b"".join(parts), fd, size)
+
+
+def _write(fd: int, data: bytes) -> None:
+    while data:
+        data = data[posix.write(fd, data) :]
+
+
+def frame(kind: bytes, data: bytes) -> bytes:
+    """See mta/submit_wire.py."""
+    return kind + len(data).to_bytes(4, "big") + data
+
+
+def words(argv: list[str]) -> bytes:
+    """Arguments and environment of an H frame."""
+    encoding = sys.getfilesystemencoding()
+    out = [len(argv).to_bytes(4, "big")]
+    out += [arg.encode(encoding, "surrogateescape") + b"\0" for arg in argv]
+    out += [n + b"=" + posix.environ[n] + b"\0" for n in ENVIRONMENT if n in posix.environ]
+    return b"".join(out)
+
+
+class Unavailable(Exception):
+    """Nothing of the message was queued by the daemon: maildrop may take it."""
+
+
+class Submitter:
+    """One message to the daemon."""
+
+    def __init__(self, path: str, argv: list[str], stdin: Input, key: bytes) -> None:
+        """path: of the submit socket.  key: 16 random bytes."""
+        self.path, self.argv, self.stdin, self.key = path, argv, stdin, key
+        self._run_id = b""
+
+    def submit(self) -> int:
+        """Return the exit status; raises Unavailable."""
+        end = monotonic() + FIRST_ANSWER
+        sock = self._connect(end)
+        try:
+            try:
+                kind, data = self._hello(sock, b"m", end)
+            except OSError:
+                raise Unavailable from None  # silent, or gone before it said anything
+            if kind != b"G":
+                return self._final(sock, kind, data, monotonic() + FINAL_ANSWER)
+            self._run_id = data
+            try:
+                sock.settimeout(FINAL_ANSWER)
+                for piece in self.stdin.chunks():
+                    sock.sendall(frame(b"D", piece))
+                sock.sendall(frame(b"E", self.stdin.size.to_bytes(8, "big")))
+            except OSError:
+                pass  # there may be an answer all the same
+            try:
+                return self._final(sock, *self._receive(sock, monotonic() + FINAL_ANSWER), monotonic() + FINAL_ANSWER)
+            except OSError:
+                pass
+        finally:
+            sock.close()
+        return self._what_became()
+
+    def _what_became(self) -> int:
+        """The connection broke: ask with our key; raises Unavailable when it was surely not queued."""
+        end = monotonic() + ASK_AGAIN
+        while monotonic() < end:
+            try:
+                sock = self._connect(end)
+            except Unavailable:
+                sleep(0.2)
+                continue
+            try:
+                kind, data = self._hello(sock, b"a", end)
+                if kind == b"U":
+                    if data == self._run_id:
+                        raise Unavailable
+                    break  # the daemon was started again and does not know: the message may be out already
+                if kind != b"B":
+                    return self._final(sock, kind, data, end)
+            except OSError:
+                pass
+            finally:
+                sock.close()
+            sleep(0.2)
+        say(f"{program(self.argv)}: fatal: connection to the mail system lost; the message may have been queued")
+        return EX_TEMPFAIL
+
+    def _connect(self, end: float) -> "_socket.socket":
+        try:
+            sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
+        except OSError:
+            raise Unavailable from None
+        try:
+            sock.settimeout(max(0.1, end - monotonic()))
+            sock.connect(self.path)
+        except (OSError, ValueError):
+            sock.close()
+            raise Unavailable from None
+        return sock
+
+    def _hello(self, sock: "_socket.socket", mode: bytes, end: float) -> "tuple[bytes, bytes]":
+        head = self.key + mode + words(self.argv)
+        if len(head) > MAX_FRAME:
+            raise Unavailable  # more arguments than the protocol takes
+        sock.settimeout(max(0.1, end - monotonic()))
+        sock.sendall(frame(b"H", head))
+        return self._receive(sock, end)
+
+    def _receive(self, sock: "_socket.socket", end: float) -> "tuple[bytes, bytes]":
+        """The next frame; text frames are shown; OSError when there is none."""
+        while True:
+            head = self._exactly(sock, 5, end)
+            data = self._exactly(sock, int.from_bytes(head[1:], "big"), end)
+            kind = head[:1]
+            if kind == b"W":
+                write_all(2, data)
+            elif kind == b"O":
+                write_all(1, data)
+            else:
+                return kind, data
+
+    def _exactly(self, sock: "_socket.socket", size: int, end: float) -> bytes:
+        data = b""
+        while len(data) < size:
+            sock.settimeout(max(0.1, end - monotonic()))
+            piece = sock.recv(size - len(data))
+            if not piece:
+                raise OSError("connection closed")
+            data += piece
+        return data
+
+    def _final(self, sock: "_socket.socket", kind: bytes, data: bytes, end: float) -> int:
+        if kind == b"B":
+            raise Unavailable
+        if kind != b"R" or not data:
+            raise OSError("unexpected answer")
+        return data[0]
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """Show text from the daemon; nobody listening is no error."""
+    try:  # noqa: SIM105
+        _write(fd, data)
+    except OSError:
+        pass
+
+
+def too_big(argv: list[str]) -> int:
+    """Say it in Postfix's words; return the exit status."""
+    uid = posix.getuid()
+    login = posix.environ.get(b"LOGNAME", b"").decode("utf-8", "replace")
+    say(f"{program(argv)}: fatal: {login if login.isidentifier() else uid}({uid}): message file too big")
+    return EX_DATAERR
+
+
+def slow(argv: list[str], config: str, library: str, stdin: "Input | None") -> int:
+    """Hand over to the part that may import what it likes."""
+    sys.path.insert(0, library)
+    from sendmail_compat import slow as module
+
+    return module.run(argv, config, stdin)
+
+
+def main(argv: list[str], library: str) -> int:
+    """Do it; return the exit status.  library: directory that holds sendmail_compat and mta."""
+    try:
+        ensure_standard_files()
+    except OSError:
+        say(f"{program(argv)}: fatal: no file descriptors left; nothing was queued")
+        return EX_TEMPFAIL
+    command = Command(argv)
+    directory = config_directory(command.config)
+    settings = None if command.slow else read_settings(directory)
+    if settings is None:
+        return slow(argv, directory, library, None)
+    try:
+        stdin = read_input(settings.limit, command.dot_ends)
+    except OSError:
+        say(f"{program(argv)}: fatal: cannot read the message; nothing was queued")
+        return EX_NOINPUT
+    if stdin is None:
+        return too_big(argv)
+    try:
+        return Submitter(settings.socket, argv, stdin, posix.urandom(16)).submit()
+    except Unavailable:
+        return slow(argv, directory, library, stdin)
+
+
+def start(library: str) -> None:
+    """Entry of the stub: never returns, never shows a traceback."""
+    status = EX_TEMPFAIL
+    try:
+        status = main(sys.argv, library)
+    except KeyboardInterrupt:
+        status = 130
+    except SystemExit as done:
+        status = done.code if isinstance(done.code, int) else 70
+    except MemoryError:
+        say(f"{program(sys.argv)}: fatal: out of memory; nothing was queued")
+    except BaseException as error:
+        say(f"{program(sys.argv)}: fatal: internal error: {type(error).__name__}")
+        status = 70
+    posix._exit(status)

@@ -1,0 +1,183 @@
+"""Everything of `sendmail` that is not the common case: maildrop, -bs, mailq, newaliases, -q, usage errors.
+
+Runs with the caller's rights.  Imports the pure parts of mta and the standard library only.
+
+See also: sendmail_compat/fast.py, mta/submit_options.py
+"""
+
+import contextlib
+import os
+import sys
+
+from mta import __version__
+from mta.lookup.table import TableError
+from mta.lookup.unix import UserLookup
+from mta.message_address import parse_list, quote
+from mta.submit_options import Invocation, Mode, UsageError, parse_command
+from mta.submit_prepare import Caller, Submission
+from sendmail_compat import config as main_cf
+from sendmail_compat import fast
+
+EX_OK = 0
+EX_USAGE = 64
+EX_UNAVAILABLE = 69
+EX_SOFTWARE = 70
+EX_TEMPFAIL = 75
+EX_CONFIG = 78
+
+
+def run(argv: list[str], directory: str, stdin: fast.Input | None) -> int:
+    """Do what the command line says; return the exit status.
+
+    stdin: what the fast path has read already, when the daemon could not take it.
+    """
+    try:
+        invocation = parse_command(argv, uid=os.getuid())
+        if invocation.config_directory:
+            directory = fast.config_directory(invocation.config_directory)
+        return _dispatch(invocation, argv, directory, stdin)
+    except UsageError as error:
+        _say(*error.lines)
+        return error.status
+    except main_cf.ConfigError as error:
+        _say(f"{fast.program(argv)}: fatal: {error}")
+        return EX_CONFIG
+    except BrokenPipeError:
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return EX_OK
+    finally:
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+
+
+def _say(*lines: str) -> None:
+    for line in lines:
+        fast.say(line)
+
+
+def _dispatch(invocation: Invocation, argv: list[str], directory: str, stdin: fast.Input | None) -> int:
+    mode = invocation.mode
+    if mode is Mode.VERSION:
+        print(f"aiomta {__version__}")
+        return EX_OK
+    if mode is Mode.HELP:
+        print(_HELP)
+        return EX_OK
+    if mode is Mode.NOTHING:
+        return EX_OK
+    if invocation.diagnose:
+        _diagnose(directory)
+    config = main_cf.read(directory)
+    if mode is Mode.SUBMIT:
+        return _submit(invocation, argv, config, stdin)
+    _say(*invocation.warnings)
+    match mode:
+        case Mode.QUEUE:
+            from sendmail_compat.queue_tools import mailq
+
+            return mailq(config)
+        case Mode.FLUSH:
+            from sendmail_compat.queue_tools import flush
+
+            return flush(config, invocation.flush)
+        case Mode.ALIASES:
+            from sendmail_compat.alias_check import newaliases
+
+            return newaliases(config, invocation.program)
+        case Mode.SMTP:
+            from sendmail_compat.smtp_relay import relay
+
+            return relay(config.text("submit_socket"), argv)
+        case Mode.TEST:
+            return _address_test()
+        case Mode.DAEMON:
+            return _start_daemon(invocation, directory)
+        case _:
+            _say(f"{invocation.program}: fatal: {mode.value} mode is not available")
+            return EX_UNAVAILABLE
+
+
+def _caller() -> Caller:
+    uid = os.getuid()
+    environment = {k: v for k, v in os.environ.items() if k.encode() in fast.ENVIRONMENT}
+    user = UserLookup().by_uid_now(uid)
+    return Caller(uid, user.name, user.gecos, environment) if user else Caller(uid, environment=environment)
+
+
+def _submit(invocation: Invocation, argv: list[str], config: main_cf.Config, stdin: fast.Input | None) -> int:
+    """Submit with the daemon (unless it was asked before), else by maildrop."""
+    try:
+        submission = Submission(invocation, _caller())
+    except TableError:
+        _say(f"{invocation.program}: fatal: cannot look up user {os.getuid()}; nothing was queued")
+        return EX_TEMPFAIL
+    if stdin is None:
+        try:
+            stdin = fast.read_input(config.size_limit, invocation.dot_ends)
+        except OSError:
+            _say(f"{invocation.program}: fatal: cannot read the message; nothing was queued")
+            return fast.EX_NOINPUT
+        if stdin is None:
+            return fast.too_big(argv)
+        with contextlib.suppress(fast.Unavailable):
+            return fast.Submitter(config.text("submit_socket"), argv, stdin, os.urandom(16)).submit()
+    return _drop(invocation, submission, config, stdin)
+
+
+def _drop(invocation: Invocation, submission: Submission, config: main_cf.Config, stdin: fast.Input) -> int:
+    from sendmail_compat.maildrop import MaildropError, write
+
+    if config.size_limit and stdin.size > config.size_limit:
+        _say(f"{invocation.program}: fatal: {submission.who}: message file too big")
+        return fast.EX_DATAERR
+    try:
+        name = write(config.queue, submission, stdin.chunks())
+    except MaildropError as error:
+        _say(f"{invocation.program}: fatal: mail system is down and its maildrop takes nothing: {error}")
+        return EX_TEMPFAIL
+    _say(*invocation.warnings)
+    _say(f"{invocation.program}: warning: mail system is down; message kept in maildrop until it is back")
+    if invocation.verbose:
+        print(name)
+    return EX_OK
+
+
+def _address_test() -> int:
+    """-bt: one address list per line of stdin, as it is understood."""
+    for line in sys.stdin:
+        parsed = parse_list(line.strip())
+        if parsed.malformed:
+            print(f"{line.strip()}: {parsed.malformed}")
+        for address in parsed.addresses:
+            print(quote(address) or "<>")
+    return EX_OK
+
+
+def _start_daemon(invocation: Invocation, directory: str) -> int:
+    """-bd and -q15m of root: start the mail system."""
+    command = os.path.join(os.path.dirname(os.path.realpath(sys.argv[0])), "mta")
+    try:
+        os.execv(command, [command, "-c", directory, "start"])  # noqa: S606  a fixed program, no shell
+    except OSError as error:
+        _say(f"{invocation.program}: fatal: {command}: {os.strerror(error.errno or 0)}")
+    return EX_UNAVAILABLE
+
+
+def _diagnose(directory: str) -> None:
+    """-d0: what this installation believes."""
+    print(f"Version aiomta {__version__}, Python {sys.version.split()[0]}")
+    print(f"Configuration directory: {directory}")
+    with contextlib.suppress(main_cf.ConfigError):
+        config = main_cf.read(directory)
+        for name in ("myhostname", "queue_directory", "submit_socket"):
+            print(f"{name} = {config.text(name)}")
+
+
+_HELP = """usage: sendmail [options] [recipient ...]
+  -t  recipients from the header        -i  a line "." does not end the message
+  -f ADDRESS  envelope sender           -F NAME  full name of the sender
+  -bs  SMTP on stdin                    -bp  show the queue (mailq)
+  -q  deliver what is queued now        -C DIR  configuration directory
+See sendmail(1)."""
