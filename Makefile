@@ -59,10 +59,12 @@ $(PY):
 
 $(VENV)/.run: pyproject.toml | $(PY)
 	$(PIP) install -e .
+	$(PY) -m sendmail_compat.install $(VENV)
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml | $(PY)
 	$(PIP) install -e '.[dev]'
+	$(PY) -m sendmail_compat.install $(VENV)
 	@touch $@ $(VENV)/.run
 
 $(LOWER)/.installed: pyproject.toml

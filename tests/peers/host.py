@@ -48,6 +48,7 @@ class Host:
         m.write(f"/root/{wheel.name}", wheel.read_bytes())
         m.run("python3", "-m", "venv", "--system-site-packages", PREFIX, timeout=120)
         m.run(f"{PREFIX}/bin/pip", "install", "--no-deps", "--no-index", f"/root/{wheel.name}", timeout=120)
+        m.run(f"{PREFIX}/bin/python", "-m", "sendmail_compat.install", PREFIX)
         m.write("/usr/lib/sysusers.d/aiomta.conf", (ROOT / "systemd/aiomta.sysusers").read_bytes())
         m.write("/usr/lib/tmpfiles.d/aiomta.conf", (ROOT / "systemd/aiomta.tmpfiles").read_bytes())
         m.run("systemd-sysusers", "/usr/lib/sysusers.d/aiomta.conf")
