@@ -191,7 +191,7 @@ class Fsio:
         """Set access and modification time of a path or descriptor, Unix seconds."""
         if self.hook:
             self.hook("utime", target)
-        ns = int(when * 1_000_000_000)
+        ns = round(when * 1_000_000) * 1000
         os.utime(target, ns=(ns, ns))
 
     # -- names ------------------------------------------------------------------------------------

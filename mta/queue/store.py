@@ -75,6 +75,7 @@ class SpoolStore:
         self.submit_keys: dict[str, str] = {}  # key -> queue id of messages found by recover()
         self._maildrop = Maildrop(self.spool, fsio, clock, log)
         self._lister = Lister(self.spool, fsio)
+        self._locked: list[int] = []
         self._suspect = False
         self._next_probe = 0.0
 
@@ -83,6 +84,19 @@ class SpoolStore:
     async def recover(self) -> None:
         """See QueueStore."""
         await Recovery(self).run()
+
+    def keep_locked(self, path: str) -> None:
+        """Keep a message from being claimed while this process lives; for a child that could not be settled."""
+        with contextlib.suppress(OSError):
+            fd = self.fsio.open(path, write=True)
+            self.fsio.flock(fd)
+            self._locked.append(fd)
+
+    def close(self) -> None:
+        """Let go of what recover() left locked."""
+        for fd in self._locked:
+            self._close(fd)
+        self._locked.clear()
 
     async def draft(self, arrival: float) -> SpoolDraft:
         """See QueueStore.  QueueFullError when the disk has no room, QueueError after a disk error."""

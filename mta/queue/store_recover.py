@@ -39,6 +39,7 @@ class Child:
     """A message in incoming or hold that names a parent."""
 
     queue_id: str
+    path: str
     parent: Parent
 
 
@@ -54,10 +55,10 @@ class Recovery:
         run = self._fsio.run
         await self._maildrop.scan()
         await run(self._sweep)
-        children = await run(self._children)
-        for child in children:
+        for child in await run(self._children):
             await self._settle(child)
         await run(self._doubles)
+        await run(self._misnamed)
         walk = files(self._fsio, f"{self._spool.root}/deferred")
         while await run(self._place, "deferred", walk):
             pass
@@ -108,7 +109,7 @@ class Recovery:
                     if key := file.others.get("submit_key"):
                         self._store.submit_keys[key] = entry.name
                     if file.parent is not None:
-                        found.append(Child(entry.name, file.parent))
+                        found.append(Child(entry.name, entry.path, file.parent))
         return found
 
     def _examine(self, queue_id: str, queue: Queue, path: str) -> QueueFile | None:
@@ -126,22 +127,27 @@ class Recovery:
             self._fsio.close_fd(fd)
 
     async def _settle(self, child: Child) -> None:
+        """Apply a child to its parent; one that cannot be applied now stays locked until the next start."""
         parent = child.parent
-        with self._logged(child.queue_id):
+        if not ids.is_queue_id(parent.queue_id):
+            return
+        try:
             if parent.kind == "maildrop":
-                if ids.is_queue_id(parent.queue_id) and self._maildrop.unlink_if_same(parent.queue_id, parent.uid):
+                if self._maildrop.unlink_if_same(parent.queue_id, parent.uid):
                     await self._maildrop.flush()
                 return
             for queue in PLACES:
-                path = self._spool.path(queue, parent.queue_id)
-                if ids.is_queue_id(parent.queue_id) and await self._apply(parent, queue, path):
+                if await self._apply(parent, queue, self._spool.path(queue, parent.queue_id)):
                     return
+        except OSError as error:
+            self._log.warning("qmgr", f"{child.queue_id}: not released, its parent {parent.queue_id}: {error.strerror}")
+            self._store.keep_locked(child.path)
 
     async def _apply(self, parent: Parent, queue: Queue, path: str) -> bool:
         """Write a child's marks into its parent, if that is what this file is, and flush them."""
         try:
             fd = self._fsio.open(path, write=True)
-        except OSError:
+        except FileNotFoundError:
             return False
         try:
             found = self._fsio.fstat(fd)
@@ -168,21 +174,28 @@ class Recovery:
 
     # -- 3 ------------------------------------------------------------------------------------------
 
-    def _doubles(self) -> None:
-        """One id in two queues, or a name that does not fit the inode."""
-        seen: dict[str, str] = {}
+    def _small_queues(self) -> Iterator[tuple[Queue, os.DirEntry[str]]]:
         for queue in (Queue.HOLD, Queue.ACTIVE, Queue.INCOMING):
             for entry in list(files(self._fsio, f"{self._spool.root}/{queue}")):
-                if not ids.is_queue_id(entry.name):
-                    continue
-                with self._logged(entry.name):
-                    path = entry.path
-                    other = seen.get(entry.name) or self._deferred(entry.name)
-                    if other:
-                        path = self._merge(entry.name, other, path)
-                    if path:
-                        name = self._renamed(queue, os.path.basename(path), path, entry.inode())
-                        seen[name] = self._spool.path(queue, name)
+                if ids.is_queue_id(entry.name):
+                    yield queue, entry
+
+    def _doubles(self) -> None:
+        """One id in two queues."""
+        seen: dict[str, str] = {}
+        for _, entry in self._small_queues():
+            with self._logged(entry.name):
+                path = entry.path
+                if other := seen.get(entry.name) or self._deferred(entry.name):
+                    path = self._merge(entry.name, other, path)
+                if path:
+                    seen[os.path.basename(path)] = path
+
+    def _misnamed(self) -> None:
+        """A name that does not fit the inode."""
+        for queue, entry in self._small_queues():
+            with self._logged(entry.name):
+                self._renamed(queue, entry.name, entry.path, entry.inode())
 
     def _deferred(self, queue_id: str) -> str:
         path = self._spool.path(Queue.DEFERRED, queue_id)

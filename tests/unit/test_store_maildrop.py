@@ -1,0 +1,138 @@
+"""The maildrop is writable by anybody: what is opened, what is refused, what is removed."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mta.queue.api import QueueError
+from mta.queue.queue_reader import DamagedError
+from mta.queue.store import MaildropFile
+from tests.queue_support import Spooled, spooled
+
+RAW = (Path(__file__).parents[1] / "golden/queue/maildrop.bin").read_bytes()
+NAME = "0123456789abcdef0123456789abcdef"
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Iterator[Spooled]:
+    with spooled(tmp_path / "spool", limit=100_000) as made:
+        yield made
+
+
+def drop(spool: Spooled, raw: bytes = RAW, name: str = NAME, mode: int = 0o750) -> Path:
+    path = spool.root / "maildrop" / name
+    path.write_bytes(raw)
+    path.chmod(mode)
+    return path
+
+
+async def opened(spool: Spooled, name: str = NAME) -> MaildropFile:
+    file = await spool.store.open_maildrop(name)
+    assert file is not None
+    return file
+
+
+async def test_a_dropped_file_is_found_read_and_removed(spool: Spooled) -> None:
+    path = drop(spool)
+    found = path.stat()
+    assert await spool.store.scan_maildrop() == [NAME]
+    file = await opened(spool)
+    assert (file.owner, file.size) == (os.getuid(), len(RAW))
+    assert file.uid == f"{found.st_dev}.{found.st_ino}.{found.st_ctime_ns}"
+    message = await file.read()
+    assert [r.address for r in message.envelope.recipients] == ["carol@dst.test", "dave@dst.test"]
+    content = b"".join([c async for c in file.content(message)])
+    assert content == b"Subject: dropped\n\nhi there\n.x\nlast\n"
+    steps: list[str] = []
+    spool.fsio.hook = lambda op, _: steps.append(op)
+    await spool.store.remove_maildrop(file)
+    assert steps == ["unlink", "flush", "close"], "the unlink is durable when it returns"
+    assert not path.exists()
+    file.close()
+
+
+async def test_a_file_that_was_replaced_meanwhile_is_not_removed(spool: Spooled) -> None:
+    path = drop(spool)
+    file = await opened(spool)
+    path.rename(path.with_name("other"))
+    drop(spool, b"another message")
+    await spool.store.remove_maildrop(file)
+    assert path.exists()
+
+
+async def test_one_that_is_gone_already_is_no_error(spool: Spooled) -> None:
+    path = drop(spool)
+    file = await opened(spool)
+    path.unlink()
+    await spool.store.remove_maildrop(file)
+    assert await spool.store.open_maildrop(NAME) is None
+
+
+async def test_an_unfinished_file_is_not_opened_and_not_complained_about(spool: Spooled) -> None:
+    drop(spool, mode=0o600)
+    assert await spool.store.open_maildrop(NAME) is None
+    assert spool.log.lines == []
+
+
+async def test_what_is_no_plain_file_with_one_name_is_refused_once(spool: Spooled) -> None:
+    maildrop = spool.root / "maildrop"
+    (maildrop / "A1").symlink_to("/etc/passwd")
+    os.mkfifo(maildrop / "A2", 0o700)
+    (maildrop / "A3").mkdir(mode=0o700)
+    os.link(drop(spool, name="A4"), maildrop / "A5")
+    drop(spool, b"x" * 2_000_000, "A6")
+    for _ in range(2):
+        for name in await spool.store.scan_maildrop():
+            assert await spool.store.open_maildrop(name) is None
+    assert len(spool.log.lines) == 6
+    assert len(list(maildrop.iterdir())) == 6, "nothing is removed"
+
+
+@pytest.mark.parametrize("name", ["../incoming/x", "a.b", "", "x" * 300, "new\nline"])
+async def test_names_that_are_no_queue_ids_are_not_touched(spool: Spooled, name: str) -> None:
+    assert await spool.store.open_maildrop(name) is None
+
+
+async def test_leftovers_of_dead_injectors_go_after_an_hour(spool: Spooled) -> None:
+    path = drop(spool, name="123456.789", mode=0o600)
+    spool.now = path.stat().st_ctime + 3599
+    assert await spool.store.scan_maildrop() == []
+    assert path.exists()
+    spool.now += 2
+    await spool.store.scan_maildrop()
+    assert not path.exists()
+
+
+async def test_a_file_that_shrinks_while_it_is_read_is_damaged(spool: Spooled) -> None:
+    path = drop(spool)
+    file = await opened(spool)
+    message = await file.read()
+    path.write_bytes(RAW[: len(RAW) // 2 + 60])
+    with pytest.raises(DamagedError):
+        async for _ in file.content(message):
+            pass
+    file.close()
+
+
+async def test_a_file_that_grows_is_read_to_the_size_it_had(spool: Spooled) -> None:
+    path = drop(spool, RAW[:-4])
+    file = await opened(spool)
+    path.write_bytes(RAW)
+    with pytest.raises(DamagedError):
+        await file.read()
+    file.close()
+
+
+async def test_a_removal_that_fails_is_an_error(spool: Spooled) -> None:
+    drop(spool)
+    file = await opened(spool)
+
+    def fail(op: str, _: str | int) -> None:
+        if op == "flush":
+            raise OSError(5, "Input/output error")
+
+    spool.fsio.hook = fail
+    with pytest.raises(QueueError):
+        await spool.store.remove_maildrop(file)
