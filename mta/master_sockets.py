@@ -129,6 +129,9 @@ def listen_unix(path: str, mode: int) -> socket.socket:
     except OSError as error:
         sock.close()
         raise SocketProblemError(f"{path}: {error.strerror}") from None
+    except SocketProblemError:
+        sock.close()
+        raise
     return sock
 
 

@@ -140,6 +140,12 @@ class LinkClient:
         if self._writer is not None:
             self._writer.write(f"Q {queue_id}\n".encode())
 
+    async def settled(self, limit: float) -> None:
+        """Wait until every announcement is acknowledged, at most so many seconds (the scan finds the others)."""
+        deadline = self._clock.monotonic() + limit
+        while self._unacknowledged and self._writer is not None and self._clock.monotonic() < deadline:
+            await self._clock.sleep(0.05)
+
     async def _ask(self, verb: str, address: str) -> Verdict:
         if self._writer is None:
             return PERMIT

@@ -1,0 +1,203 @@
+"""Puts the rooms together: from a configuration to the objects of one process.
+
+Nothing here decides anything about mail; it is the list of who gets what.  Each process builds its own after
+the fork, so one process can hold two MTAs, and tests do.
+"""
+
+import os
+import random
+from dataclasses import dataclass, field
+
+from mta.bounce.bounce import BounceSettings, BounceWriter
+from mta.cleanup.cleanup import Cleanup
+from mta.cleanup.settings import CleanupSettings
+from mta.clock import Clock
+from mta.config.config import Config
+from mta.deliver.connector import Connector, NetConnector
+from mta.deliver.local import LocalAgent, LocalSettings
+from mta.deliver.local_client import HelperConnection
+from mta.deliver.request import DeliveryAgent
+from mta.deliver.simple import DiscardAgent, ErrorAgent, RetryAgent
+from mta.deliver.smtp import SmtpAgent
+from mta.deliver.smtp_settings import LmtpSettings, SmtpSettings, lmtp
+from mta.dns.resolver import Resolver, ResolverSettings
+from mta.envelope import Recipient
+from mta.fsio import Fsio
+from mta.lookup.context import LookupContext
+from mta.lookup.open import open_tables
+from mta.lookup.table import Maps
+from mta.lookup.unix import UserDb
+from mta.maillog import Maillog, MaillogSettings
+from mta.qmgr.backoff import BackoffSettings
+from mta.qmgr.qmgr import QmgrSettings, QueueManager, Target
+from mta.qmgr.scheduler import Scheduler, SchedulerSettings, TransportLimits
+from mta.queue.store import SpoolStore, StoreSettings
+from mta.smtpd.ports import Anvil
+from mta.smtpd.restrictions import Restrictions, RestrictionSettings
+from mta.smtpd.server import SMTPServer
+from mta.smtpd.server_settings import ServerSettings
+from mta.tls import TlsClientSettings, TlsServerSettings, client_context, server_context
+from mta.trivial_rewrite import Rewriter, RewriterSettings
+
+
+@dataclass(slots=True)
+class Core:
+    """What the scheduler and a worker both need."""
+
+    config: Config
+    clock: Clock
+    log: Maillog
+    fsio: Fsio
+    connector: Connector
+    users: UserDb
+    context: LookupContext
+    resolver: Resolver
+    rewriter: Rewriter
+    store: SpoolStore
+    cleanup: Cleanup
+    agents: dict[str, DeliveryAgent] = field(default_factory=dict)
+
+    def tables(self, spec: tuple[str, ...]) -> Maps:
+        """Open "type:name" tables."""
+        return open_tables(spec, self.context)
+
+    async def close(self) -> None:
+        """Release what the process holds; deliveries and sessions have ended before."""
+        for agent in self.agents.values():
+            await agent.close()
+        await self.resolver.close()
+        self.fsio.close()
+        self.log.close()
+
+
+def build_core(
+    config: Config, *, owner: bool, clock: Clock | None = None, fsio: Fsio | None = None,
+    connector: Connector | None = None, log: Maillog | None = None,
+) -> Core:  # fmt: skip
+    """owner: this process runs the queue.  The other arguments replace the outside world in tests."""
+    clock = clock or Clock()
+    fsio = fsio or Fsio()
+    connector = connector or NetConnector(clock)
+    log = log or Maillog(config.fill(MaillogSettings), clock)
+    users = UserDb(fsio, clock)
+    context = LookupContext(
+        fsio, clock, log, users, default_database_type=config.text("default_database_type"), environ=dict(os.environ)
+    )
+    resolver = Resolver(config.fill(ResolverSettings), connector, clock, log)
+    rewriter = Rewriter(config.fill(RewriterSettings), context, config.own_addresses())
+    store = SpoolStore(config.fill(StoreSettings), fsio, clock, log, owner=owner)
+    cleanup = Cleanup(
+        config.fill(CleanupSettings), store, rewriter, lambda spec: open_tables(spec, context), log, clock
+    )
+    return Core(config, clock, log, fsio, connector, users, context, resolver, rewriter, store, cleanup)
+
+
+# -- receiving ------------------------------------------------------------------------------------
+
+
+def build_smtpd(core: Core, config: Config, anvil: Anvil, service: str) -> SMTPServer:
+    """The server of one inet service; config: with that service's -o settings."""
+    restrictions = Restrictions(
+        config.fill(RestrictionSettings), core.rewriter, core.context, core.resolver, core.users, core.log, core.clock
+    )
+    tls = server_context(config.fill(TlsServerSettings))
+    syslog_name = config.text("syslog_name")
+    prefix = syslog_name.partition("/")[2]
+    name = f"{prefix}/smtpd" if prefix else service
+    return SMTPServer(
+        config.fill(ServerSettings), restrictions, core.cleanup, anvil, core.resolver, core.log, core.clock, tls,
+        service=name,
+    )  # fmt: skip
+
+
+# -- delivering -----------------------------------------------------------------------------------
+
+
+def build_agents(core: Core, helper: HelperConnection | None, waiting: "Waiting") -> dict[str, DeliveryAgent]:
+    """One agent per unix service of master.cf that we have; the others are "mail transport unavailable"."""
+    agents: dict[str, DeliveryAgent] = {}
+    for service in core.config.services:
+        if service.type != "unix" or service.name in agents:
+            continue
+        config = core.config.for_service(service)
+        match service.command:
+            case "smtp" | "lmtp":
+                agents[service.name] = _smtp(core, config, service.name, waiting, is_lmtp=service.command == "lmtp")
+            case "local":
+                agents[service.name] = LocalAgent(
+                    config.fill(LocalSettings), core.context, core.users, core.fsio, core.clock, core.log,
+                    helper=helper,
+                )  # fmt: skip
+            case "discard":
+                agents[service.name] = DiscardAgent(core.clock)
+            case "error":
+                agents[service.name] = (RetryAgent if service.name == "retry" else ErrorAgent)(core.clock)
+    return agents
+
+
+def _smtp(core: Core, config: Config, name: str, waiting: "Waiting", *, is_lmtp: bool) -> DeliveryAgent:
+    settings = config.fill(SmtpSettings)
+    if is_lmtp:
+        settings = lmtp(settings, config.fill(LmtpSettings))
+    return SmtpAgent(
+        settings, core.resolver, core.connector, client_context(config.fill(TlsClientSettings)), core.log, core.clock,
+        shuffle=random.shuffle, waiting=waiting.of(name), lmtp=is_lmtp,
+    )  # fmt: skip
+
+
+class Waiting:
+    """How many deliveries wait for a destination: known only once the queue manager exists."""
+
+    def __init__(self) -> None:
+        self.qmgr: QueueManager | None = None
+
+    def of(self, transport: str) -> "WaitingFor":
+        """The question of one transport's agent."""
+        return WaitingFor(self, transport)
+
+
+@dataclass(frozen=True, slots=True)
+class WaitingFor:
+    """Callable: next hop -> number of deliveries that wait for it."""
+
+    source: Waiting
+    transport: str
+
+    def __call__(self, nexthop: str) -> int:
+        return self.source.qmgr.waiting(self.transport, nexthop) if self.source.qmgr else 0
+
+
+def build_qmgr(core: Core, helper: HelperConnection | None) -> QueueManager:
+    """The queue manager with all of its agents."""
+    config, waiting = core.config, Waiting()
+    core.agents = build_agents(core, helper, waiting)
+    default = transport_limits(config, "default")
+    limits = {name: transport_limits(config, name) for name in core.agents}
+    bounces = BounceWriter(config.fill(BounceSettings), core.cleanup, core.store, core.log, core.clock)
+    rewriter = core.rewriter
+
+    async def resolve(recipient: Recipient, sender: str) -> Target:
+        route = await rewriter.resolve(recipient.address, sender)
+        return Target(route.transport, route.nexthop)
+
+    qmgr = QueueManager(
+        config.fill(QmgrSettings), config.fill(BackoffSettings), core.store,
+        Scheduler(config.fill(SchedulerSettings), limits, default), resolve, core.agents, bounces, core.cleanup,
+        core.clock, core.log,
+    )  # fmt: skip
+    waiting.qmgr = qmgr
+    core.store.arrived = qmgr.arrived
+    return qmgr
+
+
+def transport_limits(config: Config, transport: str) -> TransportLimits:
+    """maxproc of master.cf, <transport>_destination_concurrency_limit and _recipient_limit."""
+    processes = config.integer("default_process_limit")
+    for service in config.services:
+        if service.name == transport and service.maxproc not in (None, "-"):
+            processes = int(service.maxproc) or 1_000_000
+    return TransportLimits(
+        processes,
+        config.transport_value(transport, "destination_concurrency_limit"),
+        config.transport_value(transport, "destination_recipient_limit"),
+    )

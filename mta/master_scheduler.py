@@ -1,0 +1,195 @@
+"""The scheduler process: owns the queue; pickup, delivery, bounces, control sockets, counters of clients.
+
+Life: lock the queue (a predecessor that still drains is waited for) -> repair after a crash -> serve ->
+SIGTERM: stop listening, let sessions and deliveries end within DRAIN seconds, give the rest back.
+A second SIGTERM, or the end of that time, changes nothing on disk: what is not settled is found at the next
+start.  SIGUSR1 reopens the log.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import signal
+import socket
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass, field
+
+from mta.clock import Clock
+from mta.config.config import Config
+from mta.control import Control, guarded
+from mta.deliver.local_client import HelperConnection
+from mta.master_build import Core, build_core, build_qmgr, build_smtpd
+from mta.master_notify import Notify
+from mta.pickup import Pickup, PickupSettings
+from mta.qmgr.qmgr import QueueManager
+from mta.smtpd.anvil import Anvil, AnvilSettings
+from mta.smtpd.server import SMTPServer
+from mta.submit import SubmitServer, SubmitSettings
+from mta.submit_users import Access
+from mta.worker_link import LinkClient, LinkServer
+
+DRAIN = 20.0  # seconds for sessions and deliveries in flight at a stop
+
+
+@dataclass(slots=True)
+class Sockets:
+    """tcp: (name of the master.cf service, listener).  unix: submit, showq, flush, pickup, qmgr."""
+
+    tcp: list[tuple[str, socket.socket]]
+    unix: dict[str, socket.socket]
+
+
+@dataclass(slots=True)
+class Running:
+    """What a serving process must end in order."""
+
+    servers: list[asyncio.Server] = field(default_factory=list)
+    smtpd: list[SMTPServer] = field(default_factory=list)
+    tasks: list[asyncio.Task[None]] = field(default_factory=list)
+
+    async def stop_listening(self) -> None:
+        """Refuse new connections; the sockets stay open in the first process."""
+        for server in self.servers:
+            server.close()
+
+    async def drain_sessions(self, limit: float) -> None:
+        """Let SMTP transactions end."""
+        await asyncio.gather(*(server.drain(limit) for server in self.smtpd))
+        for server in self.smtpd:
+            server.close()
+
+    async def cancel(self) -> None:
+        """End background tasks."""
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+
+
+async def listen_smtp(running: Running, core: Core, anvil: Anvil | LinkClient, sockets: Sockets) -> None:
+    """Serve every inet service of master.cf in this process."""
+    loop = asyncio.get_running_loop()
+    services = {service.name: service for service in core.config.services if service.type == "inet"}
+    for name, sock in sockets.tcp:
+        config = core.config.for_service(services[name])
+        server = build_smtpd(core, config, anvil, "smtpd")
+        running.smtpd.append(server)
+        tls = server.tls if config.flag("smtpd_tls_wrappermode") else None
+        running.servers.append(await loop.create_server(server.factory, sock=sock.dup(), ssl=tls))
+
+
+def run_scheduler(config: Config, sockets: Sockets, helper: HelperConnection | None, *, listen: bool) -> int:
+    """The process's whole life; returns its exit status.  listen: SMTP too (smtpd_processes = 0)."""
+    with _queue_lock(config):
+        return run_loop(config, lambda stop: _serve(config, sockets, helper, stop, listen=listen))
+
+
+def run_loop(config: Config, main: Callable[[asyncio.Event], Coroutine[None, None, int]]) -> int:
+    """Run main on the configured event loop; SIGTERM and SIGINT set its stop event."""
+
+    async def wrapped() -> int:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        return await main(stop)
+
+    with asyncio.Runner(loop_factory=loop_factory(config)) as runner:
+        return runner.run(wrapped())
+
+
+def loop_factory(config: Config) -> Callable[[], asyncio.AbstractEventLoop]:
+    """uvloop where it is installed, else asyncio's own."""
+    try:
+        import uvloop  # an extra: everything works without
+    except ImportError:
+        return asyncio.new_event_loop
+    new_loop: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return new_loop
+
+
+@contextlib.contextmanager
+def _queue_lock(config: Config):  # type: ignore[no-untyped-def]  # a generator for contextlib
+    """Wait until a predecessor (before a reload) has let go of the queue."""
+    path = os.path.join(config.text("queue_directory"), "pid", "unix.qmgr")
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        os.close(fd)
+
+
+async def _serve(
+    config: Config, sockets: Sockets, helper: HelperConnection | None, stop: asyncio.Event, *, listen: bool
+) -> int:
+    core = build_core(config, owner=True)
+    notify = Notify(os.environ)
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGUSR1, core.log.reopen)
+    running = Running()
+    anvil = Anvil(config.fill(AnvilSettings), core.context, core.clock)
+    qmgr = build_qmgr(core, helper)
+    pickup = Pickup(config.fill(PickupSettings), core.store, core.cleanup, os.getuid(), core.log, core.clock)
+    await core.store.recover()
+    submit = SubmitServer(
+        config.fill(SubmitSettings), core.cleanup, core.users, Access(core.users, core.tables), core.log, core.clock,
+        core.fsio.entropy(8), find_key=core.store.submit_keys.get,
+    )  # fmt: skip
+    await _listen_unix(running, core, sockets, qmgr, pickup, submit, anvil)
+    if listen:
+        await listen_smtp(running, core, anvil, sockets)
+    running.tasks += [_background(core, qmgr.run()), _background(core, pickup.run())]
+    if notify.watchdog:
+        running.tasks.append(_background(core, _feed_watchdog(notify, core.clock)))
+    notify.send(f"READY=1\nMAINPID={os.getppid() if not listen else os.getpid()}")
+    await stop.wait()
+    notify.send("STOPPING=1")
+    await running.stop_listening()
+    await asyncio.gather(running.drain_sessions(DRAIN), submit.drain(DRAIN))
+    await qmgr.drain(DRAIN)
+    await running.cancel()
+    await core.close()
+    return 0
+
+
+async def _listen_unix(
+    running: Running, core: Core, sockets: Sockets, qmgr: QueueManager, pickup: Pickup, submit: SubmitServer,
+    anvil: Anvil,
+) -> None:  # fmt: skip
+    loop = asyncio.get_running_loop()
+    control = Control(core.store, qmgr.flush, pickup.poke, core.clock, core.log)
+    link = LinkServer(anvil, qmgr.arrived, core.log)
+    handlers = {
+        "showq": guarded(control.showq, core.log),
+        "flush": guarded(control.flush, core.log),
+        "pickup": guarded(control.pickup, core.log),
+        "qmgr": link.serve,
+    }
+    for name, handler in handlers.items():
+        running.servers.append(await asyncio.start_unix_server(handler, sock=sockets.unix[name].dup()))
+    running.servers.append(await loop.create_unix_server(submit.factory, sock=sockets.unix["submit"].dup()))
+
+
+def _background(core: Core, work: Awaitable[None]) -> asyncio.Task[None]:
+    """A task that must not end: if it does, the process ends with it and is started again."""
+
+    async def guarded_work() -> None:
+        await work
+
+    def ended(task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            core.log.warning("master", f"a service of the scheduler has ended: {type(error).__name__}: {error}")
+            core.log.flush()
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    task = asyncio.get_running_loop().create_task(guarded_work())
+    task.add_done_callback(ended)
+    return task
+
+
+async def _feed_watchdog(notify: Notify, clock: Clock) -> None:
+    """Tell systemd that the loop turns."""
+    while True:
+        notify.send("WATCHDOG=1")
+        await clock.sleep(notify.watchdog)
