@@ -7,6 +7,7 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check -q
 LOWER := .venv-lower
 LOWER_BOUNDS := aiosmtpd==1.4.3 dnspython==2.3.0 aiofiles==23.1.0
+TEST_TOOLS := pytest 'pytest-asyncio>=1.5' pytest-xdist hypothesis cryptography
 PEERS_ARGS ?=
 KILLS ?= 100
 
@@ -67,10 +68,10 @@ $(VENV)/.dev: pyproject.toml | $(PY)
 	$(PY) -m sendmail_compat.install $(VENV)
 	@touch $@ $(VENV)/.run
 
-$(LOWER)/.installed: pyproject.toml
+$(LOWER)/.installed: pyproject.toml Makefile
 	@test -n "$(PYTHON)" || { echo "no python3 >= 3.11 with venv found: apt-get install python3-venv"; exit 1; }
 	$(PYTHON) -m venv $(LOWER)
-	$(LOWER)/bin/python -m pip --disable-pip-version-check -q install $(LOWER_BOUNDS) -e '.[test]'
+	$(LOWER)/bin/python -m pip --disable-pip-version-check -q install $(LOWER_BOUNDS) -e . $(TEST_TOOLS)
 	@touch $@
 
 ## make clean       remove what was built and ./var; distclean: the environments too

@@ -1,7 +1,6 @@
 """The laboratory as fixtures: one network of machines for the whole run, our MTA anew for each module."""
 
 import os
-import subprocess
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from tests.peers import dns_server
 from tests.peers.exim import Exim
 from tests.peers.host import Host
 from tests.peers.machine import Machine
+from tests.peers.namespace import own_network
 from tests.peers.postfix import Postfix
 
 
@@ -33,12 +33,7 @@ def run_directory() -> Path:
     where = os.environ.get("AIOMTA_PEERS_RUN")
     if not where:
         pytest.skip("run me with `make test-peers`")
-    interfaces = [line.split(":")[0].strip() for line in Path("/proc/net/dev").read_text().splitlines()[2:]]
-    outside = [name for name in interfaces if name.startswith(("eth", "en", "wl"))]
-    assert "lo" in interfaces and not outside, "this is not a network of our own"
-    subprocess.run(["ip", "link", "set", "lo", "up"], check=True, timeout=10)
-    for last in (11, 12):  # Postfix insists on finding its address on an interface
-        subprocess.run(["ip", "address", "add", f"127.0.0.{last}/8", "dev", "lo"], check=True, timeout=10)
+    own_network()
     return Path(where)
 
 
