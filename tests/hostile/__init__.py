@@ -1,0 +1,1 @@
+"""Clients that attack port 25: hostile.jsonl and its runner."""
