@@ -361,7 +361,7 @@ def _mail_parameters(command: MailCommand, text: bytes, rules: Rules) -> Reply |
             command.ret = Ret.FULL if value.upper() == b"FULL" else Ret.HDRS
         elif name == b"ENVID" and rules.dsn and value is not None:
             envid = decode_xtext(value)
-            if envid is None or len(envid) > MAX_ENVID:
+            if not envid or len(envid) > MAX_ENVID:
                 return BAD_ENVID
             command.envelope_id = envid
         elif name == b"AUTH" and rules.auth and value is not None:
