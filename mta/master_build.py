@@ -36,7 +36,7 @@ from mta.smtpd.ports import Anvil
 from mta.smtpd.restrictions import Restrictions, RestrictionSettings
 from mta.smtpd.server import SMTPServer
 from mta.smtpd.server_settings import ServerSettings
-from mta.tls import TlsClientSettings, TlsServerSettings, client_context, server_context
+from mta.tls import TlsClientSettings, TlsServerSettings, client_tls, server_context
 from mta.trivial_rewrite import Rewriter, RewriterSettings
 
 
@@ -113,7 +113,7 @@ def build_smtpd(core: Core, config: Config, anvil: Anvil, service: str) -> SMTPS
 # -- delivering -----------------------------------------------------------------------------------
 
 
-def build_agents(core: Core, helper: HelperConnection | None, waiting: "Waiting") -> dict[str, DeliveryAgent]:
+def build_agents(core: Core, helper: HelperConnection | None) -> dict[str, DeliveryAgent]:
     """One agent per unix service of master.cf that we have; the others are "mail transport unavailable"."""
     agents: dict[str, DeliveryAgent] = {}
     for service in core.config.services:
@@ -122,7 +122,7 @@ def build_agents(core: Core, helper: HelperConnection | None, waiting: "Waiting"
         config = core.config.for_service(service)
         match service.command:
             case "smtp" | "lmtp":
-                agents[service.name] = _smtp(core, config, service.name, waiting, is_lmtp=service.command == "lmtp")
+                agents[service.name] = _smtp(core, config, is_lmtp=service.command == "lmtp")
             case "local":
                 agents[service.name] = LocalAgent(
                     config.fill(LocalSettings), core.context, core.users, core.fsio, core.clock, core.log,
@@ -135,45 +135,23 @@ def build_agents(core: Core, helper: HelperConnection | None, waiting: "Waiting"
     return agents
 
 
-def _smtp(core: Core, config: Config, name: str, waiting: "Waiting", *, is_lmtp: bool) -> DeliveryAgent:
+def _smtp(core: Core, config: Config, *, is_lmtp: bool) -> DeliveryAgent:
     settings = config.fill(SmtpSettings)
     if is_lmtp:
         settings = lmtp(settings, config.fill(LmtpSettings))
     return SmtpAgent(
-        settings, core.resolver, core.connector, client_context(config.fill(TlsClientSettings)), core.log, core.clock,
-        shuffle=random.shuffle, waiting=waiting.of(name), lmtp=is_lmtp,
+        settings, core.resolver, core.connector, client_tls(config.fill(TlsClientSettings)), core.log, core.clock,
+        lmtp=is_lmtp, own_addresses=frozenset(config.own_addresses()), shuffle=random.shuffle,
     )  # fmt: skip
-
-
-class Waiting:
-    """How many deliveries wait for a destination: known only once the queue manager exists."""
-
-    def __init__(self) -> None:
-        self.qmgr: QueueManager | None = None
-
-    def of(self, transport: str) -> "WaitingFor":
-        """The question of one transport's agent."""
-        return WaitingFor(self, transport)
-
-
-@dataclass(frozen=True, slots=True)
-class WaitingFor:
-    """Callable: next hop -> number of deliveries that wait for it."""
-
-    source: Waiting
-    transport: str
-
-    def __call__(self, nexthop: str) -> int:
-        return self.source.qmgr.waiting(self.transport, nexthop) if self.source.qmgr else 0
 
 
 def build_qmgr(core: Core, helper: HelperConnection | None) -> QueueManager:
     """The queue manager with all of its agents."""
-    config, waiting = core.config, Waiting()
-    core.agents = build_agents(core, helper, waiting)
+    config = core.config
+    core.agents = build_agents(core, helper)
     default = transport_limits(config, "default")
     limits = {name: transport_limits(config, name) for name in core.agents}
-    bounces = BounceWriter(config.fill(BounceSettings), core.cleanup, core.store, core.log, core.clock)
+    bounces = BounceWriter(config.fill(BounceSettings), core.cleanup, core.store, core.log, core.clock, core.fsio.entropy)
     rewriter = core.rewriter
 
     async def resolve(recipient: Recipient, sender: str) -> Target:
@@ -185,7 +163,6 @@ def build_qmgr(core: Core, helper: HelperConnection | None) -> QueueManager:
         Scheduler(config.fill(SchedulerSettings), limits, default), resolve, core.agents, bounces, core.cleanup,
         core.clock, core.log,
     )  # fmt: skip
-    waiting.qmgr = qmgr
     core.store.arrived = qmgr.arrived
     return qmgr
 
