@@ -29,17 +29,17 @@ class ExtensionRules:
 
 
 def split_extension(local: str, rules: ExtensionRules) -> tuple[str, str]:
-    """Return (user, extension), ("local part", "") when there is no extension to take off.  No part is empty."""
+    """Return (user, extension with its delimiter), (local part, "") when there is none.  user is never empty."""
     if not rules.recipient_delimiter:
         return local, ""
     lower = local.lower()
     if lower in _NEVER_SPLIT or lower == rules.double_bounce_sender.lower():
         return local, ""
-    if "-" in rules.recipient_delimiter and rules.owner_request_special:
-        if lower.startswith("owner-") or (lower.endswith("-request") and len(lower) > len("-request")):
-            return local, ""
+    is_list = lower.startswith("owner-") or (lower.endswith("-request") and len(lower) > len("-request"))
+    if is_list and "-" in rules.recipient_delimiter and rules.owner_request_special:
+        return local, ""
     at = min((i for c in rules.recipient_delimiter if (i := local.find(c)) >= 0), default=0)
-    return (local[:at], local[at + 1 :]) if at else (local, "")
+    return (local[:at], local[at:]) if at else (local, "")
 
 
 def quoted(local: str) -> str:
@@ -76,14 +76,13 @@ async def find_address(
         local, domain = address, ""
     user, extension = split_extension(local, rules)
     rest = at + domain
-    tail = local[len(user) :] if extension else ""
     value = await find_key(maps, local, rest, fixed=False)
     if value is not None:
         return value, ""
     if extension:
         value = await find_key(maps, user, rest, fixed=True)
         if value is not None:
-            return value, tail
+            return value, extension
     if not at:
         return None
     if await is_local(domain.lower()):
@@ -93,6 +92,6 @@ async def find_address(
         if extension:
             value = await find_key(maps, user, "", fixed=True)
             if value is not None:
-                return value, tail
+                return value, extension
     value = await maps.get(rest, fixed=True)
-    return None if value is None else (value, tail)
+    return None if value is None else (value, extension)

@@ -1,0 +1,137 @@
+"""Counters of clients: connections open at once, and connections, messages, recipients per time unit.
+
+State: one entry per client address, kept while a connection is open or its time unit runs; at most MAX_CLIENTS
+entries, of which those without a connection go first.  Nothing survives a restart.
+
+See also: anvil(8), postconf(5) smtpd_client_connection_count_limit and its kin
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mta.clock import Clock
+from mta.lookup.match_list import NetworkList
+from mta.lookup.table import TableError
+from mta.smtp.reply import Reply
+from mta.smtpd.facts import PERMIT, Verdict
+
+MAX_CLIENTS = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class AnvilSettings:
+    """postconf(5); limits are counts, 0 = no limit; anvil_rate_time_unit in seconds."""
+
+    myhostname: str
+    smtpd_client_connection_count_limit: int
+    smtpd_client_connection_rate_limit: int
+    smtpd_client_message_rate_limit: int
+    smtpd_client_recipient_rate_limit: int
+    anvil_rate_time_unit: float
+
+
+@dataclass(slots=True)
+class _Client:
+    start: float
+    open: int = 0
+    connections: int = 0
+    messages: int = 0
+    recipients: int = 0
+
+
+class Anvil:
+    """One per mail system.  exceptions: smtpd_client_event_limit_exceptions; warn: for lines of the log."""
+
+    def __init__(
+        self,
+        settings: AnvilSettings,
+        exceptions: NetworkList,
+        clock: Clock,
+        warn: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self._settings, self._exceptions, self._clock, self._warn = settings, exceptions, clock, warn
+        self._clients: OrderedDict[str, _Client] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._clients)
+
+    async def connect(self, address: str) -> Verdict:
+        """A connection was accepted; PERMIT, or the 421 that closes it.  One disconnect() follows in both cases."""
+        client = self._client(address)
+        client.open += 1
+        client.connections += 1
+        s = self._settings
+        text = f"{s.myhostname} Error: too many connections from {address}"
+        count, rate = client.open, client.connections
+        if 0 < s.smtpd_client_connection_count_limit < count and await self._limited(address):
+            self._warn(f"Connection concurrency limit exceeded: {count} from {address} for service smtp")
+            return Verdict(Reply(421, "4.7.0", text), close=True)
+        if 0 < s.smtpd_client_connection_rate_limit < rate and await self._limited(address):
+            self._warn(f"Connection rate limit exceeded: {rate} from {address} for service smtp")
+            return Verdict(Reply(421, "4.7.0", text), close=True)
+        return PERMIT
+
+    def disconnect(self, address: str) -> None:
+        """The connection is gone."""
+        client = self._clients.get(address)
+        if client is None:
+            return
+        client.open = max(0, client.open - 1)
+        if not client.open and self._over(client):
+            del self._clients[address]
+
+    async def mail(self, address: str) -> Verdict:
+        """A MAIL command."""
+        client = self._client(address)
+        client.messages += 1
+        count, limit = client.messages, self._settings.smtpd_client_message_rate_limit
+        if not 0 < limit < count or not await self._limited(address):
+            return PERMIT
+        self._warn(f"Message delivery request rate limit exceeded: {count} from {address} for service smtp")
+        return Verdict(Reply(450, "4.7.1", f"Error: too much mail from {address}"))
+
+    async def rcpt(self, address: str) -> Verdict:
+        """A RCPT command."""
+        client = self._client(address)
+        client.recipients += 1
+        count, limit = client.recipients, self._settings.smtpd_client_recipient_rate_limit
+        if not 0 < limit < count or not await self._limited(address):
+            return PERMIT
+        self._warn(f"Recipient address rate limit exceeded: {count} from {address} for service smtp")
+        return Verdict(Reply(450, "4.7.1", f"Error: too many recipients from {address}"))
+
+    async def _limited(self, address: str) -> bool:
+        """Do limits apply to this client?  When the list of exceptions cannot tell, they do not."""
+        try:
+            return not await self._exceptions.match(address)
+        except TableError as error:
+            self._warn(f"smtpd_client_event_limit_exceptions: {error}")
+            return False
+
+    def _over(self, client: _Client) -> bool:
+        return self._clock.monotonic() > client.start + self._settings.anvil_rate_time_unit
+
+    def _client(self, address: str) -> _Client:
+        client = self._clients.get(address)
+        now = self._clock.monotonic()
+        if client is None:
+            client = self._clients[address] = _Client(now)
+            self._shrink()
+        else:
+            self._clients.move_to_end(address)
+            if self._over(client):
+                client.start = now
+                client.connections = client.messages = client.recipients = 0
+        return client
+
+    def _shrink(self) -> None:
+        """Drop the oldest entry without a connection while there are too many; look at a few per call."""
+        looked = 0
+        while len(self._clients) > MAX_CLIENTS and looked < 8:
+            address, client = next(iter(self._clients.items()))
+            if client.open:
+                self._clients.move_to_end(address)
+            else:
+                del self._clients[address]
+            looked += 1

@@ -1,0 +1,434 @@
+"""smtpd_*_restrictions: lists compiled once, evaluated in Postfix's order.
+
+With smtpd_delay_reject the client, helo and sender lists are evaluated at RCPT, then relay before recipient
+restrictions; OK ends one list, REJECT ends all.  What a client may not learn stays in the log: a table that
+fails is 451 4.3.0 or 4.3.5, a name nobody knows 451 4.3.5, and neither is ever taken for "no".
+
+State: compiled lists only.  A verdict depends on the facts handed in; nothing is remembered between commands,
+so with smtpd_delay_reject = no a DEFER_IF_PERMIT of an earlier command is not carried to RCPT.
+
+See also: SMTPD_ACCESS_README, postconf(5), mta/smtpd/facts.py
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from mta.lookup.context import LookupContext
+from mta.lookup.match_list import NetworkList, parent_style
+from mta.lookup.open import open_table, open_tables, split_list
+from mta.lookup.table import Maps, TableError
+from mta.smtp.reply import Reply
+from mta.smtpd.access import AccessTable
+from mta.smtpd.facts import PERMIT, Facts, Stage, Verdict
+from mta.smtpd.restrict_core import (
+    CLIENT,
+    CONFIGURATION_ERROR,
+    DATA,
+    END_OF_DATA,
+    ETRN,
+    HELO,
+    RECIPIENT,
+    REVERSE_CLIENT,
+    SENDER,
+    Ask,
+    Check,
+    Dns,
+    Restriction,
+    RestrictionSettings,
+    ServerError,
+    Status,
+    Tools,
+    run,
+)
+from mta.smtpd.restrict_dns import DNS, judge_hosts, reject_rbl_client, reject_rhsbl
+from mta.smtpd.restrict_relay import RELAY, reject_unlisted_recipient, reject_unlisted_sender
+from mta.smtpd.restrict_simple import SIMPLE
+from mta.trivial_rewrite import Rewriter
+
+BAD_SENDER = Reply(501, "5.1.7", "Bad sender address syntax")
+BAD_RECIPIENT = Reply(501, "5.1.3", "Bad recipient address syntax")
+
+WORDS: dict[str, Check] = {**SIMPLE, **DNS, **RELAY}
+OLD_NAMES = {
+    "reject_unknown_client": "reject_unknown_client_hostname",
+    "reject_unknown_hostname": "reject_unknown_helo_hostname",
+    "reject_unknown_address": "reject_unknown_sender_domain",
+    "reject_invalid_hostname": "reject_invalid_helo_hostname",
+    "reject_non_fqdn_hostname": "reject_non_fqdn_helo_hostname",
+    "check_recipient_maps": "reject_unlisted_recipient",
+}
+RHSBL = {f"reject_rhsbl_{w}": w for w in ("sender", "recipient", "helo", "client", "reverse_client")}
+ACCESS = {
+    f"check_{what}{how}_access": (what, how.strip("_"))
+    for what in ("client", "reverse_client_hostname", "helo", "sender", "recipient", "etrn")
+    for how in ("", "_a", "_mx")
+}
+DEFAULT_ACCESS = {
+    "client": "check_client_access",
+    "helo": "check_helo_access",
+    "sender": "check_sender_access",
+    "relay": "check_recipient_access",
+    "recipient": "check_recipient_access",
+    "etrn": "check_etrn_access",
+}
+WITH_ARGUMENT = ("check_policy_service", "check_ccert_access", "check_sasl_access", "permit_dnswl_client")
+
+
+class Restrictions:
+    """Answers Policy.check().
+
+    context: for tables; its service is the name under which warnings appear.  classes: name -> words, for each
+    name in smtpd_restriction_classes.  own_addresses: of inet_interfaces, as text.
+    """
+
+    def __init__(
+        self,
+        settings: RestrictionSettings,
+        rewriter: Rewriter,
+        context: LookupContext,
+        resolver: Dns,
+        *,
+        classes: Mapping[str, Sequence[str]] | None = None,
+        own_addresses: Iterable[str] = (),
+    ) -> None:
+        self._settings, self._context = settings, context
+        self._class_words = {name.lower(): tuple(words) for name, words in (classes or {}).items()}
+        self._classes: dict[tuple[str, str], Sequence[Restriction]] = {}
+        parents = settings.parent_domain_matches_subdomains
+        self._tools = Tools(
+            settings=settings,
+            rewriter=rewriter,
+            dns=resolver,
+            warn=context.warn,
+            pause=context.clock.sleep,
+            mynetworks=NetworkList(
+                "mynetworks", settings.mynetworks, context, parents=parent_style("mynetworks", parents)
+            ),
+            own_addresses=NetworkList("inet_interfaces", tuple(own_addresses), context),
+            recipient_maps=_recipient_maps(settings, context),
+        )
+        s = settings
+        self._client = self.compile(s.smtpd_client_restrictions, "client")
+        self._helo = self.compile(s.smtpd_helo_restrictions, "helo")
+        self._sender = self.compile(s.smtpd_sender_restrictions, "sender")
+        relay = self.compile(s.smtpd_relay_restrictions, "relay")
+        recipient = self.compile(s.smtpd_recipient_restrictions, "recipient")
+        before = s.smtpd_relay_before_recipient_restrictions
+        self._at_rcpt = (relay, recipient) if before else (recipient, relay)
+        self._data = self.compile(s.smtpd_data_restrictions, "data")
+        self._end_of_data = self.compile(s.smtpd_end_of_data_restrictions, "end_of_data")
+        self._etrn = self.compile(s.smtpd_etrn_restrictions, "etrn")
+
+    # -- compiling --------------------------------------------------------------------------------
+
+    def compile(self, words: str | Iterable[str], stage: str) -> tuple[Restriction, ...]:
+        """Turn the words of a list into checks; what cannot be understood becomes a check that answers 451 4.3.5."""
+        queue = split_list(words)
+        compiled = []
+        while queue:
+            word = queue.pop(0)
+            name = OLD_NAMES.get(word.lower(), word.lower())
+            if name == "warn_if_reject":
+                compiled.append(Restriction(name, None))
+                continue
+            if ":" in name and stage in DEFAULT_ACCESS:  # a bare table means the stage's own check
+                queue.insert(0, word)
+                name = DEFAULT_ACCESS[stage]
+            argument = queue.pop(0) if queue and _takes_argument(name) else ""
+            compiled.append(Restriction(name, self._check(name, argument, stage)))
+        return tuple(compiled)
+
+    def _check(self, name: str, argument: str, stage: str) -> Check:
+        if name in WORDS:
+            return WORDS[name]
+        if name in self._class_words:
+            return self._class(name, stage)
+        if name == "sleep" and argument.isdigit():
+            return _sleep(min(int(argument), 3600))
+        if name == "reject_rbl_client" and argument:
+            return reject_rbl_client(argument)
+        if name in RHSBL and argument:
+            return reject_rhsbl(argument, RHSBL[name])
+        if name in ACCESS:
+            return self._access(name, argument, stage)
+        return _broken(f'unknown smtpd restriction: "{name}"')
+
+    def _class(self, name: str, stage: str) -> Check:
+        async def check(ask: Ask, about: str, kind: str) -> Status:
+            compiled = self._classes.get((name, stage))
+            if compiled is None:
+                compiled = self._classes[name, stage] = self.compile(self._class_words[name], stage)
+            return await run(compiled, ask, about, kind)
+
+        return check
+
+    def _access(self, name: str, argument: str, stage: str) -> Check:
+        if ":" not in argument:
+            return _broken(f'restriction {name}: bad argument "{argument}": need maptype:mapname')
+        what, how = ACCESS[name]
+
+        def result_list(value: str) -> Sequence[Restriction]:
+            return self.compile(value, stage)
+
+        table = AccessTable(
+            open_table(argument, self._context), self._settings.parent_domain_matches_subdomains, result_list
+        )
+        return _access_by_host(table, what, how) if how else _ACCESS[what](table)
+
+    # -- judging ----------------------------------------------------------------------------------
+
+    async def check(self, stage: Stage, facts: Facts) -> Verdict:
+        """May the client do this?  Never raises for a table, DNS or configuration error: those are 4xx."""
+        ask = Ask(self._tools, stage, facts)
+        s = self._settings
+        match stage:
+            case Stage.RCPT | Stage.VRFY:
+                await self._recipient(ask, facts.recipient)
+            case Stage.MAIL:
+                await self._syntax(ask, facts.sender or "", BAD_SENDER)
+                if ask.reply is None and not s.smtpd_delay_reject:
+                    await self._judge_sender(ask)
+            case Stage.CONNECT if not s.smtpd_delay_reject:
+                await self._run(self._client, ask, facts.client, CLIENT)
+            case Stage.HELO | Stage.EHLO if not s.smtpd_delay_reject:
+                await self._run(self._helo, ask, facts.helo, HELO)
+            case Stage.DATA:
+                await self._whole(self._data, ask, "DATA", DATA)
+            case Stage.END_OF_MESSAGE:
+                await self._whole(self._end_of_data, ask, "END-OF-MESSAGE", END_OF_DATA)
+            case Stage.ETRN:
+                if not s.smtpd_delay_reject or await self._delayed(ask):
+                    await self._whole(self._etrn, ask, facts.etrn_or_vrfy or facts.recipient, ETRN)
+        return _verdict(ask)
+
+    async def _syntax(self, ask: Ask, address: str, bad: Reply) -> None:
+        if not address:
+            return
+        try:
+            if (await ask.resolve(address)).error:
+                ask.reply = bad
+        except TableError:
+            return  # whoever needs the answer asks again, and defers
+
+    async def _recipient(self, ask: Ask, recipient: str) -> None:
+        if recipient.lower() == "postmaster":
+            return  # RFC 5321 s4.5.1
+        ask.recipient = recipient
+        await self._syntax(ask, recipient, BAD_RECIPIENT)
+        if ask.reply is not None or (self._settings.smtpd_delay_reject and not await self._delayed(ask)):
+            return
+        for restrictions in self._at_rcpt:
+            if not await self._run(restrictions, ask, recipient, RECIPIENT):
+                return
+        if self._forced(ask) or ask.discard or not self._settings.smtpd_reject_unlisted_recipient:
+            return
+        ask.warning, ask.defer_if_reject = 0, None
+        await self._guard(reject_unlisted_recipient, ask, recipient, RECIPIENT)
+
+    async def _delayed(self, ask: Ask) -> bool:
+        """Client, helo and sender lists; False when one refuses."""
+        facts = ask.facts
+        if not await self._run(self._client, ask, facts.client, CLIENT):
+            return False
+        if facts.helo and not await self._run(self._helo, ask, facts.helo, HELO):
+            return False
+        return facts.sender is None or await self._judge_sender(ask)
+
+    async def _judge_sender(self, ask: Ask) -> bool:
+        sender = ask.facts.sender or ""
+        if not await self._run(self._sender, ask, sender, SENDER):
+            return False
+        if sender and self._settings.smtpd_reject_unlisted_sender and not ask.discard:
+            await self._guard(reject_unlisted_sender, ask, sender, SENDER)
+        return ask.reply is None
+
+    async def _whole(self, restrictions: Sequence[Restriction], ask: Ask, name: str, kind: str) -> None:
+        """A list that judges the message or a name, with what earlier words of this list postponed."""
+        if await self._run(restrictions, ask, name, kind):
+            self._forced(ask)
+
+    def _forced(self, ask: Ask) -> bool:
+        """Refuse now what DEFER_IF_PERMIT postponed, as nothing refused it for good."""
+        deferral = ask.defer_if_permit
+        if deferral is None:
+            return False
+        ask.warning, ask.defer_if_reject = 0, None
+        ask.reject(deferral.code, deferral.dsn, deferral.text)
+        return True
+
+    async def _run(self, restrictions: Sequence[Restriction], ask: Ask, name: str, kind: str) -> bool:
+        """Evaluate one list from a fresh start; False when it refuses."""
+        ask.warning, ask.defer_if_reject = 0, None
+        if not restrictions:
+            return True
+
+        async def whole(ask: Ask, name: str, kind: str) -> Status:
+            return await run(restrictions, ask, name, kind)
+
+        await self._guard(whole, ask, name, kind)
+        return ask.reply is None
+
+    async def _guard(self, check: Check, ask: Ask, name: str, kind: str) -> None:
+        """Turn what stops an evaluation into a reply."""
+        try:
+            await check(ask, name, kind)
+        except TableError as error:
+            self._tools.warn(str(error))
+            ask.reject(451, "4.3.0", f"<{name}>: Temporary lookup failure")
+        except ServerError as error:
+            self._tools.warn(str(error))
+            ask.reject(*CONFIGURATION_ERROR)
+
+
+def _verdict(ask: Ask) -> Verdict:
+    log = tuple(ask.log)
+    if ask.reply is not None:
+        return Verdict(ask.reply, close=ask.reply.code in (421, 521), log=log)
+    if not (log or ask.hold or ask.discard or ask.redirect or ask.bcc or ask.prepend or ask.filter):
+        return PERMIT
+    return Verdict(
+        hold=ask.hold,
+        discard=ask.discard,
+        redirect=ask.redirect,
+        bcc=ask.bcc,
+        prepend=tuple(ask.prepend),
+        filter=ask.filter,
+        log=log,
+    )
+
+
+def _takes_argument(name: str) -> bool:
+    return name in ACCESS or name in RHSBL or name in WITH_ARGUMENT or name in ("sleep", "reject_rbl_client")
+
+
+def _broken(problem: str) -> Check:
+    async def check(ask: Ask, name: str, kind: str) -> Status:
+        raise ServerError(problem)
+
+    return check
+
+
+def _sleep(seconds: int) -> Check:
+    async def check(ask: Ask, name: str, kind: str) -> Status:
+        await ask.tools.pause(seconds)
+        return Status.DUNNO
+
+    return check
+
+
+# -- check_*_access: what is looked up, and what the reply names -----------------------------------
+
+
+def _client_access(table: AccessTable) -> Check:
+    async def check(ask: Ask, name: str, kind: str) -> Status:
+        facts = ask.facts
+        return await table.client(ask, facts.client_name, facts.client_address, facts.client, CLIENT)
+
+    return check
+
+
+def _reverse_client_access(table: AccessTable) -> Check:
+    async def check(ask: Ask, name: str, kind: str) -> Status:
+        host = ask.facts.reverse_client_name
+        status = await table.domain(ask, host, host, REVERSE_CLIENT)
+        return Status.DUNNO if status is Status.OK else status  # a name anybody can claim permits nothing
+
+    return check
+
+
+def _helo_access(table: AccessTable) -> Check:
+    async def check(ask: Ask, name: str, kind: str) -> Status:
+        helo = ask.facts.helo
+        return await table.domain(ask, helo, helo, HELO) if helo else Status.DUNNO
+
+    return check
+
+
+def _sender_access(table: AccessTable) -> Check:
+    async def check(ask: Ask, name: str, kind: str) -> Status:
+        sender = ask.facts.sender
+        if sender is None:
+            return Status.DUNNO
+        if not sender:
+            return await table.key(ask, ask.tools.settings.smtpd_null_access_lookup_key, sender, SENDER)
+        return await table.address(ask, sender, sender, SENDER)
+
+    return check
+
+
+def _recipient_access(table: AccessTable) -> Check:
+    async def check(ask: Ask, name: str, kind: str) -> Status:
+        recipient = ask.recipient
+        return await table.address(ask, recipient, recipient, RECIPIENT) if recipient else Status.DUNNO
+
+    return check
+
+
+def _etrn_access(table: AccessTable) -> Check:
+    async def check(ask: Ask, name: str, kind: str) -> Status:
+        return await table.domain(ask, name, name, ETRN)
+
+    return check
+
+
+_ACCESS: dict[str, Callable[[AccessTable], Check]] = {
+    "client": _client_access,
+    "reverse_client_hostname": _reverse_client_access,
+    "helo": _helo_access,
+    "sender": _sender_access,
+    "recipient": _recipient_access,
+    "etrn": _etrn_access,
+}
+
+
+def _access_by_host(table: AccessTable, what: str, how: str) -> Check:
+    """check_*_a_access, check_*_mx_access: the table judges the mail servers behind a name."""
+
+    async def check(ask: Ask, name: str, kind: str) -> Status:
+        facts = ask.facts
+        sender, recipient = facts.sender or "", ask.recipient or ""
+        domain, about, kind = {
+            "client": (facts.client_name, facts.client, CLIENT),
+            "reverse_client_hostname": (facts.reverse_client_name, facts.reverse_client_name, REVERSE_CLIENT),
+            "helo": (facts.helo, facts.helo, HELO),
+            "sender": (sender.rpartition("@")[2] if "@" in sender else "", sender, SENDER),
+            "recipient": (recipient.rpartition("@")[2] if "@" in recipient else "", recipient, RECIPIENT),
+            "etrn": (name, name, ETRN),
+        }[what]
+        status = await judge_hosts(table, ask, domain, how, about, kind)
+        if status is Status.OK:  # DNS of a stranger permits nothing
+            ask.tools.warn(f'restriction check_{what}_{how}_access returns OK for "{domain}"')
+            raise ServerError("this is not allowed for security reasons")
+        return status
+
+    return check
+
+
+def _recipient_maps(settings: RestrictionSettings, context: LookupContext) -> dict[str, Maps]:
+    """The tables that list recipients; a table that is also in alias_maps is in aliases(5) syntax."""
+    aliases = split_list(settings.alias_maps)
+    local = split_list(settings.local_recipient_maps)
+    return {
+        "local recipient": Maps(tuple(open_table(w, context, aliases=w in aliases) for w in local)),
+        "virtual mailbox": open_tables(settings.virtual_mailbox_maps, context),
+        "relay recipient": open_tables(settings.relay_recipient_maps, context),
+        "virtual_alias": open_tables(settings.virtual_alias_maps, context),
+        "canonical": open_tables(settings.canonical_maps, context),
+        "recipient_canonical": open_tables(settings.recipient_canonical_maps, context),
+        "sender_canonical": open_tables(settings.sender_canonical_maps, context),
+    }
+
+
+def unknown_restrictions(words: str | Iterable[str], classes: Iterable[str] = ()) -> list[str]:
+    """Names in a list that are not supported here (each use is answered 451 4.3.5), for the check at start."""
+    known = {*WORDS, *OLD_NAMES, *RHSBL, *ACCESS, "warn_if_reject", "sleep", "reject_rbl_client"}
+    known |= {name.lower() for name in classes}
+    queue, unknown = split_list(words), []
+    while queue:
+        name = queue.pop(0).lower()
+        if ":" in name:
+            continue
+        if name not in known:
+            unknown.append(name)
+        if _takes_argument(name) and queue:
+            queue.pop(0)
+    return unknown
