@@ -78,7 +78,7 @@ def test_an_address_comes_out_unquoted(path: bytes, address: str) -> None:
         *(b"<a@b@c.example>", b"<<a@b>@c.example>", b"<a,b@c.example>", b"<a;b@c.example>", b"<a\\@c.example>"),
         *(b'<""@c.example>', b'<"a"b@c.example>', b'<"a@c.example>', b'<"x@victim.example">', b"<@c.example>"),
         *(b"<a@>", b"<a@.c.example>", b"<a@c..example>", b"<a@-c.example>", b"<a@c-.example>", b"<a@c example>"),
-        *(b"<a@2130706433>", b"<a@192.0.2.1>", b"<a@[::1]>", b"<a@[1.2.3.256]>", b"<a@[1.2.3]>", b"<a@[IPv6:fe80::%1]>"),
+        *(b"<a@2130706433>", b"<a@192.0.2.1>", b"<a@[::1]>", b"<a@[1.2.3.256]>", b"<a@[1.2.3]>", b"<a@[IPv6:::%1]>"),
         *(b"<a@[1.2.3.4]x>", b"<a@" + b"b" * 64 + b".example>", b"<-froot@c.example>", b"<-->", b"<@h:>", b"<@h,:a@b>"),
         *(b"<a\rb@c.example>", b'<"a\x00b"@c.example>', b'<"a\rb"@c.example>', b"<a\x7fb@c.example>", b'<"a\\\nb"@c>'),
         *(b"<a@c.example\x00.test.example>", b"<" + b"a" * 300 + b"@c.example>", b"<>x", b"< >", b"<a@b>\x0bSIZE=1"),
