@@ -7,15 +7,21 @@ the list where this host itself appears, and the replies that follow when nothin
 See also: RFC 5321 s5.1, RFC 7505 (null MX), postconf(5) smtp_address_preference, smtp_balance_inet_protocols
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from mta.smtp.reply import Reply
 
 T = TypeVar("T")
-Shuffle = Callable[[list[T]], None]
 _LOOKUP = "Host or domain name not found. Name service error for name={} type={}: {}"
+
+
+class Shuffle(Protocol):
+    """random.shuffle, or something that decides for a test."""
+
+    def __call__(self, x: list[T], /) -> None:
+        """Reorder in place."""
 
 
 class DnsError(Exception):
@@ -73,7 +79,7 @@ class Target:
         return ":" in self.address
 
 
-def groups(answer: MXAnswer, shuffle: Callable[[list[MX]], None] | None) -> list[list[MX]]:
+def groups(answer: MXAnswer, shuffle: Shuffle | None) -> list[list[MX]]:
     """Return the usable records by preference, best first, each group shuffled (None: as they came)."""
     by_preference: dict[int, list[MX]] = {}
     for record in answer.records:
@@ -103,7 +109,7 @@ def order(
     prefer: str,
     balance: bool,
     limit: int,
-    shuffle: Callable[[list[Target]], None] | None,
+    shuffle: Shuffle | None,
 ) -> list[Target]:
     """Return the addresses to try, at most `limit` (0 = all), best MX preference first.
 

@@ -246,6 +246,7 @@ class Client:
         self._ignored = ignored
         self._parser = ReplyParser()
         self._idle = Step.GREETING  # the step while nothing is pending
+        self._answered = Step.GREETING  # the step whose reply came last
         self._pending: deque[tuple[Step, int]] = deque([(Step.GREETING, 0)])
         self._message: Transaction | None = None
         self._undecided: dict[int, bool] = {}  # recipient number -> accepted at RCPT
@@ -301,6 +302,7 @@ class Client:
 
     def _handle(self, step: Step, index: int, heard: PeerReply, events: list[Event]) -> bool:
         """One reply to one command; False when that was the last.  What is sent next needs an empty input."""
+        self._answered = step
         if step is Step.RCPT:
             self._on_rcpt(index, heard, events)
         elif step is Step.MAIL:
@@ -324,7 +326,7 @@ class Client:
         return self._idle is not Step.CLOSED
 
     def _break(self, problem: str, events: list[Event]) -> None:
-        step = self.step
+        step = self.step if self._pending or self._idle is Step.BODY else self._answered
         self._idle = Step.CLOSED
         self._pending.clear()
         events.append(Broken(problem, step))

@@ -1,0 +1,483 @@
+"""One connection to an SMTP or LMTP server: the sans-io dialogue on a transport, with a deadline per step.
+
+The dialogue runs in data_received: a command follows a reply without a task being woken, and a recipient's fate is
+reported in the very call that read the reply.  A deadline counts from the last complete reply, so a peer that
+dribbles bytes gains nothing.  While a message streams, the deadline is that of one stalled write.
+
+Up to READ_AHEAD octets of the message are read while the peer answers MAIL and RCPT; a small message then goes out
+with its final dot in one write.  The final dot is written only after the content has ended, which is when a wrong
+checksum is found (CorruptContentError): then the connection is dropped.
+
+See also: mta/smtp/client.py
+"""
+
+import asyncio
+import contextlib
+import ssl
+from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import dataclass
+from typing import cast
+
+from mta.clock import Clock
+from mta.deliver.request import CorruptContentError
+from mta.deliver.smtp_settings import SmtpSettings
+from mta.smtp.client import (
+    HANDSHAKE_STEPS,
+    Broken,
+    Client,
+    Closed,
+    Event,
+    Fate,
+    Finished,
+    Ready,
+    Refused,
+    Send,
+    StartTls,
+    Step,
+    Transaction,
+    WantBody,
+)
+from mta.smtp.data import DotStuffer
+from mta.smtp.replies import PeerReply
+from mta.smtp.reply import Reply
+
+READ_AHEAD = 64 * 1024  # octets
+MAX_WORDS = 1024  # characters of a peer's words that go into logs and reports
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a session or an attempt to get one ended early.
+
+    reply decides between deferred and bounced; text is for the log; heard: the peer's own words, if it was those.
+    site: the host is to blame, not the message.  tls: doing it without TLS may help.
+    """
+
+    reply: Reply
+    text: str
+    heard: PeerReply | None = None
+    site: bool = True
+    tls: bool = False
+
+
+UNREADABLE = Failure(Reply(451, "4.3.0", "unreadable mail queue entry"), "unreadable mail queue entry", site=False)
+
+
+def words(heard: PeerReply) -> str:
+    """What the peer said, on one line of bounded length."""
+    return heard.line[:MAX_WORDS]
+
+
+class LineFolder:
+    """Breaks lines over `limit` octets by CR LF and a blank, as Postfix does; text comes with CR LF lines."""
+
+    __slots__ = ("_column", "_limit")
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._column = 0  # octets of the current line given out so far
+
+    def feed(self, text: bytes) -> bytes:
+        """Return the next piece; the common case costs one search per `limit` octets."""
+        limit = self._limit
+        if not limit:
+            return text
+        start, room, size = 0, max(0, limit - self._column), len(text)
+        pieces: list[bytes] = []
+        while size - start > room:
+            end = text.rfind(b"\n", start, start + room + 2)
+            if end >= 0:
+                pieces.append(text[start : end + 1])
+                start, room = end + 1, limit
+            elif text[start + room : start + room + 2] == b"\r":
+                break  # its LF comes with the next piece
+            else:
+                pieces.append(text[start : start + room] + b"\r\n ")
+                start, room = start + room, limit - 1
+        rest = text[start:]
+        newline = rest.rfind(b"\n")
+        self._column = len(rest) - newline - 1 if newline >= 0 else limit - room + len(rest)
+        if not pieces:
+            return text
+        pieces.append(rest)
+        return b"".join(pieces)
+
+
+class Session(asyncio.Protocol):
+    """host, address, port: the peer, for texts; port 0: a unix socket.  clock and settings: for the deadlines."""
+
+    def __init__(
+        self, client: Client, host: str, address: str, port: int, settings: SmtpSettings, clock: Clock
+    ) -> None:
+        self.client = client
+        self.host = host
+        self.address = address
+        self.namaddr = f"{host}[{address}]"
+        self.relay = f"{self.namaddr}:{port}" if port else self.namaddr
+        self.uses = 0  # messages begun
+        self.opened = clock.monotonic()
+        self.reusable = False
+        self.reset_needed = False
+        self.on_lost: Callable[[Session], None] | None = None
+        self._clock, self._settings = clock, settings
+        self._transport: asyncio.Transport | None = None
+        self._failure: Failure | None = None
+        self._lost = False
+        self._waiter: asyncio.Future[None] | None = None
+        self._deadline: float | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
+        self._seen = 0
+        self._fate: Callable[[Fate], None] | None = None
+        self._busy = False  # a handshake or a message is under way
+        self._body_wanted = False
+        self._tls_wanted = False
+        self._prepared: bytes | None = None
+        self._paused = False
+
+    # -- what the agent does ----------------------------------------------------------------------
+
+    async def open(self, context: ssl.SSLContext | None) -> Failure | None:
+        """Wait for greeting and EHLO, start TLS when the dialogue asks for it; None: ready for a message."""
+        self._busy = True
+        self._arm()
+        try:
+            while self._failure is None and self._busy:
+                await self._wait()
+                if self._tls_wanted and self._failure is None:
+                    self._tls_wanted = False
+                    await self._start_tls(context)
+        except BaseException:
+            self.abort()
+            raise
+        return self._failure
+
+    async def send(
+        self, message: Transaction, content: Callable[[bytes], AsyncIterator[bytes]], fate: Callable[[Fate], None]
+    ) -> Failure | None:
+        """Run one transaction; fate is called for each recipient that the peer has decided upon.
+
+        Returns why the others have no fate, None when all have.  The session stays usable when `reusable`.
+        """
+        self.uses += 1
+        self.reusable = self._body_wanted = False
+        self._prepared = None
+        self._fate = fate
+        if not self.alive:
+            return self._failure or self._lost_failure()
+        self._busy = True
+        try:
+            self._put(self.client.begin(message))
+            self._arm()
+            await self._send_body(content)
+            while self._busy and self._failure is None:
+                await self._wait()
+        except CorruptContentError:
+            self.abort()
+            return UNREADABLE
+        except BaseException:
+            self.abort()
+            raise
+        finally:
+            self._busy = False
+            self._fate = None
+        return self._failure
+
+    async def reset(self) -> bool:
+        """Leave an unfinished transaction; False when the connection is of no more use."""
+        if not self.alive:
+            return False
+        self._busy = True
+        self._put(self.client.reset())
+        self._arm()
+        while self._busy and self._failure is None:
+            await self._wait()
+        return self._failure is None and not self._lost
+
+    def quit(self) -> None:
+        """Say QUIT and let the connection end by itself; its outcome means nothing."""
+        self.reusable = self._busy = False
+        if self._transport is None or self._transport.is_closing():
+            return
+        if self.client.closed:
+            self._transport.close()
+            return
+        self._put(self.client.quit())
+        self._arm()
+
+    def abort(self) -> None:
+        """Drop the connection at once."""
+        self.reusable = False
+        self._stop_timer()
+        if self._transport is not None and not self._lost:
+            self._transport.abort()
+
+    @property
+    def alive(self) -> bool:
+        """True while nothing speaks against sending another message."""
+        if self._lost or self._failure is not None or self.client.closed:
+            return False
+        return self._transport is not None and not self._transport.is_closing()
+
+    def _put(self, data: bytes) -> None:
+        """Write; into a connection that is closing, nothing."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(data)
+
+    # -- the message ------------------------------------------------------------------------------
+
+    async def _send_body(self, content: Callable[[bytes], AsyncIterator[bytes]]) -> None:
+        stuffer, folder = DotStuffer(), LineFolder(self._settings.smtp_line_length_limit)
+        ahead: list[bytes] = []
+        size = 0
+        streaming = False
+        chunks = content(b"\r\n")
+        try:
+            async for chunk in chunks:
+                if not self._busy or self._failure is not None:
+                    return
+                piece = stuffer.feed(folder.feed(chunk))
+                if not streaming:
+                    ahead.append(piece)
+                    size += len(piece)
+                    if size <= READ_AHEAD:
+                        continue
+                    if not await self._until_wanted():
+                        return
+                    streaming, piece = True, b"".join(ahead)
+                    ahead.clear()
+                if not await self._write(piece):
+                    return
+        finally:
+            close = getattr(chunks, "aclose", None)
+            if close is not None:
+                await close()
+        if streaming:
+            self._end_body(stuffer.finish())
+        elif self._busy:
+            ahead.append(stuffer.finish())
+            self._prepared = b"".join(ahead)
+            if self._body_wanted:
+                self._send_prepared()
+
+    async def _until_wanted(self) -> bool:
+        while self._busy and self._failure is None and not self._body_wanted:
+            await self._wait()
+        if not self._body_wanted or self._failure is not None or self._transport is None:
+            return False
+        self._transport.set_write_buffer_limits(high=0)  # one chunk in our memory, the rest in the kernel's
+        return True
+
+    async def _write(self, piece: bytes) -> bool:
+        """Write and wait until the kernel has it all; False when the session ended meanwhile."""
+        if self._failure is not None or not self._busy:
+            return False
+        self._put(piece)
+        while self._paused and self._busy and self._failure is None:
+            self._arm()
+            await self._wait()
+        self._deadline = None
+        return self._failure is None and self._busy
+
+    def _end_body(self, tail: bytes) -> None:
+        if self._busy and self._failure is None:
+            self.client.end_body()
+            self._put(tail)
+            self._arm()
+
+    def _send_prepared(self) -> None:
+        whole, self._prepared = self._prepared, None
+        if whole is not None:
+            self._end_body(whole)
+
+    # -- asyncio.Protocol -------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport; the server speaks first."""
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one only by behaviour
+
+    def data_received(self, data: bytes) -> None:
+        """Run the dialogue as far as it goes."""
+        self._handle(self.client.receive(data))
+        if self.client.progress != self._seen:
+            self._seen = self.client.progress
+            self._arm()
+
+    def eof_received(self) -> None:
+        """The peer is done: so are we."""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Whoever waits hears of it; an idle session leaves the cache."""
+        self._lost = True
+        self.reusable = False
+        self._stop_timer()
+        if self._busy and self._failure is None:
+            self._fail(self._lost_failure())
+        self._wake()
+        if self.on_lost is not None:
+            self.on_lost(self)
+
+    def pause_writing(self) -> None:
+        """The kernel's buffer is full."""
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        """It has room again."""
+        self._paused = False
+        self._wake()
+
+    # -- events -----------------------------------------------------------------------------------
+
+    def _handle(self, events: Iterable[Event]) -> None:
+        for event in events:
+            match event:
+                case Send(data):
+                    self._put(data)
+                case Fate():
+                    if self._fate is not None:
+                        self._fate(event)
+                case WantBody():
+                    self._body_wanted = True
+                    self._send_prepared()
+                    self._wake()
+                case Finished(reusable, reset_needed):
+                    self.reusable, self.reset_needed = reusable and not self._lost, reset_needed
+                    self._done()
+                case Ready():
+                    self._done()
+                case StartTls():
+                    self._tls_wanted = True
+                    self._wake()
+                case Refused():
+                    self._refused(event)
+                case Broken():
+                    self._broken(event)
+                case Closed():
+                    self._lost_idle()
+
+    def _done(self) -> None:
+        self._busy = False
+        self._deadline = None
+        self._wake()
+
+    def _refused(self, event: Refused) -> None:
+        heard = event.heard
+        reply = heard.reply
+        if reply.is_permanent and event.step is Step.GREETING and self._settings.smtp_skip_5xx_greeting:
+            reply = Reply(reply.code - 100, f"4{reply.enhanced[1:]}", reply.text)
+        elif not (reply.is_temporary or reply.is_permanent):
+            reply = Reply(451, "4.5.0", reply.text)
+        text = f"host {self.namaddr} refused to talk to me: {words(heard)}"
+        self._put(b"QUIT\r\n")
+        if self._transport is not None:
+            self._transport.close()
+        self._fail(Failure(reply, text, heard))
+
+    def _broken(self, event: Broken) -> None:
+        text = f"protocol error from {self.namaddr} while {event.step.where}: {event.problem[:MAX_WORDS]}"
+        if self._busy:
+            self._fail(Failure(Reply(451, "4.5.0", "protocol error"), text, tls=self._blames_tls(event.step)))
+        self.abort()
+
+    def _lost_idle(self) -> None:
+        self.reusable = False
+        if self._busy:
+            self._fail(self._lost_failure())
+        if self._transport is not None:
+            self._transport.close()
+
+    def _fail(self, failure: Failure) -> None:
+        if self._failure is None:
+            self._failure = failure
+        self.reusable = False
+        self._deadline = None
+        self._wake()
+
+    def _lost_failure(self) -> Failure:
+        return self._broken_off(f"lost connection with {self.namaddr} while {self.client.where}")
+
+    def _broken_off(self, text: str) -> Failure:
+        return Failure(Reply(451, "4.4.2", text), text, tls=self._blames_tls(self.client.step))
+
+    def _blames_tls(self, step: Step) -> bool:
+        """Would it have gone well in the clear?  From STARTTLS to the EHLO inside TLS we think so."""
+        return step in (Step.STARTTLS, Step.HANDSHAKE) or (self.client.tls and step in HANDSHAKE_STEPS)
+
+    # -- waiting ----------------------------------------------------------------------------------
+
+    async def _wait(self) -> None:
+        """Sleep until something happens; callers look for themselves what it was."""
+        if self._failure is not None:
+            return
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _arm(self) -> None:
+        """Start the deadline of the current step anew."""
+        step = self.client.step
+        if step is Step.IDLE or (step is Step.BODY and not self._paused):
+            self._deadline = None
+            return
+        now = self._clock.monotonic()
+        self._deadline = now + float(getattr(self._settings, step.limit))
+        if self._timer is None or self._timer_at > self._deadline:
+            self._set_timer(now)
+
+    def _set_timer(self, now: float) -> None:
+        self._stop_timer()
+        if self._deadline is not None:
+            self._timer_at = self._deadline
+            self._timer = self._clock.call_later(self._deadline - now, self._on_timer)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        now = self._clock.monotonic()
+        if self._deadline is None or self._lost:
+            return
+        if now < self._deadline - 0.001:
+            self._set_timer(now)
+            return
+        if self._busy:
+            self._fail(self._broken_off(f"conversation with {self.namaddr} timed out while {self.client.where}"))
+        self.abort()
+
+    # -- TLS --------------------------------------------------------------------------------------
+
+    async def _start_tls(self, context: ssl.SSLContext | None) -> None:
+        transport = self._transport
+        if transport is None or context is None:
+            raise RuntimeError("no TLS context")
+        self._deadline = None
+        loop = asyncio.get_running_loop()
+        limit = self._settings.smtp_starttls_timeout
+        try:
+            secured = await loop.start_tls(transport, self, context, ssl_handshake_timeout=limit)
+        except OSError:  # ssl.SSLError and TimeoutError are among them
+            secured = None
+        if secured is None:
+            text = "Cannot start TLS: handshake failure"
+            self._fail(Failure(Reply(451, "4.7.5", text), text, tls=True))
+            with contextlib.suppress(OSError):
+                transport.abort()
+            return
+        self._transport = secured
+        self._handle(self.client.tls_started())
+        self._arm()
+
+    @property
+    def ssl_object(self) -> ssl.SSLObject | None:
+        """The TLS connection, None in the clear."""
+        found = self._transport.get_extra_info("ssl_object") if self._transport is not None else None
+        return found if isinstance(found, ssl.SSLObject) else None
