@@ -3,6 +3,7 @@
 What it mounts, starts and binds ends with it, however it ends, and no packet leaves.
 """
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -35,10 +36,19 @@ def run_inside(command: Sequence[str], limit: float) -> int:
         print(f"peers: stopped after {limit:.0f} s", file=sys.stderr)
         return 124
     finally:
+        remove_groups(run.name)
         if os.environ.get("AIOMTA_PEERS_KEEP"):
             print(f"peers: kept {run}")
         else:
             shutil.rmtree(run, ignore_errors=True)
+
+
+def remove_groups(name: str) -> None:
+    """Remove the control group that booted.py has made for a run, empty since its namespace has ended."""
+    for hierarchy in ("/sys/fs/cgroup", "/sys/fs/cgroup/unified"):
+        for directory, _, _ in os.walk(f"{hierarchy}/aiomta-{name}", topdown=False):
+            with contextlib.suppress(OSError):
+                os.rmdir(directory)
 
 
 def own_network() -> None:
