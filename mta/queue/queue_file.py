@@ -204,4 +204,6 @@ def envelope_crc(head: bytes, recipients: Sequence[int], warn_offset: int, tail:
 
 
 def _attribute(name: str, value: str) -> bytes:
-    return record(b"A", text(f"{name}={value}"))
+    data = f"{name}={value}".encode("utf-8", "surrogateescape")
+    n = len(data)
+    return b"A%c%b" % (n, data) if n < 128 else record(b"A", data)

@@ -12,11 +12,12 @@ See also: mta/queue/queue_file.py (writing)
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from mta.envelope import Envelope, Notify, Recipient, Ret
+from mta.envelope import NOTIFY_DEFAULT, Envelope, Notify, Recipient, Ret
 from mta.queue.api import Parent
 from mta.queue.queue_file import FLAG_BLOCKS, SMTPUTF8_REQUESTED, envelope_crc
 
-WINDOW = 65536  # bytes read at a time
+FIRST_READ = 16384  # bytes: all of most messages
+WINDOW = 65536  # bytes read at a time after that
 MAX_RECORD = 1 << 20  # bytes of one envelope record
 HUGE = 1 << 53  # no offset, size or time is that large
 MAX_POINTERS = 1000  # a circle of pointers ends here
@@ -24,6 +25,10 @@ _C, _T, _F, _S, _A, _O, _R, _D, _SLASH, _W = b"CTFSAORD/W"
 _M, _N, _L, _P, _PAD, _X, _E = b"MNLpwXE"
 _STATES = {_R: "R", _D: "D", _SLASH: "/"}
 _IGNORED = frozenset(b"cIVKfdrePm>nio<w")  # known to Postfix, nothing to us
+
+_WITH_FIELD = {  # attributes that are not kept by name; log_ident is the id that a Postfix gave it
+    "dsn_orig_rcpt", "notify_flags", "envelope_id", "ret_flags", "encoding", "create_time", "log_ident",
+}  # fmt: skip
 
 ReadAt = Callable[[int, int], bytes]
 
@@ -131,21 +136,25 @@ def decode(read_at: ReadAt) -> QueueFile:
 class _Decoder:
     def __init__(self, read_at: ReadAt) -> None:
         self._read_at = read_at
-        self._buffer = read_at(0, WINDOW)
+        self._buffer = read_at(0, FIRST_READ)
         self.file = QueueFile(Envelope("", [], 0.0))
         self._own: dict[str, str] = {}
         self._own_offset: dict[str, int] = {}
         self._forget_dsn()
 
     def _forget_dsn(self) -> None:
-        self._notify, self._orcpt, self._original = 0, "", ""
+        self._notify, self._orcpt, self._original = NOTIFY_DEFAULT, "", ""
 
     def run(self) -> QueueFile:
         file, seen_sender = self.file, False
+        attributes = file.envelope.attributes
         for kind, data, offset in records(self._read_at, 0, self._buffer):
             if kind == _A:
-                name, _, value = _text(data).partition("=")
-                self._attribute(name, value)
+                name, _, value = data.decode("utf-8", "surrogateescape").partition("=")
+                if name in _WITH_FIELD:
+                    self._attribute(name, value)
+                else:
+                    attributes[name] = value
             elif kind == _O:
                 self._original = _text(data)
             elif kind in _STATES:
@@ -183,8 +192,11 @@ class _Decoder:
             raise DamagedError(f"record type {kind} at {offset}")
 
     def _size(self, data: bytes) -> None:
-        fields = [_integer(x) for x in data.split()]
-        if not fields or fields[0] < 0:
+        try:
+            fields = list(map(int, data.split()))
+        except ValueError:
+            fields = []
+        if not fields or not 0 <= fields[0] < HUGE:
             raise DamagedError("size record")
         self.file.size = fields[0]
         flags = fields[3] if len(fields) > 3 else 0
@@ -196,7 +208,7 @@ class _Decoder:
         address = _text(data)
         original = "" if self._original == address else self._original
         self.file.envelope.recipients.append(
-            Recipient(address, original, Notify(self._notify & 15), self._orcpt, offset, _STATES[kind])
+            Recipient(address, original, self._notify, self._orcpt, offset, _STATES[kind])
         )
         self._forget_dsn()
 
@@ -206,7 +218,7 @@ class _Decoder:
             case "dsn_orig_rcpt":
                 self._orcpt = value
             case "notify_flags":
-                self._notify = _integer(value)
+                self._notify = Notify(_integer(value) & 15)
             case "envelope_id":
                 envelope.envelope_id = value
             case "ret_flags":
@@ -216,10 +228,6 @@ class _Decoder:
             case "create_time":
                 if value != str(int(envelope.arrival)):
                     envelope.attributes[name] = value
-            case "log_ident":  # the id that a Postfix gave it
-                pass
-            case _:
-                envelope.attributes[name] = value
 
     def _skip_content(self) -> int:
         for kind, _, offset in records(self._read_at, self.file.content_offset, self._buffer):

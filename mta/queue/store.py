@@ -236,8 +236,10 @@ class SpoolStore:
 
     def _close(self, fd: int) -> None:
         if fd >= 0:
-            with contextlib.suppress(OSError):
+            try:
                 self.fsio.close_fd(fd)
+            except OSError as error:
+                self.log.warning("qmgr", f"close: {error.strerror}")
 
     def to_corrupt(self, queue_id: str, queue: str, path: str, fd: int, why: str) -> None:
         """Put a damaged file aside, never over another one."""
@@ -360,7 +362,7 @@ class SpoolStore:
         held = self._claimed(job)
         await self.flush_marks(job)
         try:
-            self._remove_reasons(job)
+            self._remove_reasons(job, held)
             self.fsio.unlink(held.path)
         except FileNotFoundError:
             self._let_go(job, held)
@@ -369,9 +371,12 @@ class SpoolStore:
             raise queue_error(error, f"{job.queue_id}: remove") from error
         self._let_go(job, held)
 
-    def _remove_reasons(self, job: Job) -> None:
-        """Drop defer/ID, and what a Postfix may have left about a message of its own."""
-        for name in ("defer",) if job.handle and self._claimed(job).file.uid else ("defer", "bounce", "trace"):
+    def _remove_reasons(self, job: Job, held: Claimed) -> None:
+        """Drop defer/ID, and what a Postfix may have left.  A message of ours in incoming never has any."""
+        names: tuple[str, ...] = ("defer",) if job.origin_queue is Queue.DEFERRED else ()
+        if not held.file.uid:
+            names = ("defer", "bounce", "trace")
+        for name in names:
             with contextlib.suppress(FileNotFoundError):
                 self.fsio.unlink(self.spool.path(name, job.queue_id))
 

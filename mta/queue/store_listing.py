@@ -65,21 +65,20 @@ class Lister:
         return seen == SLICE
 
     async def wake(self, now: float, queue_ids: Sequence[str] | None) -> int:
-        """Set the time of deferred messages to now; return how many there were."""
-        if queue_ids is not None:
-            wanted = [self._spool.path(Queue.DEFERRED, i) for i in queue_ids if ids.is_queue_id(i)]
-            return await self._fsio.run(self._touch, wanted, now)
+        """Make deferred messages due now; return how many were not yet (None), or how many there are of those named."""
+        if queue_ids is None:
+            waiting = await self.scan(Queue.DEFERRED, now, float("inf"))
+            queue_ids = [queue_id for queue_id, when in waiting if when > now]
         count = 0
-        for queue_id, when in await self.scan(Queue.DEFERRED, now, float("inf")):
-            if when > now:
-                count += await self._fsio.run(self._touch, [self._spool.path(Queue.DEFERRED, queue_id)], now)
+        for i in range(0, len(queue_ids), SLICE):
+            count += await self._fsio.run(self._touch, queue_ids[i : i + SLICE], now)
         return count
 
-    def _touch(self, paths: Sequence[str], now: float) -> int:
+    def _touch(self, queue_ids: Sequence[str], now: float) -> int:
         count = 0
-        for path in paths:
+        for queue_id in filter(ids.is_queue_id, queue_ids):
             try:
-                self._fsio.utime(path, now)
+                self._fsio.utime(self._spool.path(Queue.DEFERRED, queue_id), now)
                 count += 1
             except FileNotFoundError:
                 continue

@@ -5,7 +5,7 @@ In this order, because each step relies on the one before:
 1. remove what was never finished (unlocked USEC.PID, mode 0600), so only whole names are left
 2. apply each child to its parent: marks, delay notice, maildrop file; flush; from then on it may be claimed
 3. resolve ids that exist twice, and files whose name does not fit their inode (a restored spool)
-4. move deferred files into the right hash directory; active -> incoming
+4. move deferred files into the right hash directory; active -> incoming, or deferred and due when it has reasons
 
 Only incoming and hold are opened here: a child is claimed after its parent's marks are durable, so one that
 reached active or deferred has been settled.  Every step may be repeated after another crash.
@@ -276,7 +276,19 @@ class Recovery:
         for entry in list(files(self._fsio, f"{self._spool.root}/active")):
             if ids.is_queue_id(entry.name):
                 with self._logged(entry.name):
-                    self._spool.move(entry.path, Queue.INCOMING, entry.name)
+                    if self._deferred_before(entry.name):
+                        self._fsio.utime(entry.path, self._store.clock.now())
+                        self._spool.move(entry.path, Queue.DEFERRED, entry.name)
+                    else:
+                        self._spool.move(entry.path, Queue.INCOMING, entry.name)
+
+    def _deferred_before(self, queue_id: str) -> bool:
+        """True when there are reasons: only deferred messages have some, finish() relies on it."""
+        try:
+            self._fsio.lstat(self._spool.path("defer", queue_id))
+        except FileNotFoundError:
+            return False
+        return True
 
 
 def _marks(file: QueueFile) -> int:

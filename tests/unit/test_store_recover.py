@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mta.queue.api import Job, Parent, Queue
+from mta.queue.api import Job, Parent, Queue, Reason
 from mta.queue.store_listing import SLICE
 from tests.queue_support import NOW, Spooled, spooled
 from tests.unit.test_queue_file import decoded
@@ -62,6 +62,21 @@ async def test_active_becomes_claimable_again_and_keeps_its_crash_count(spool: S
     again = await spool.store.claim(job.queue_id)
     assert again is not None
     assert again.crashes == 1
+
+
+async def test_an_active_message_with_reasons_is_deferred_and_due(spool: Spooled) -> None:
+    job = await claimed(spool)
+    offset = job.todo[0].offset
+    await spool.store.defer(job, NOW + 500, {offset: Reason("4.0.0", "not today")})
+    again = await spool.store.claim(job.queue_id)
+    assert again is not None
+    die(spool, again)
+    await spool.store.recover()
+    assert await spool.store.scan(Queue.DEFERRED) == [(job.queue_id, NOW)]
+    again = await spool.store.claim(job.queue_id)
+    assert again is not None
+    await spool.store.finish(again)
+    assert spool.names("defer") == []
 
 
 @pytest.mark.parametrize("kind", ["bounce", "forward", "success", "double-bounce"])

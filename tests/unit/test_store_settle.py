@@ -80,7 +80,7 @@ async def test_finish_makes_marks_durable_before_the_unlink(spool: Spooled) -> N
     spool.fsio.hook = lambda op, _: steps.append(op)
     spool.store.mark(job, job.todo[0])
     await spool.store.finish(job)
-    assert steps == ["pwrite", "flush", "unlink", "unlink", "close"]
+    assert steps == ["pwrite", "flush", "unlink", "close"]
     assert spool.names("active") == []
     with pytest.raises(FencedError):
         await spool.store.finish(job)
