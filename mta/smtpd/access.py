@@ -115,7 +115,7 @@ class AccessTable:
     # -- what the answer does ---------------------------------------------------------------------
 
     async def _act(self, ask: Ask, value: str, key: str, name: str, kind: str) -> Status:
-        word, _, text = value.strip().partition(" ")
+        word, text = (*value.split(None, 1), "", "")[:2]
         action, text = word.upper(), text.strip()
         said = f"<{name}>: {kind}"
         settings = ask.tools.settings

@@ -10,7 +10,7 @@ so with smtpd_delay_reject = no a DEFER_IF_PERMIT of an earlier command is not c
 See also: SMTPD_ACCESS_README, postconf(5), mta/smtpd/facts.py
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from mta.lookup.context import LookupContext
 from mta.lookup.match_list import NetworkList, parent_style
@@ -19,6 +19,7 @@ from mta.lookup.table import Maps, TableError
 from mta.smtp.reply import Reply
 from mta.smtpd.access import AccessTable
 from mta.smtpd.facts import PERMIT, Facts, Stage, Verdict
+from mta.smtpd.restrict_access import ACCESS, access_check
 from mta.smtpd.restrict_core import (
     CLIENT,
     CONFIGURATION_ERROR,
@@ -27,7 +28,6 @@ from mta.smtpd.restrict_core import (
     ETRN,
     HELO,
     RECIPIENT,
-    REVERSE_CLIENT,
     SENDER,
     Ask,
     Check,
@@ -39,7 +39,7 @@ from mta.smtpd.restrict_core import (
     Tools,
     run,
 )
-from mta.smtpd.restrict_dns import DNS, judge_hosts, reject_rbl_client, reject_rhsbl
+from mta.smtpd.restrict_dns import DNS, reject_rbl_client, reject_rhsbl
 from mta.smtpd.restrict_relay import RELAY, reject_unlisted_recipient, reject_unlisted_sender
 from mta.smtpd.restrict_simple import SIMPLE
 from mta.trivial_rewrite import Rewriter
@@ -57,11 +57,6 @@ OLD_NAMES = {
     "check_recipient_maps": "reject_unlisted_recipient",
 }
 RHSBL = {f"reject_rhsbl_{w}": w for w in ("sender", "recipient", "helo", "client", "reverse_client")}
-ACCESS = {
-    f"check_{what}{how}_access": (what, how.strip("_"))
-    for what in ("client", "reverse_client_hostname", "helo", "sender", "recipient", "etrn")
-    for how in ("", "_a", "_mx")
-}
 DEFAULT_ACCESS = {
     "client": "check_client_access",
     "helo": "check_helo_access",
@@ -164,7 +159,6 @@ class Restrictions:
     def _access(self, name: str, argument: str, stage: str) -> Check:
         if ":" not in argument:
             return _broken(f'restriction {name}: bad argument "{argument}": need maptype:mapname')
-        what, how = ACCESS[name]
 
         def result_list(value: str) -> Sequence[Restriction]:
             return self.compile(value, stage)
@@ -172,7 +166,7 @@ class Restrictions:
         table = AccessTable(
             open_table(argument, self._context), self._settings.parent_domain_matches_subdomains, result_list
         )
-        return _access_by_host(table, what, how) if how else _ACCESS[what](table)
+        return access_check(name, table)
 
     # -- judging ----------------------------------------------------------------------------------
 
@@ -311,94 +305,6 @@ def _sleep(seconds: int) -> Check:
     async def check(ask: Ask, name: str, kind: str) -> Status:
         await ask.tools.pause(seconds)
         return Status.DUNNO
-
-    return check
-
-
-# -- check_*_access: what is looked up, and what the reply names -----------------------------------
-
-
-def _client_access(table: AccessTable) -> Check:
-    async def check(ask: Ask, name: str, kind: str) -> Status:
-        facts = ask.facts
-        return await table.client(ask, facts.client_name, facts.client_address, facts.client, CLIENT)
-
-    return check
-
-
-def _reverse_client_access(table: AccessTable) -> Check:
-    async def check(ask: Ask, name: str, kind: str) -> Status:
-        host = ask.facts.reverse_client_name
-        status = await table.domain(ask, host, host, REVERSE_CLIENT)
-        return Status.DUNNO if status is Status.OK else status  # a name anybody can claim permits nothing
-
-    return check
-
-
-def _helo_access(table: AccessTable) -> Check:
-    async def check(ask: Ask, name: str, kind: str) -> Status:
-        helo = ask.facts.helo
-        return await table.domain(ask, helo, helo, HELO) if helo else Status.DUNNO
-
-    return check
-
-
-def _sender_access(table: AccessTable) -> Check:
-    async def check(ask: Ask, name: str, kind: str) -> Status:
-        sender = ask.facts.sender
-        if sender is None:
-            return Status.DUNNO
-        if not sender:
-            return await table.key(ask, ask.tools.settings.smtpd_null_access_lookup_key, sender, SENDER)
-        return await table.address(ask, sender, sender, SENDER)
-
-    return check
-
-
-def _recipient_access(table: AccessTable) -> Check:
-    async def check(ask: Ask, name: str, kind: str) -> Status:
-        recipient = ask.recipient
-        return await table.address(ask, recipient, recipient, RECIPIENT) if recipient else Status.DUNNO
-
-    return check
-
-
-def _etrn_access(table: AccessTable) -> Check:
-    async def check(ask: Ask, name: str, kind: str) -> Status:
-        return await table.domain(ask, name, name, ETRN)
-
-    return check
-
-
-_ACCESS: dict[str, Callable[[AccessTable], Check]] = {
-    "client": _client_access,
-    "reverse_client_hostname": _reverse_client_access,
-    "helo": _helo_access,
-    "sender": _sender_access,
-    "recipient": _recipient_access,
-    "etrn": _etrn_access,
-}
-
-
-def _access_by_host(table: AccessTable, what: str, how: str) -> Check:
-    """check_*_a_access, check_*_mx_access: the table judges the mail servers behind a name."""
-
-    async def check(ask: Ask, name: str, kind: str) -> Status:
-        facts = ask.facts
-        sender, recipient = facts.sender or "", ask.recipient or ""
-        domain, about, kind = {
-            "client": (facts.client_name, facts.client, CLIENT),
-            "reverse_client_hostname": (facts.reverse_client_name, facts.reverse_client_name, REVERSE_CLIENT),
-            "helo": (facts.helo, facts.helo, HELO),
-            "sender": (sender.rpartition("@")[2] if "@" in sender else "", sender, SENDER),
-            "recipient": (recipient.rpartition("@")[2] if "@" in recipient else "", recipient, RECIPIENT),
-            "etrn": (name, name, ETRN),
-        }[what]
-        status = await judge_hosts(table, ask, domain, how, about, kind)
-        if status is Status.OK:  # DNS of a stranger permits nothing
-            ask.tools.warn(f'restriction check_{what}_{how}_access returns OK for "{domain}"')
-            raise ServerError("this is not allowed for security reasons")
-        return status
 
     return check
 

@@ -1,0 +1,172 @@
+"""Match lists (mydestination, mynetworks ...) and the keys an address is looked up by."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from mta.lookup.address import ExtensionRules, find_address, split_extension
+from mta.lookup.match_list import DomainList, NetworkList
+from mta.lookup.names import literal_address, valid_hostname
+from mta.lookup.table import Maps, TableError
+from tests.unit.lookup_fixture import World
+
+RULES = ExtensionRules("+", True, "double-bounce")
+
+
+@pytest.mark.parametrize(
+    ("spec", "parents", "yes", "no"),
+    [
+        ("a.example, B.example", None, ["a.example", "A.Example", "b.example"], ["x.a.example", "example", ""]),
+        ("a.example .b.example", True, ["a.example", "x.a.example", "y.x.a.example"], ["b.example", "xa.example"]),
+        ("a.example .b.example", False, ["a.example", "x.b.example", "y.x.b.example"], ["b.example", "x.a.example"]),
+        ("!x.a.example a.example", True, ["a.example", "y.a.example"], ["x.a.example", "z.x.a.example"]),
+        ("inline:{a.example=x} b.example", True, ["a.example", "x.a.example", "b.example"], ["c.example"]),
+        ("inline:{.a.example=x}", False, ["x.a.example"], ["a.example"]),
+        ("regexp:{{/^a/ yes}}", True, ["abc", "a.b"], ["b.a"]),
+        ("", None, [], ["a.example"]),
+    ],
+)
+async def test_domain_lists(spec: str, parents: bool | None, yes: Sequence[str], no: Sequence[str]) -> None:
+    domains = DomainList("list", spec, World().context, parents=parents)
+    assert [d for d in yes if not await domains.match(d)] == []
+    assert [d for d in no if await domains.match(d)] == []
+
+
+@pytest.mark.parametrize(
+    ("spec", "yes", "no"),
+    [
+        (
+            "127.0.0.0/8 [::1]/128 [::ffff:127.0.0.0]/104",
+            ["127.0.0.1", "::1", "::ffff:127.9.9.9"],
+            ["128.0.0.1", "::2"],
+        ),
+        ("!10.1.2.3, 10.0.0.0/8", ["10.1.2.4"], ["10.1.2.3", "::ffff:10.1.2.3"]),
+        (
+            "192.0.2.1 [2001:db8::]/32 2001:db9::/32",
+            ["192.0.2.1", "2001:db8::5", "2001:db9:1::"],
+            ["192.0.2.2", "x", ""],
+        ),
+        ("cidr:{{10.0.0.0/8 in}} 1.2.3.4", ["10.1.1.1", "1.2.3.4"], ["1.2.3.5"]),
+        ("inline:{1.2.3.4=x}", ["1.2.3.4", "::ffff:1.2.3.4"], ["1.2.3.5"]),
+        ("0.0.0.0/0", ["1.2.3.4", "::ffff:1.2.3.4"], ["::1"]),
+    ],
+)
+async def test_network_lists(spec: str, yes: Sequence[str], no: Sequence[str]) -> None:
+    networks = NetworkList("mynetworks", spec, World().context)
+    for _ in range(2):  # the second time from memory
+        assert [a for a in yes if not await networks.match(a)] == []
+        assert [a for a in no if await networks.match(a)] == []
+
+
+async def test_a_bad_network_is_warned_about_and_matches_nothing() -> None:
+    world = World()
+    networks = NetworkList("mynetworks", "10.0.0.1/8 10.0.0.0/33 192.0.2.0/24", world.context)
+    assert not await networks.match("10.0.0.1")
+    assert await networks.match("192.0.2.9")
+    assert [line.partition(":")[0] for line in world.log.lines] == ["mynetworks", "mynetworks"]
+
+
+async def test_a_file_in_a_list_is_part_of_it(tmp_path: Path) -> None:
+    inner = tmp_path / "inner"
+    inner.write_text("# ours\na.example\n!c.example b.example\n")
+    domains = DomainList("mydestination", f"{inner} c.example d.example", World().context, parents=None)
+    assert [await domains.match(d) for d in ("a.example", "b.example", "c.example", "d.example")] == [
+        True,
+        True,
+        False,
+        True,
+    ]
+    with pytest.raises(TableError):
+        await DomainList("mydestination", f"{tmp_path}/none", World().context, parents=None).match("a.example")
+
+
+@pytest.mark.parametrize(
+    ("local", "parts"),
+    [
+        ("user+ext", ("user", "+ext")),
+        ("user+a+b", ("user", "+a+b")),
+        ("user+", ("user", "+")),
+        ("+ext", ("+ext", "")),
+        ("user", ("user", "")),
+        ("postmaster", ("postmaster", "")),
+        ("double-bounce", ("double-bounce", "")),
+    ],
+)
+def test_extensions_are_split_at_the_first_delimiter(local: str, parts: tuple[str, str]) -> None:
+    assert split_extension(local, RULES) == parts
+
+
+def test_owner_and_request_are_no_extensions() -> None:
+    rules = ExtensionRules("-+", True, "double-bounce")
+    assert split_extension("owner-list", rules) == ("owner-list", "")
+    assert split_extension("list-request", rules) == ("list-request", "")
+    assert split_extension("list-other", rules) == ("list", "-other")
+    assert split_extension("owner-list", ExtensionRules("-", False, "double-bounce")) == ("owner", "-list")
+
+
+class Spy:
+    """A table that answers nothing and remembers the keys."""
+
+    name = "spy:"
+
+    def __init__(self) -> None:
+        self.keys: list[str] = []
+
+    async def get(self, key: str) -> str | None:
+        self.keys.append(key)
+        return None
+
+
+async def _local(domain: str) -> bool:
+    return domain == "here.example"
+
+
+@pytest.mark.parametrize(
+    ("address", "keys"),
+    [
+        ("u+e@here.example", ["u+e@here.example", "u@here.example", "u+e", "u", "@here.example"]),
+        ("u+e@far.example", ["u+e@far.example", "u@far.example", "@far.example"]),
+        ("a b@far.example", ['"a b"@far.example', "a b@far.example", "@far.example"]),
+        ("u+e", ["u+e", "u"]),
+    ],
+)
+async def test_the_keys_of_an_address_in_their_order(address: str, keys: Sequence[str]) -> None:
+    spy = Spy()
+    assert await find_address(Maps((spy,)), address, RULES, _local) is None
+    assert spy.keys == keys
+
+
+@pytest.mark.parametrize("name", ["a", "a.b", "a-b.c_d.e1", "1a.2b", "x" * 63 + ".y", "m\u00fcnchen.example"])
+def test_host_names(name: str) -> None:
+    assert valid_hostname(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        ".",
+        "a.",
+        ".a",
+        "a..b",
+        "-a",
+        "a-",
+        "a.-b",
+        "1.2.3.4",
+        "123",
+        "x" * 64,
+        "a b",
+        "a\0",
+        "a/b",
+        "a." * 128 + "b",
+        "\u202ea",
+    ],
+)
+def test_what_is_no_host_name(name: str) -> None:
+    assert not valid_hostname(name)
+
+
+@pytest.mark.parametrize("text", ["[::1]", "[1.2.3]", "[IPv6:1.2.3.4]", "1.2.3.4", "[]", "[[1.2.3.4]]"])
+def test_what_is_no_literal(text: str) -> None:
+    assert literal_address(text) is None
