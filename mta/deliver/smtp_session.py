@@ -265,7 +265,8 @@ class Session(asyncio.Protocol):
             await self._wait()
         if not self._body_wanted or self._failure is not None or self._transport is None:
             return False
-        self._transport.set_write_buffer_limits(high=0)  # one chunk in our memory, the rest in the kernel's
+        # One chunk in our memory, the rest in the kernel's.  Not 0: asyncio's TLS would pause at an empty buffer.
+        self._transport.set_write_buffer_limits(high=1, low=0)
         return True
 
     async def _write(self, piece: bytes) -> bool:

@@ -134,15 +134,16 @@ class ReplyParser:
         self._lines.append(text)
 
     def _finish(self) -> PeerReply:
-        lines, code = self._lines, int(self._code)
+        lines, code, prefix = self._lines, int(self._code), self._code.decode()
         first = lines[0][4:]
         enhanced = f"{code // 100}.0.0" if code // 100 != 3 else ""
         found = _ENHANCED.match(first)
         if found and found[1] == lines[0][0]:
             enhanced = first[: found.end(3)]
-            text = "\n".join(part[4:].removeprefix(enhanced).lstrip(" ") for part in lines)
-        else:
-            text = first if len(lines) == 1 else "\n".join(part[4:] for part in lines)
-        heard = PeerReply(Reply(code, enhanced, text), "\n".join(lines), self._clean)
+            first = first[found.end() :]
+        if len(lines) > 1:
+            rest = (part[4:] if part.startswith(prefix) else part for part in lines[1:])
+            first = "\n".join([first, *(part.removeprefix(enhanced).lstrip(" ") for part in rest)])
+        heard = PeerReply(Reply(code, enhanced, first), "\n".join(lines), self._clean)
         self._reset()
         return heard

@@ -1,0 +1,446 @@
+"""The SMTP agent against scripted servers and a real DNS server: where mail goes, what is logged, what is reused."""
+
+import asyncio
+import errno
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from mta.deliver.request import Result
+from mta.deliver.smtp_session import LineFolder
+from mta.deliver.smtp_settings import Destination, NexthopError, parse_nexthop
+from mta.envelope import Envelope, Notify, Recipient
+from tests.dns_server import DnsServer
+from tests.smtp_lab import BODY, Lab, opportunistic, settings
+from tests.smtp_peer import Certificates, Peer, Step
+
+OK: list[Step] = ["220 mx ESMTP\\r\\n", {"rx": "EHLO"}, "250 mx.dst.test\\r\\n"]
+FULL: list[Step] = ["220 mx ESMTP\\r\\n", {"rx": "EHLO"}, "250-mx.dst.test\\r\\n250-DSN\\r\\n250 8BITMIME\\r\\n"]
+
+ACCEPTED: list[Step] = [
+    *OK, {"rx": "MAIL"}, "250 2.1.0 Ok\\r\\n", {"rx": "RCPT"}, "250 2.1.5 Ok\\r\\n",
+    {"rx": "DATA"}, "354 go\\r\\n", {"rx": "EOD"}, "250 2.0.0 Ok: queued as 42\\r\\n",
+]  # fmt: skip
+
+
+def at_rcpt(reply: str) -> list[Step]:
+    return [*OK, {"rx": "MAIL"}, "250 ok\\r\\n", {"rx": "RCPT"}, f"{reply}\\r\\n"]
+
+
+class World:
+    """Peers, a DNS server and labs that are closed at the end."""
+
+    def __init__(self, tmp_path: Path, dns: DnsServer) -> None:
+        self.tmp_path, self.dns = tmp_path, dns
+        self.closing: list[Callable[[], Awaitable[None]]] = []
+
+    async def peer(self, steps: list[Step] = OK, certificates: Certificates | None = None) -> Peer:
+        peer = await Peer.start(steps, certificates)
+        self.closing.append(peer.close)
+        return peer
+
+    def lab(self, lab: Lab) -> Lab:
+        self.closing.insert(0, lab.close)
+        return lab
+
+    def plain(self, **options: object) -> Lab:
+        return self.lab(Lab(self.tmp_path, dns_server=self.dns.address, options=options))
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    dns = await DnsServer.start()
+    made = World(tmp_path, dns)
+    yield made
+    for close in made.closing:
+        await close()
+    await dns.close()
+
+
+def brief(result: Result) -> str:
+    return f"{result.reply.code} {result.reply.enhanced} {result.text}"
+
+
+async def test_a_delivery_is_reported_as_postfix_logs_it(world: World) -> None:
+    peer = await world.peer(ACCEPTED)
+    (result,) = await world.plain().deliver(f"[127.0.0.1]:{peer.port}", ["x@dst.test"])
+    assert result.relay == f"127.0.0.1[127.0.0.1]:{peer.port}"
+    assert brief(result) == "250 2.0.0 250 2.0.0 Ok: queued as 42"
+    assert result.action == "relayed" and result.conn_use == 1 and result.finished >= result.connected > 0
+    assert peer.messages == [BODY.replace(b"\n", b"\r\n")]
+    await asyncio.sleep(0.05)
+    assert peer.commands[0][-1] == "QUIT", "one message alone keeps no connection"
+
+
+async def test_dsn_duties_are_handed_on_where_they_are_understood(world: World) -> None:
+    peer = await world.peer(FULL)
+    recipient = Recipient("x@dst.test", notify=Notify.SUCCESS, dsn_orig_rcpt="rfc822;o@dst.test")
+    envelope = Envelope("a@src.test", [recipient], 0.0, envelope_id="ID1", encoding="8bit")
+    (result,) = await world.plain().deliver(f"[127.0.0.1]:{peer.port}", [recipient], envelope=envelope)
+    assert result.action == ""
+    assert peer.commands[0][1:3] == [
+        "MAIL FROM:<a@src.test> BODY=8BITMIME ENVID=ID1", "RCPT TO:<x@dst.test> NOTIFY=SUCCESS ORCPT=rfc822;o@dst.test",
+    ]  # fmt: skip
+
+
+async def test_a_refusal_quotes_the_peer(world: World) -> None:
+    peer = await world.peer(at_rcpt("550 5.1.1 <x@dst.test>: unknown"))
+    (result,) = await world.plain().deliver(f"[127.0.0.1]:{peer.port}", ["x@dst.test"])
+    said = "550 5.1.1 <x@dst.test>: unknown"
+    assert brief(result) == f"550 5.1.1 host 127.0.0.1[127.0.0.1] said: {said} (in reply to RCPT TO command)"
+    assert result.diagnostic == f"smtp; {said}" and result.remote_mta == "127.0.0.1" and not result.site_failed
+
+
+async def test_a_refused_connection_is_logged_and_deferred(world: World) -> None:
+    peer = await world.peer()
+    await peer.close()
+    lab = world.plain()
+    (result,) = await lab.deliver(f"[127.0.0.1]:{peer.port}", ["x@dst.test"])
+    text = f"connect to 127.0.0.1[127.0.0.1]:{peer.port}: Connection refused"
+    assert brief(result) == f"451 4.4.1 {text}" and result.relay == "none" and result.site_failed
+    assert lab.lines() == [f"smtp[{os.getpid()}]: {text}"]
+
+
+@pytest.mark.parametrize(
+    ("steps", "text"),
+    [
+        ([{"hang": True}], "conversation with PEER timed out while receiving the initial server greeting"),
+        ([*OK, {"rx": "MAIL"}, {"close": True}], "lost connection with PEER while sending MAIL FROM"),
+        ([*OK, {"rx": "MAIL"}, "250 x\\r\\n", {"rx": "RCPT"}, {"hang": True}],
+         "conversation with PEER timed out while sending RCPT TO"),
+        ([*OK[:2], {"close": True}], "lost connection with PEER while performing the EHLO handshake"),
+        (["554 5.7.1 go\\r\\n"], "host PEER refused to talk to me: 554 5.7.1 go"),
+        ([*OK, {"rx": "MAIL"}, "hello\\r\\n"], "protocol error from PEER while sending MAIL FROM: malformed reply"),
+    ],
+)  # fmt: skip
+async def test_how_a_conversation_ends_is_told_in_postfix_words(world: World, steps: list[Step], text: str) -> None:
+    peer = await world.peer(steps)
+    lab = world.plain(smtp_helo_timeout=0.3, smtp_rcpt_timeout=0.3)
+    (result,) = await lab.deliver(f"[127.0.0.1]:{peer.port}", ["x@dst.test"])
+    assert result.text == text.replace(" PEER", " 127.0.0.1[127.0.0.1]")
+    assert result.reply.is_temporary and result.site_failed
+
+
+async def test_a_dead_mx_is_passed_over_for_the_next(world: World) -> None:
+    peer = await world.peer()
+    world.dns.add("dst.test", "MX", "10 mx1.dst.test.", "20 mx2.dst.test.")
+    world.dns.add("mx1.dst.test", "A", "127.0.0.2")
+    world.dns.add("mx2.dst.test", "A", "127.0.0.3")
+    lab = world.plain()
+    lab.ports.update({("127.0.0.2", 2525): peer.port, ("127.0.0.3", 2525): peer.port})
+    (result,) = await lab.deliver("dst.test:2525", ["x@dst.test"])
+    assert not result.reply.is_positive  # the peer listens on 127.0.0.1 only
+    assert [a for a, _ in lab.connector.attempts] == ["127.0.0.2", "127.0.0.3"]
+    assert result.text == "connect to mx2.dst.test[127.0.0.3]:2525: Connection refused"
+
+
+async def on_addresses(world: World, steps: dict[str, list[Step]], lab: Lab) -> dict[str, Peer]:
+    """A peer on each loopback address, reached at port 25."""
+    peers = {}
+    for address, script in steps.items():
+        peer = await Peer.start(script, host=address)
+        world.closing.append(peer.close)
+        lab.ports[address, 25] = peer.port
+        peers[address] = peer
+    return peers
+
+
+def own_lab(world: World, **options: object) -> Lab:
+    return world.lab(
+        Lab(world.tmp_path, dns_server=world.dns.address, own_addresses=frozenset({"192.0.2.1"}), options=options)
+    )
+
+
+def external(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loopback addresses stand for the Internet."""
+    monkeypatch.setattr("mta.dns.mx._means_this_host", lambda address: address == "127.0.0.1")
+
+
+async def test_a_4xx_for_a_recipient_goes_to_the_next_mx_and_a_5xx_does_not(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    external(world, monkeypatch)
+    world.dns.add("dst.test", "MX", "10 mx1.dst.test.", "20 mx2.dst.test.")
+    world.dns.add("mx1.dst.test", "A", "127.0.0.2")
+    world.dns.add("mx2.dst.test", "A", "127.0.0.3")
+    lab = own_lab(world)
+    first = [*at_rcpt("450 4.2.0 grey"), {"rx": "RCPT"}, "550 5.1.1 no\\r\\n", {"rx": "RCPT"}, "250 ok\\r\\n"]
+    peers = await on_addresses(world, {"127.0.0.2": first, "127.0.0.3": OK}, lab)
+    results = await lab.deliver("dst.test", ["a@dst.test", "b@dst.test", "c@dst.test"])
+    assert [r.reply.code for r in results] == [250, 550, 250]
+    assert results[0].relay == "mx2.dst.test[127.0.0.3]:25" and results[2].relay == "mx1.dst.test[127.0.0.2]:25"
+    assert [c for c in peers["127.0.0.3"].commands[0] if c.startswith("RCPT")] == ["RCPT TO:<a@dst.test>"]
+    assert any("said: 450 4.2.0 grey (in reply to RCPT TO command)" in line for line in lab.lines())
+
+
+async def test_at_most_so_many_sessions_are_tried(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    external(world, monkeypatch)
+    world.dns.add("dst.test", "A", *(f"127.0.0.{n}" for n in range(2, 8)))
+    lab = own_lab(world)
+    peers = await on_addresses(world, {f"127.0.0.{n}": at_rcpt("450 4.2.0 grey") for n in range(2, 8)}, lab)
+    (result,) = await lab.deliver("dst.test", ["a@dst.test"])
+    assert result.reply.code == 450 and not result.site_failed
+    assert sum(peer.connections for peer in peers.values()) == 2
+
+
+@pytest.mark.parametrize(
+    ("domain", "expected"),
+    [
+        ("nx.test", "550 5.4.4 Host or domain name not found. "
+                    "Name service error for name=nx.test type=MX: Host not found"),
+        ("null.test", "556 5.1.10 Domain null.test does not accept mail (nullMX)"),
+        ("fail.test", "451 4.4.3 Host or domain name not found. "
+                      "Name service error for name=fail.test type=MX: Host not found, try again"),
+        ("slow.test", "451 4.4.3 "), ("refused.test", "451 4.4.3 "), ("cnameloop.test", "451 4.4.3 "),
+        ("nothing.test", "550 5.4.4 Host or domain name not found. Name service error for name=nothing.test "
+                         "type=AAAA: Host found but no data record of requested type"),
+        ("danglingmx.test", "550 5.4.4 "), ("sickmx.test", "451 4.4.3 "), ("literal.test", "451 4.4.4 "),
+        ("selfname.test", "554 5.4.6 mail for selfname.test loops back to myself"),
+        ("selfip.test", "554 5.4.6 mail for selfip.test loops back to myself"),
+        ("loop4.test", "554 5.4.6 "), ("loop6.test", "554 5.4.6 "), ("zero.test", "554 5.4.6 "),
+        ("aself.test", "554 5.4.6 "),
+        ("backup.test", "451 4.4.6 unable to find primary relay for backup.test"),
+        ("x" * 64 + ".test", "550 5.4.4 "), ("danglingcname.test", "550 5.4.4 "),
+    ],
+)  # fmt: skip
+async def test_what_dns_says_decides_between_later_and_never(world: World, domain: str, expected: str) -> None:
+    dns = world.dns
+    dns.add("null.test", "MX", "0 .")
+    dns.rcode("fail.test", "SERVFAIL", "MX")
+    dns.add("fail.test", "A", "127.0.0.1")  # must not be used: SERVFAIL is not "no MX"
+    dns.silent("slow.test")
+    dns.rcode("refused.test", "REFUSED")
+    dns.add("cnameloop.test", "CNAME", "cnameloop.test.")
+    dns.add("danglingcname.test", "CNAME", "nx.test.")
+    dns.add("nothing.test", "TXT", '"x"')
+    dns.add("danglingmx.test", "MX", "10 nx.test.")
+    dns.add("sickmx.test", "MX", "10 fail2.test.", "20 nx.test.")
+    dns.rcode("fail2.test", "SERVFAIL")
+    dns.add("literal.test", "MX", "10 192.0.2.1.")
+    dns.add("selfname.test", "MX", "10 client.test.")
+    dns.add("selfip.test", "MX", "10 mx.selfip.test.")
+    dns.add("mx.selfip.test", "A", "192.0.2.1")
+    for name, kind, address in (("loop4", "A", "127.0.0.1"), ("loop6", "AAAA", "::1"), ("zero", "A", "0.0.0.0")):
+        dns.add(f"{name}.test", "MX", f"10 mx.{name}.test.")
+        dns.add(f"mx.{name}.test", kind, address)
+    dns.add("aself.test", "A", "192.0.2.1")
+    dns.add("backup.test", "MX", "10 nx.test.", "20 client.test.")
+    lab = own_lab(world)
+    (result,) = await lab.deliver(domain, ["x@dst.test"])
+    assert brief(result).startswith(expected)
+    assert lab.connector.attempts == []
+
+
+async def test_only_better_mx_than_ourselves_are_used(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    external(world, monkeypatch)
+    world.dns.add("dst.test", "MX", "10 a.test.", "20 client.test.", "20 b.test.", "30 c.test.")
+    for n, name in enumerate(("a", "b", "c"), start=2):
+        world.dns.add(f"{name}.test", "A", f"127.0.0.{n}")
+    lab = own_lab(world)
+    (result,) = await lab.deliver("dst.test", ["x@dst.test"])
+    assert [address for address, _ in lab.connector.attempts] == ["127.0.0.2"] and result.reply.code == 451
+
+
+async def test_missing_mx_addresses_can_be_made_temporary(world: World) -> None:
+    world.dns.add("danglingmx.test", "MX", "10 nx.test.")
+    lab = own_lab(world, smtp_defer_if_no_mx_address_found=True)
+    (result,) = await lab.deliver("danglingmx.test", ["x@dst.test"])
+    assert result.reply.enhanced == "4.4.4"
+    assert any("warning: no MX host for danglingmx.test has a valid address record" in line for line in lab.lines())
+
+
+async def test_a_server_with_our_name_is_ourselves_on_port_25_only(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    external(world, monkeypatch)
+    mirror: list[Step] = ["220 x\\r\\n", {"rx": "EHLO"}, "250 CLIENT.test\\r\\n"]
+    world.dns.add("dst.test", "A", "127.0.0.2")
+    lab = own_lab(world)
+    peers = await on_addresses(world, {"127.0.0.2": mirror}, lab)
+    (result,) = await lab.deliver("dst.test", ["x@dst.test"])
+    assert brief(result) == "554 5.4.6 mail for dst.test loops back to myself"
+    (result,) = await lab.deliver(f"[127.0.0.2]:{peers['127.0.0.2'].port}", ["x@dst.test"])
+    assert result.reply.code == 250
+
+
+async def test_connections_are_reused_while_there_is_demand(world: World) -> None:
+    peer = await world.peer()
+    lab = world.plain()
+    nexthop = f"[127.0.0.1]:{peer.port}"
+    uses = [(await lab.deliver(nexthop, ["x@dst.test"]))[0].conn_use for _ in range(4)]
+    assert uses == [1, 1, 2, 3] and peer.connections == 2
+    await asyncio.gather(*(lab.deliver(nexthop, ["x@dst.test"]) for _ in range(5)))
+    assert peer.connections < 8 and len(peer.messages) == 9
+
+
+async def test_reuse_has_limits(world: World) -> None:
+    peer = await world.peer()
+    lab = world.plain(smtp_connection_reuse_count_limit=2)
+    for _ in range(5):
+        await lab.deliver(f"[127.0.0.1]:{peer.port}", ["x@dst.test"])
+    assert peer.connections == 3
+    lab = world.plain(smtp_connection_cache_on_demand=False)
+    for _ in range(3):
+        await lab.deliver(f"[127.0.0.1]:{peer.port}", ["x@dst.test"])
+    assert peer.connections == 6
+
+
+async def test_idle_connections_end_after_their_time(world: World) -> None:
+    peer = await world.peer()
+    lab = world.plain(smtp_connection_cache_time_limit=0.2)
+    for _ in range(2):
+        await lab.deliver(f"[127.0.0.1]:{peer.port}", ["x@dst.test"])
+    assert peer.commands[1][-1] != "QUIT"
+    await asyncio.sleep(0.5)
+    assert peer.commands[1][-1] == "QUIT" and not lab.agent.pool._open
+
+
+async def test_a_connection_that_died_while_waiting_costs_nothing(world: World) -> None:
+    mortal: list[Step] = [*ACCEPTED, {"rx": "MAIL"}, {"rst": True}]
+    peer = await world.peer(mortal)
+    lab = world.plain()
+    for _ in range(4):
+        (result,) = await lab.deliver(f"[127.0.0.1]:{peer.port}", ["x@dst.test"])
+        assert result.reply.code == 250
+
+
+async def test_after_refused_recipients_the_connection_is_reset(world: World) -> None:
+    peer = await world.peer(at_rcpt("550 5.1.1 no"))
+    lab = world.plain()
+    nexthop = f"[127.0.0.1]:{peer.port}"
+    await asyncio.gather(*(lab.deliver(nexthop, ["x@dst.test"]) for _ in range(3)))
+    (result,) = await lab.deliver(nexthop, ["x@dst.test"])
+    assert result.reply.code == 250 and result.conn_use == 2
+    assert any("RSET" in commands for commands in peer.commands)
+
+
+@pytest.mark.parametrize("repeat", [1, 60])
+async def test_damaged_content_is_never_completed(world: World, repeat: int) -> None:
+    peer = await world.peer()
+    (result,) = await world.plain().deliver(f"[127.0.0.1]:{peer.port}", ["x@dst.test"], corrupt=True, repeat=repeat)
+    assert brief(result) == "451 4.3.0 unreadable mail queue entry" and not result.site_failed
+    await asyncio.sleep(0.05)
+    assert peer.messages == []
+
+
+async def test_large_messages_arrive_whole(world: World) -> None:
+    peer = await world.peer()
+    (result,) = await world.plain().deliver(f"[127.0.0.1]:{peer.port}", ["x@dst.test"], repeat=300)
+    assert result.reply.code == 250
+    assert peer.messages == [BODY.replace(b"\n", b"\r\n") * 300]
+
+
+async def test_large_messages_arrive_whole_inside_tls(world: World, tmp_path: Path) -> None:
+    steps: list[Step] = ["220 x\\r\\n", {"rx": "EHLO"}, "250-x\\r\\n250 STARTTLS\\r\\n", {"rx": "STARTTLS"},
+                         "220 go\\r\\n", {"tls": "ok"}]  # fmt: skip
+    peer = await world.peer(steps, Certificates(tmp_path))
+    lab = world.lab(Lab(tmp_path, tls=opportunistic()))
+    (result,) = await lab.deliver(f"[127.0.0.1]:{peer.port}", ["x@dst.test"], repeat=300)
+    assert result.reply.code == 250 and peer.messages == [BODY.replace(b"\n", b"\r\n") * 300]
+    (line,) = lab.lines()
+    where = f"Untrusted TLS connection established to 127.0.0.1[127.0.0.1]:{peer.port}: TLSv1.3 with cipher TLS_"
+    assert where in line and line.endswith(" bits)")
+
+
+async def test_next_hops_are_tried_in_order_and_the_fallback_last(world: World) -> None:
+    dead, good = await world.peer(), await world.peer()
+    await dead.close()
+    lab = world.plain(smtp_fallback_relay=(f"[127.0.0.1]:{good.port}",))
+    (result,) = await lab.deliver(f"[127.0.0.1]:{dead.port}", ["x@dst.test"])
+    assert result.reply.code == 250
+
+
+async def test_lmtp_over_a_unix_socket_reports_each_recipient(world: World, tmp_path: Path) -> None:
+    path = str(tmp_path / "lmtp")
+    seen: list[str] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"220 x LMTP\r\n")
+        while line := (await reader.readline()).decode().strip():
+            seen.append(line)
+            verb = line.split()[0]
+            if verb == "DATA":
+                writer.write(b"354 go\r\n")
+                await reader.readuntil(b"\r\n.\r\n")
+                writer.write(b"250 2.1.5 saved\r\n452 4.2.2 full\r\n")
+            elif "no@" in line:
+                writer.write(b"550 5.1.1 no\r\n")
+            else:
+                writer.write(b"250-x\r\n250 PIPELINING\r\n" if verb == "LHLO" else b"250 ok\r\n")
+        writer.close()
+
+    server = await asyncio.start_unix_server(serve, path)
+    lab = world.lab(Lab(tmp_path, lmtp=True))
+    results = await lab.deliver(f"unix:{path}", ["a@x.test", "no@x.test", "b@x.test"])
+    assert [r.reply.code for r in results] == [250, 550, 452] and results[0].action == "delivered"
+    assert results[0].relay == f"client.test[{path}]"
+    await asyncio.sleep(0.02)
+    server.close()
+    assert seen[0] == "LHLO client.test" and seen[-1] == "QUIT"
+    (result,) = await lab.deliver(f"unix:{path}.gone", ["a@x.test"])
+    assert result.text == f"connect to client.test[{path}.gone]: No such file or directory"
+
+
+async def test_trouble_of_our_own_is_not_the_servers(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab = world.plain()
+
+    async def no_descriptor(*args: object, **rest: object) -> None:
+        raise OSError(errno.EMFILE, "x")
+
+    monkeypatch.setattr(lab.connector, "connect", no_descriptor)
+    (result,) = await lab.deliver("[127.0.0.1]:25", ["x@dst.test"])
+    assert result.reply.is_temporary and not result.site_failed
+
+
+async def test_a_cancelled_delivery_leaves_no_connection(world: World) -> None:
+    peer = await world.peer([*OK, {"rx": "MAIL"}, {"hang": True}])
+    lab = world.plain()
+    task = asyncio.ensure_future(lab.deliver(f"[127.0.0.1]:{peer.port}", ["x@dst.test"]))
+    await asyncio.sleep(0.05)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await asyncio.sleep(0.02)
+    assert not lab.agent.pool._open
+
+
+def test_next_hops_are_read_as_in_transport_5() -> None:
+    options = settings()
+    parse = parse_nexthop
+    assert parse("dst.test", options, lmtp=False) == [Destination("dst.test", "dst.test", 25, True)]
+    assert parse("[mx.test]:587", options, lmtp=False) == [Destination("[mx.test]:587", "mx.test", 587, False)]
+    assert parse("[ipv6:::1]:smtp", options, lmtp=False)[0].host == "::1"
+    assert parse("[2001:db8::1]", options, lmtp=False)[0].port == 25
+    both = parse("a.test:submission, [b.test]", options, lmtp=False)
+    assert [(d.host, d.port, d.lookup_mx) for d in both] == [("a.test", 587, True), ("b.test", 25, False)]
+    assert not parse("192.0.2.1", options, lmtp=False)[0].lookup_mx
+    assert parse("unix:private/lmtp", options, lmtp=True)[0].path == "/nowhere/private/lmtp"
+    assert parse("inet:mail.test:24", options, lmtp=True)[0] == Destination("inet:mail.test:24", "mail.test", 24, False)
+    assert not parse("a.test", settings(disable_dns_lookups=True), lmtp=False)[0].lookup_mx
+    for bad in ("", " , ", "[a", "[a]b", "a:0", "a:x", "a:99999", "[]", ":25"):
+        with pytest.raises(NexthopError):
+            parse(bad, options, lmtp=False)
+
+
+async def test_a_next_hop_nobody_can_read_waits_for_the_administrator(world: World) -> None:
+    lab = world.plain()
+    (result,) = await lab.deliver("[oops", ["x@dst.test"])
+    assert brief(result) == "451 4.3.5 Server configuration error" and not result.site_failed
+    assert any("bad next hop [oops" in line for line in lab.lines())
+
+
+@given(st.lists(st.binary(max_size=30), max_size=8), st.integers(2, 12))
+@hypothesis_settings(deadline=None, derandomize=True, max_examples=300)
+def test_no_line_is_longer_than_the_limit_however_text_is_cut(parts: list[bytes], limit: int) -> None:
+    text = b"".join(parts).replace(b"\r", b"").replace(b"\n", b"\r\n")
+    whole = LineFolder(limit).feed(text)
+    folder = LineFolder(limit)
+    cut = b"".join(folder.feed(text[n : n + 3]) for n in range(0, len(text), 3))
+    assert cut == whole
+    assert all(len(line) <= limit for line in whole.split(b"\r\n"))
+    assert whole.replace(b"\r\n ", b"").replace(b"\r\n", b"") == text.replace(b"\r\n ", b"").replace(b"\r\n", b"")
