@@ -39,6 +39,7 @@ mail_owner = {owner}
 queue_directory = {var}/spool
 data_directory = {var}/data
 mail_spool_directory = {var}/mail
+maillog_file_prefixes = {var}
 maillog_file = {var}/log/maillog
 alias_maps = hash:{var}/etc/aliases
 alias_database = hash:{var}/etc/aliases
