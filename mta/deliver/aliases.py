@@ -1,0 +1,342 @@
+"""aliases(5): what an alias expands to, and whether a file of them is well formed.
+
+An alias is followed through nested aliases and :include: files down to its leaves: mailboxes of local users and
+addresses elsewhere.  Nothing is delivered here.
+
+- An alias found again inside its own expansion means the user of that name ("alice: alice, bob"), where there is
+  one; otherwise it is a loop: said in a warning, and 5.4.6 when nothing else is left.
+- A nested list with an owner-LIST of its own stays one leaf: the child message expands it under its own sender.
+- "|command" and /file are not built: the recipient waits, 4.3.5; so does one whose :include: cannot be read or
+  trusted.  A table that fails: TableError, the caller says 4.3.0.
+
+A leaf that must not be looked up again is written \\user, as aliases(5) and Postfix's local(8) know it.
+
+See also: aliases(5), local(8) "SYSTEM-WIDE AND USER-LEVEL ALIASING"
+"""
+
+import re
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Protocol
+
+from mta.lookup.address import ExtensionRules, split_extension
+from mta.lookup.lines import Warnings, logical_lines, parse_aliases, text_of
+from mta.lookup.table import Maps
+from mta.message_address import parse_list
+
+MAX_DEPTH = 100  # nested aliases and :include: files, Postfix's limit too
+MAX_LEAVES = 50_000  # recipients of one alias
+_INCLUDE = ":include:"
+
+
+class DestinationKind(Enum):
+    """What one item of a right-hand side asks for."""
+
+    ADDRESS = "address"
+    COMMAND = "command"
+    FILE = "file"
+    INCLUDE = "include"
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """value: unquoted address, command, path.  direct: \\user, the mailbox without another look at aliases."""
+
+    kind: DestinationKind
+    value: str
+    direct: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """address: fully qualified, unquoted, as a child's recipient.  local: its local part when it is ours, else ""."""
+
+    address: str
+    local: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Expanded:
+    """leaves: without duplicates, in order.  sender: owner-LIST address, None = as it was.  warnings: for the log."""
+
+    leaves: tuple[Leaf, ...]
+    sender: str | None
+    warnings: tuple[str, ...]
+
+
+class AliasProblemError(Exception):
+    """The recipient waits until the administrator has changed something (4.3.5).  text: says what."""
+
+
+class AliasLoopError(Exception):
+    """There is nothing at the end of this alias but itself (5.4.6)."""
+
+
+class Route(Protocol):
+    """The part of trivial-rewrite's Route used here."""
+
+    @property
+    def transport(self) -> str: ...
+
+    @property
+    def recipient(self) -> str: ...
+
+    @property
+    def final(self) -> bool: ...
+
+
+class Router(Protocol):
+    """The part of mta/trivial_rewrite.py used here."""
+
+    def rewrite(self, address: str, *, local: bool) -> str:
+        """Complete an unquoted address."""
+
+    async def resolve(self, address: str, sender: str = "") -> Route:
+        """Where it goes; TableError."""
+
+
+# -- syntax -----------------------------------------------------------------------------------------------
+
+
+def parse_destinations(text: str) -> list[Destination]:
+    """Parse a right-hand side; ValueError says what is wrong with it."""
+    return [destination for item in _items(text) for destination in _destinations(item)]
+
+
+def _items(text: str) -> list[str]:
+    """Split at commas and line ends outside quotes, angle brackets and comments."""
+    items, start, quoted, depth, i = [], 0, False, 0, 0
+    while i < len(text):
+        c = text[i]
+        if c == "\\":
+            i += 1
+        elif c == '"':
+            quoted = not quoted
+        elif not quoted and c in "(<":
+            depth += 1
+        elif not quoted and c in ")>":
+            depth = max(0, depth - 1)
+        elif c in ",\n" and not quoted and not depth:
+            items.append(text[start:i])
+            start = i + 1
+        i += 1
+    if quoted:
+        raise ValueError("unbalanced quotes")
+    if depth:
+        raise ValueError("unbalanced brackets")
+    items.append(text[start:])
+    return [item.strip() for item in items if item.strip()]
+
+
+def _destinations(item: str) -> list[Destination]:
+    bare = _unquoted(item)
+    if bare.startswith("|"):
+        return [Destination(DestinationKind.COMMAND, bare[1:].strip())]
+    if bare.startswith("/"):
+        return [Destination(DestinationKind.FILE, bare)]
+    if bare.lower().startswith(_INCLUDE):
+        path = bare[len(_INCLUDE) :].strip()
+        if not path.startswith("/"):
+            raise ValueError(f'needs an absolute path: "{item}"')
+        return [Destination(DestinationKind.INCLUDE, path)]
+    direct = item.startswith("\\")
+    parsed = parse_list(item[1:] if direct else item)
+    if parsed.malformed:
+        raise ValueError(f'{parsed.malformed} in "{item}"')
+    return [Destination(DestinationKind.ADDRESS, address, direct) for address in parsed.addresses if address]
+
+
+def _unquoted(item: str) -> str:
+    """A whole item in double quotes without them; :include:"/a b" as well."""
+    if len(item) > 1 and item[0] == item[-1] == '"':
+        item = item[1:-1]
+    elif item.lower().startswith(_INCLUDE + '"') and item.endswith('"'):
+        item = _INCLUDE + item[len(_INCLUDE) + 1 : -1]
+    return re.sub(r"\\(.)", r"\1", item) if item[:1] in "|/:" else item
+
+
+def include_text(data: bytes) -> str:
+    """The lines of an :include: file that mean something; the same syntax as a right-hand side."""
+    return "\n".join(line for line in text_of(data).split("\n") if line.strip() and not line.lstrip().startswith("#"))
+
+
+def check_aliases(name: str, data: bytes) -> list[str]:
+    """Say what is wrong with the source of an aliases(5) file, as "FILE:LINE: text" in order; [] when nothing is."""
+    problems: list[str] = []
+    seen: dict[str, int] = {}
+    for number, line in logical_lines(data):
+        if line[:1] in (b" ", b"\t"):
+            problems.append(f"{name}:{number}: a continuation line without a line before it")
+            continue
+        warnings = Warnings(name)
+        entries = parse_aliases(line, warnings)
+        problems += [f"{name}:{number}: {text.partition(': ')[2]}" for text in warnings]
+        for alias, value in entries.items():
+            if alias in seen:
+                problems.append(f'{name}:{number}: duplicate entry: "{alias}", the first is in line {seen[alias]}')
+            seen.setdefault(alias, number)
+            try:
+                if not parse_destinations(value):
+                    problems.append(f'{name}:{number}: "{alias}" has no members')
+            except ValueError as error:
+                problems.append(f"{name}:{number}: {error}")
+    return problems
+
+
+# -- expansion --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class AliasRules:
+    """From postconf(5).  propagate: an unmatched +extension is added to what the alias expands to.
+
+    transport: name under which local deliveries run; other transports are elsewhere.
+    """
+
+    extensions: ExtensionRules
+    propagate: bool
+    expand_owner_alias: bool
+    transport: str
+
+
+@dataclass(slots=True)
+class _State:
+    """Of one expansion.  stack: aliases that are being expanded; done: all that were begun."""
+
+    stack: list[str] = field(default_factory=list)
+    done: set[str] = field(default_factory=set)
+    leaves: dict[str, Leaf] = field(default_factory=dict)
+    loops: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """An alias.  name: its key.  extension: what the key did not have, with its delimiter."""
+
+    name: str
+    value: str
+    extension: str
+
+
+class AliasExpander:
+    """Expands aliases; keeps nothing between calls."""
+
+    def __init__(
+        self,
+        rules: AliasRules,
+        maps: Maps,
+        router: Router,
+        user_exists: Callable[[str], Awaitable[bool]],
+        read_include: Callable[[str], Awaitable[bytes]],
+    ) -> None:
+        """user_exists: TableError when it cannot tell.  read_include: AliasProblemError when it may not or cannot."""
+        self._rules, self._maps, self._router = rules, maps, router
+        self._user_exists, self._read_include = user_exists, read_include
+
+    async def find(self, local: str) -> Found | None:
+        """Look a local part up, whole, then without its extension."""
+        key = local.lower()
+        value = await self._maps.get(key)
+        if value is not None:
+            return Found(key, value, "")
+        user, extension = split_extension(local, self._rules.extensions)
+        if not extension:
+            return None
+        key = user.lower()
+        value = await self._maps.get(key, fixed=True)
+        return None if value is None else Found(key, value, extension)
+
+    async def expand(self, found: Found, sender: str) -> Expanded:
+        """Expand an alias.  AliasProblemError, AliasLoopError, TableError.
+
+        sender: of the message; the null sender is never replaced by owner-LIST, so a notice stays one.
+        """
+        state = _State([found.name], {found.name})
+        await self._expand(found, state, 1)
+        if not state.leaves:
+            if state.loops:
+                raise AliasLoopError(f"alias database loop for {state.loops[0]}")
+            raise AliasProblemError(f'alias "{found.name}" has no members')
+        owner = await self._owner(found.name) if sender else None
+        warnings = tuple(f"alias database loop for {name}" for name in state.loops)
+        return Expanded(tuple(state.leaves.values()), owner, warnings)
+
+    async def _owner(self, name: str) -> str | None:
+        """The address that gets the errors of a list: owner-NAME, or what that expands to."""
+        owner = f"owner-{name}"
+        value = await self._maps.get(owner, fixed=True)
+        if value is None:
+            return None
+        if self._rules.expand_owner_alias:
+            addresses = parse_list(value).addresses
+            owner = addresses[0] if addresses else owner
+        return self._router.rewrite(owner, local=True)
+
+    async def _expand(self, found: Found, state: _State, depth: int) -> None:
+        extension = found.extension if self._rules.propagate else ""
+        await self._text(found.name, found.value, extension, state, depth)
+
+    async def _text(self, name: str, text: str, extension: str, state: _State, depth: int) -> None:
+        if depth > MAX_DEPTH:
+            raise AliasLoopError(f"alias database loop for {name}")
+        try:
+            destinations = parse_destinations(text)
+        except ValueError as error:
+            raise AliasProblemError(f'alias "{name}": {error}') from error
+        for destination in destinations:
+            match destination.kind:
+                case DestinationKind.COMMAND:
+                    raise AliasProblemError(f'alias "{name}": delivery to a command is not available yet')
+                case DestinationKind.FILE:
+                    raise AliasProblemError(f'alias "{name}": delivery to a file is not available yet')
+                case DestinationKind.INCLUDE:
+                    included = include_text(await self._read_include(destination.value))
+                    await self._text(destination.value, included, extension, state, depth + 1)
+                case DestinationKind.ADDRESS:
+                    await self._address(destination, extension, state, depth)
+
+    async def _address(self, destination: Destination, extension: str, state: _State, depth: int) -> None:
+        address = destination.value
+        if extension:
+            local, at, domain = address.rpartition("@")
+            address = f"{local}{extension}@{domain}" if at else f"{address}{extension}"
+        address = self._router.rewrite(address, local=True)
+        route = await self._router.resolve(address)
+        if not (route.final and route.transport == self._rules.transport):
+            self._add(state, Leaf(address))
+            return
+        local, _, domain = route.recipient.rpartition("@")
+        found = None if destination.direct else await self.find(local)
+        if found is None:
+            direct = destination.direct and await self.find(local) is not None
+            self._add(state, _mailbox(local, domain, direct=direct))
+        elif found.name in state.stack:
+            if found.name == state.stack[-1] or await self._user_exists(self._user(local)):
+                self._add(state, _mailbox(local, domain, direct=True))
+            else:
+                state.loops.append(found.name)
+        elif found.name not in state.done:
+            await self._nested(found, Leaf(f"{local}@{domain}"), state, depth)
+
+    async def _nested(self, found: Found, leaf: Leaf, state: _State, depth: int) -> None:
+        state.done.add(found.name)
+        if await self._maps.get(f"owner-{found.name}", fixed=True) is not None:
+            self._add(state, leaf)
+            return
+        state.stack.append(found.name)
+        await self._expand(found, state, depth + 1)
+        state.stack.pop()
+
+    def _user(self, local: str) -> str:
+        return split_extension(local, self._rules.extensions)[0].lower()
+
+    def _add(self, state: _State, leaf: Leaf) -> None:
+        state.leaves.setdefault(leaf.address.lower().removeprefix("\\"), leaf)
+        if len(state.leaves) > MAX_LEAVES:
+            raise AliasProblemError(f"alias expands to more than {MAX_LEAVES} recipients")
+
+
+def _mailbox(local: str, domain: str, *, direct: bool) -> Leaf:
+    """A local user; direct: an alias has the same name, the child must not follow it again."""
+    return Leaf(("\\" if direct else "") + f"{local}@{domain}", local)

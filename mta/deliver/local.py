@@ -1,0 +1,207 @@
+"""The local delivery agent: mailboxes and aliases of this system's users.
+
+The content is copied once into a file without a name (memory below 1 MiB), as plain LF text, and its descriptor is
+all that the delivering side gets: never a path of the spool.  Copying ends with the stored checksum, so a damaged
+message reaches no mailbox.  On the way the Delivered-To: headers are read: a recipient that is named there already
+has been here, 5.4.6.
+
+Delivered is either through mta-local (as root: each mailbox with its user's rights) or in this process (a daemon
+that runs as one user: every mailbox is its own).
+
+See also: local(8), mta/deliver/local_plan.py (who gets it), mta/local_helper.py
+"""
+
+import contextlib
+import os
+from collections.abc import AsyncIterator, Callable
+from typing import Protocol
+
+from mta.clock import Clock
+from mta.deliver.aliases import AliasProblemError, Router
+from mta.deliver.local_plan import LocalSettings, Planner, ToOthers, ToUser, Users, local_settings
+from mta.deliver.local_trust import UntrustedFileError, read_trusted
+from mta.deliver.local_user import UserDelivery, deliver_to_user
+from mta.deliver.local_wire import Answer, Ask
+from mta.deliver.mailbox import Message, System
+from mta.deliver.request import DeliveryRequest, Expansion, Result
+from mta.envelope import Recipient
+from mta.fsio import Fsio
+from mta.lookup.context import LookupContext
+from mta.lookup.open import open_tables
+from mta.maillog import Maillog
+from mta.message import HeaderScanner, text
+from mta.message_address import quote
+from mta.smtp.reply import Reply
+
+IN_MEMORY = 1 << 20  # bytes of content kept in a memory file; more goes to the disk
+NO_ROOM = Reply(452, "4.3.0", "no room for a copy of the message")
+SERVICE = "local"
+
+__all__ = ["LocalAgent", "LocalSettings", "OwnMailboxes", "local_settings"]
+
+
+class Backend(Protocol):
+    """Who decides and delivers."""
+
+    async def deliver(self, ask: Ask, content: int) -> Answer:
+        """Deliver the content of a descriptor to one recipient; every failure is an Answer."""
+
+    async def close(self) -> None:
+        """Release what is kept."""
+
+
+class LocalAgent:
+    """Implements DeliveryAgent."""
+
+    def __init__(self, settings: LocalSettings, backend: Backend, fsio: Fsio, clock: Clock) -> None:
+        self._settings, self._backend = settings, backend
+        self._fsio, self._clock = fsio, clock
+
+    async def deliver(self, request: DeliveryRequest) -> None:
+        """See DeliveryAgent.  CorruptContentError goes on to the caller: nothing was delivered."""
+        started = self._clock.monotonic()
+        content = _Content(request, self._settings.data_directory, self._fsio)
+        try:
+            try:
+                await content.copy()
+            except OSError:
+                self._report_all(request, NO_ROOM, started)
+                return
+            for recipient in request.recipients:
+                request.done(recipient, await self._one(request, recipient, content, started))
+        finally:
+            content.close()
+
+    async def close(self) -> None:
+        """See DeliveryAgent."""
+        await self._backend.close()
+
+    def _report_all(self, request: DeliveryRequest, reply: Reply, started: float) -> None:
+        for recipient in request.recipients:
+            request.done(recipient, self._result(reply, started))
+
+    def _result(self, reply: Reply, started: float, expansion: Expansion | None = None) -> Result:
+        finished = self._clock.monotonic()
+        return Result(reply, reply.text, SERVICE, connected=started, finished=finished, expansion=expansion)
+
+    async def _one(self, request: DeliveryRequest, recipient: Recipient, content: "_Content", started: float) -> Result:
+        address = recipient.address
+        if content.was_delivered_to(address):
+            return self._result(Reply(554, "5.4.6", f"mail forwarding loop for {address}"), started)
+        ask = Ask(
+            request.queue_id, address, recipient.original or address, request.envelope.sender, request.transport
+        )  # fmt: skip
+        answer = await self._backend.deliver(ask, content.fd)
+        expansion = None
+        if answer.recipients:
+            named = "forward" in self._settings.prepend_delivered_header
+            expansion = Expansion(answer.recipients, answer.sender, quote(address) if named else "")
+        return self._result(answer.reply, started, expansion)
+
+
+class _Content:
+    """A private copy of the message.  fd: read-only."""
+
+    def __init__(self, request: DeliveryRequest, directory: str, fsio: Fsio) -> None:
+        self.fd = -1
+        self._request, self._directory, self._fsio = request, directory, fsio
+        self._seen: set[str] = set()
+
+    async def copy(self) -> None:
+        """Copy it all; OSError when there is no room."""
+        fd = self._create()
+        try:
+            async for chunk in self._scanned(self._request.content(b"\n")):
+                await self._fsio.run(_write_all, fd, chunk)
+            self.fd = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+        finally:
+            os.close(fd)
+
+    def _create(self) -> int:
+        if self._request.size >= IN_MEMORY:
+            with contextlib.suppress(OSError):  # a file system without O_TMPFILE: memory will do
+                return os.open(self._directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        return os.memfd_create("message", os.MFD_CLOEXEC)
+
+    async def _scanned(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        scanner = HeaderScanner()
+        async for chunk in chunks:
+            if not scanner.done:
+                self._note(scanner, chunk)
+            yield chunk
+        if not scanner.done:
+            self._note(scanner, b"")
+
+    def _note(self, scanner: HeaderScanner, chunk: bytes) -> None:
+        for header in scanner.feed(chunk) if chunk else scanner.end():
+            if header.name == b"delivered-to":
+                self._seen.add(text(header.value).strip().strip("<>").lower())
+
+    def was_delivered_to(self, address: str) -> bool:
+        """Is there a Delivered-To: header with this address?"""
+        return address.lower() in self._seen or quote(address).lower() in self._seen
+
+    def close(self) -> None:
+        """The copy is gone with its last descriptor."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+# -- in one process ---------------------------------------------------------------------------------------
+
+
+class OwnMailboxes:
+    """Backend of a daemon that runs as one user: mailboxes belong to that user, whatever their name."""
+
+    def __init__(
+        self,
+        settings: LocalSettings,
+        transport: str,
+        router: Router,
+        context: LookupContext,
+        users: Users,
+        fsio: Fsio,
+        clock: Clock,
+        log: Maillog,
+        fsync: Callable[[int], None],
+    ) -> None:
+        """fsync: fsio's synchronous flush."""
+        self._settings, self._fsio, self._clock, self._log = settings, fsio, clock, log
+        maps = open_tables(settings.alias_maps, context, aliases=True)
+        self._planner = Planner(settings, transport, maps, router, users, self._include, self._warn)
+        self._system = System(fsync, clock.block, clock.now, os.geteuid())
+
+    def _warn(self, text: str) -> None:
+        self._log.warning(SERVICE, text)
+
+    async def _include(self, path: str) -> bytes:
+        try:
+            return await self._fsio.run(read_trusted, path)
+        except UntrustedFileError as error:
+            raise AliasProblemError(str(error)) from error
+
+    async def deliver(self, ask: Ask, content: int) -> Answer:
+        """See Backend."""
+        plan = await self._planner.plan(ask.recipient, ask.sender)
+        if isinstance(plan, ToOthers):
+            return Answer(Reply(250, "2.0.0", "forwarded"), plan.recipients, plan.sender)
+        if isinstance(plan, ToUser):
+            delivery = user_delivery(plan, ask, content, self._settings, self._clock.now())
+            return Answer(await self._fsio.run(deliver_to_user, delivery, self._system))
+        return Answer(plan)
+
+    async def close(self) -> None:
+        """Nothing is kept."""
+
+
+def user_delivery(plan: ToUser, ask: Ask, content: int, settings: LocalSettings, now: float) -> UserDelivery:
+    """Put a delivery to a user together; the mark that suppresses aliases is not part of the address."""
+    recipient = ask.recipient.removeprefix("\\")
+    return UserDelivery(plan, recipient, Message(content, ask.sender, ask.original, recipient, now), settings)

@@ -1,0 +1,122 @@
+"""Delivery to one user, synchronous, with that user's rights: .forward, then the mailbox.
+
+Who runs this has become the user (the child of mta-local), or is the one user that the whole MTA runs as.
+
+A .forward that exists and is not empty makes the recipient wait, 4.3.5, until forwarding for users is built: the
+user has said that the mailbox is the wrong place.  An empty one means "do not forward" (local(8)).
+
+See also: mta/deliver/mailbox.py
+"""
+
+import os
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from mta.config.macro import MacroError, expand
+from mta.deliver.local_plan import LocalSettings, ToUser
+from mta.deliver.mailbox import MailboxError, Message, System, deliver, failure
+from mta.lookup.unix import User
+from mta.smtp.reply import Reply
+
+_SAFE = frozenset(
+    "1234567890!@%-_=+:,./abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+)  # forward_expansion_filter
+
+
+@dataclass(frozen=True, slots=True)
+class UserDelivery:
+    """One delivery.  recipient: final address.  message.delivered_to is taken from it."""
+
+    plan: ToUser
+    recipient: str
+    message: Message
+    settings: LocalSettings
+
+
+def deliver_to_user(delivery: UserDelivery, system: System) -> Reply:
+    """Deliver, or say why not; OSError and worse are for the caller (temporary)."""
+    settings, user = delivery.settings, delivery.plan.user
+    if "/" in user.name or user.name in ("", ".", ".."):
+        return Reply(451, "4.3.5", "user name cannot be the name of a mailbox")
+    if settings.require_home_directory and not os.path.isdir(user.home):
+        return Reply(451, "4.3.0", f"home directory of {user.name} is not there")
+    try:
+        forward = _forward_file(delivery, user)
+    except MailboxError as error:
+        return error.reply
+    if forward:
+        return Reply(451, "4.3.5", f"{forward} exists, but forwarding by users is not available yet")
+    path = mailbox_path(settings, user)
+    message = delivery.message
+    if "file" not in settings.prepend_delivered_header:
+        message = replace(message, delivered_to="")
+    try:
+        return Reply(250, "2.0.0", deliver(path, message, settings.mailbox, system))
+    except MailboxError as error:
+        reply = error.reply
+        if path.endswith("/"):
+            return reply
+        text = f"cannot update mailbox {path} for user {user.name}. {reply.text}"
+        return Reply(reply.code, reply.enhanced, text)
+
+
+def mailbox_path(settings: LocalSettings, user: User) -> str:
+    """Where the user's mail goes; ends in "/" for a Maildir."""
+    if settings.home_mailbox:
+        return f"{user.home}/{settings.home_mailbox}"
+    directory = settings.mail_spool_directory
+    return f"{directory}{user.name}/" if directory.endswith("/") else f"{directory}/{user.name}"
+
+
+def _forward_file(delivery: UserDelivery, user: User) -> str:
+    """The first file of forward_path that says something, "" when there is none."""
+    if not user.home:
+        return ""
+    for path in forward_paths(delivery.settings, delivery.plan, delivery.recipient):
+        try:
+            found = os.lstat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            raise failure(error, f"cannot look for {path}") from error
+        if not stat.S_ISREG(found.st_mode) or found.st_size:
+            return path
+    return ""
+
+
+def forward_paths(settings: LocalSettings, plan: ToUser, recipient: str) -> list[str]:
+    """forward_path for this recipient; a part that needs a missing value ($extension) repeats another one."""
+    user = plan.user
+    values = {
+        "user": user.name,
+        "home": user.home,
+        "shell": user.shell,
+        "recipient": recipient,
+        "extension": plan.extension,
+        "domain": recipient.rpartition("@")[2],
+        "local": plan.local,
+        "recipient_delimiter": settings.recipient_delimiter[:1] if plan.extension else "",
+    }
+    lookup = _filtered(values)
+    paths = []
+    for part in settings.forward_path:
+        try:
+            path = expand(part, lookup)
+        except MacroError:
+            continue
+        if path.startswith("/") and path not in paths:
+            paths.append(path)
+    return paths
+
+
+def _filtered(values: dict[str, str]) -> Callable[[str], str | None]:
+    """What mail brings along cannot walk through directories; what passwd says is not touched."""
+
+    def lookup(name: str) -> str | None:
+        value = values.get(name)
+        if value is None or name in ("home", "user", "shell"):
+            return value
+        return "".join(c if c in _SAFE and c != "/" else "_" for c in value)
+
+    return lookup

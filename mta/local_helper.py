@@ -1,0 +1,422 @@
+"""mta-local: the process that stays root, so that each mailbox is written with its user's rights.
+
+The daemon names a recipient and hands over a descriptor with the message; who that recipient is, where the
+mailbox lies and what aliases say is decided here, from files the daemon cannot write.  Whoever has taken over
+the daemon can send mail to users, which the daemon could before, and nothing else.
+
+For each delivery a child is forked, becomes the user for good, delivers and answers.  uid 0 and mail_owner are
+nobody's mailbox: root's mail waits (4.3.5) until /etc/aliases names a person.  Postfix appends it to
+/var/mail/root as root; a process that never writes as root cannot be made to.
+
+State: connections in progress.  When a step fails:
+- a connection sends nonsense, or nothing for READ_LIMIT: it is closed, the others go on;
+- the child dies or runs out of time (command_time_limit, its own alarm: we have no right to kill it): 4.3.0;
+- main.cf cannot be read or believed: every recipient 4.3.5.
+
+One thread, no threads even for blocking work, because it forks.
+
+See also: mta/deliver/local_wire.py (protocol), credentials(7), unix(7) SCM_RIGHTS
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import stat
+import struct
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import NoReturn, ParamSpec, Protocol, TypeVar
+
+from mta.clock import Clock
+from mta.deliver.local import user_delivery
+from mta.deliver.local_plan import USER_LOOKUP_FAILED, LocalSettings, Planner, ToOthers, ToUser
+from mta.deliver.local_user import UserDelivery, deliver_to_user
+from mta.deliver.local_wire import (
+    ANSWER_LIMIT,
+    REQUEST_LIMIT,
+    Answer,
+    Ask,
+    WireError,
+    decode_answer,
+    decode_ask,
+    encode_answer,
+)
+from mta.deliver.mailbox import System
+from mta.lookup.table import TableError
+from mta.lookup.unix import User
+from mta.maillog import Maillog
+from mta.smtp.reply import Reply
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+READ_LIMIT = 30.0  # seconds for a request to arrive
+DRAIN_LIMIT = 30.0  # seconds for deliveries to end at shutdown
+MAX_CONNECTIONS = 256
+MAX_CHILDREN = 50
+SERVICE = "local"
+FAILED = Reply(451, "4.3.0", "local delivery failed, will try again")
+BAD_SETUP = Reply(451, "4.3.5", "local delivery is not configured correctly")
+OUT_OF_TIME = Reply(451, "4.3.0", "local delivery took too long")
+
+
+class InlineWorker:
+    """In place of Fsio.run: blocking calls are made at once, in the only thread."""
+
+    async def run(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call it."""
+        return fn(*args, **kwargs)
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What a reading of the configuration gave for one transport.  owner_uid: of mail_owner."""
+
+    settings: LocalSettings
+    planner: Planner
+    owner_uid: int
+
+
+class SetupError(Exception):
+    """The configuration cannot be read or must not be believed; str() is for the log."""
+
+
+class Groups(Protocol):
+    """The part of mta/lookup/unix.py used here."""
+
+    async def groups(self, user: User) -> tuple[int, ...]:
+        """All groups; TableError."""
+
+
+class Doorway(Protocol):
+    """Where connections come from."""
+
+    def fileno(self) -> int:
+        """For the selector."""
+
+    def next(self) -> socket.socket | None:
+        """The next connection, None when there is none; EOFError when there will be none any more."""
+
+    def close(self) -> None:
+        """No more."""
+
+
+class Listener:
+    """Connections to a unix socket, from mail_owner and root only."""
+
+    def __init__(self, sock: socket.socket, allowed: Callable[[int], bool]) -> None:
+        sock.setblocking(False)
+        self._sock, self._allowed = sock, allowed
+
+    def fileno(self) -> int:
+        """See Doorway."""
+        return self._sock.fileno()
+
+    def next(self) -> socket.socket | None:
+        """See Doorway."""
+        try:
+            connection, _ = self._sock.accept()
+        except OSError:  # gone already, or no descriptor left: the next readiness tries again
+            return None
+        peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        if self._allowed(struct.unpack("3i", peer)[1]):
+            return connection
+        connection.close()
+        return None
+
+    def close(self) -> None:
+        """See Doorway."""
+        self._sock.close()
+
+
+class Channel:
+    """Connections handed over a socket pair by the process that forked us; its end is our end."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self._sock = sock
+
+    def fileno(self) -> int:
+        """See Doorway."""
+        return self._sock.fileno()
+
+    def next(self) -> socket.socket | None:
+        """See Doorway."""
+        try:
+            data, fds, _, _ = socket.recv_fds(self._sock, 16, 1)
+        except BlockingIOError:
+            return None
+        if not data:
+            _close_all(fds)
+            raise EOFError
+        if not fds:
+            return None
+        return socket.socket(fileno=fds[0])
+
+    def close(self) -> None:
+        """See Doorway."""
+        self._sock.close()
+
+
+class Helper:
+    """Serves until its doorway ends or stop() is called."""
+
+    def __init__(
+        self,
+        doorway: Doorway,
+        setup: Callable[[str], Setup],
+        users: Groups,
+        clock: Clock,
+        log: Maillog,
+        fsync: Callable[[int], None],
+        become: "Callable[[User, Iterable[int], int], None] | None" = None,
+    ) -> None:
+        """setup: called with the transport for each request; SetupError.  become: see become_user."""
+        self._doorway, self._setup, self._users = doorway, setup, users
+        self._clock, self._log, self._fsync = clock, log, fsync
+        self._become = become or become_user
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._children = asyncio.Semaphore(MAX_CHILDREN)
+        self._stopped = asyncio.Event()
+
+    async def run(self) -> None:
+        """Serve."""
+        loop = asyncio.get_running_loop()
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children are not waited for, only their answers
+        loop.add_reader(self._doorway.fileno(), self._accept)
+        try:
+            await self._stopped.wait()
+        finally:
+            loop.remove_reader(self._doorway.fileno())
+            self._doorway.close()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=DRAIN_LIMIT)
+
+    def stop(self) -> None:
+        """Take nothing new; run() returns when deliveries have ended."""
+        self._stopped.set()
+
+    def _accept(self) -> None:
+        try:
+            connection = self._doorway.next()
+        except (EOFError, OSError):
+            self.stop()
+            return
+        if connection is None:
+            return
+        if len(self._tasks) >= MAX_CONNECTIONS:
+            connection.close()
+            return
+        connection.setblocking(False)
+        task = asyncio.get_running_loop().create_task(self._serve(connection))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, connection: socket.socket) -> None:
+        """One request, one answer; whatever goes wrong ends here."""
+        content = -1
+        try:
+            async with self._clock.timeout(READ_LIMIT):
+                line, content = await _receive(connection)
+            ask = decode_ask(line)
+            answer = await self._answer(ask, content)
+            async with self._clock.timeout(READ_LIMIT):
+                await asyncio.get_running_loop().sock_sendall(connection, encode_answer(answer))
+        except (WireError, TimeoutError, OSError) as error:
+            self._log.warning(SERVICE, f"request refused: {type(error).__name__}")
+        except Exception as error:  # a bug of ours ends one request
+            self._log.warning(SERVICE, f"request failed: {error!r}")
+        finally:
+            _close_all([content] if content >= 0 else [])
+            connection.close()
+
+    async def _answer(self, ask: Ask, content: int) -> Answer:
+        try:
+            setup = self._setup(ask.transport)
+        except SetupError as error:
+            self._log.warning(SERVICE, f"{ask.queue_id}: {error}")
+            return Answer(BAD_SETUP)
+        plan = await setup.planner.plan(ask.recipient, ask.sender)
+        if isinstance(plan, ToOthers):
+            return Answer(Reply(250, "2.0.0", "forwarded"), plan.recipients, plan.sender)
+        if isinstance(plan, ToUser):
+            return Answer(await self._mailbox(setup, ask, plan, content))
+        return Answer(plan)
+
+    async def _mailbox(self, setup: Setup, ask: Ask, plan: ToUser, content: int) -> Reply:
+        user, settings = plan.user, setup.settings
+        if user.uid in (0, setup.owner_uid):
+            hint = f"mail for {user.name} is not written into a mailbox; add an alias for {user.name} to the alias file"
+            self._log.warning(SERVICE, f"{ask.queue_id}: {hint}")
+            return Reply(451, "4.3.5", hint)
+        try:
+            groups = await self._users.groups(user)
+        except TableError as error:
+            self._log.warning(SERVICE, f"{ask.queue_id}: {error}")
+            return USER_LOOKUP_FAILED
+        delivery = user_delivery(plan, ask, content, settings, self._clock.now())
+        async with self._children:
+            return await self._child(delivery, groups, mailbox_group(settings, user), settings.command_time_limit)
+
+    async def _child(self, delivery: UserDelivery, groups: Iterable[int], gid: int, limit: float) -> Reply:
+        """Fork, and wait for what the child says; its silence is a temporary failure."""
+        ours, theirs = socket.socketpair()
+        try:
+            try:
+                pid = os.fork()
+            except OSError as error:
+                theirs.close()
+                self._log.warning(SERVICE, f"fork: {error}")
+                return FAILED
+            if pid == 0:
+                self._be_child(theirs, delivery, groups, gid, limit)
+            theirs.close()
+            ours.setblocking(False)
+            async with self._clock.timeout(limit + READ_LIMIT):
+                line = await _read_line(ours)
+            return decode_answer(line).reply
+        except (WireError, TimeoutError, OSError):
+            self._log.warning(SERVICE, f"the delivery to {delivery.recipient} ended without an answer")
+            return FAILED
+        finally:
+            ours.close()
+
+    def _be_child(
+        self, sock: socket.socket, delivery: UserDelivery, groups: Iterable[int], gid: int, limit: float
+    ) -> NoReturn:
+        """In the child: become the user, deliver, answer, exit.  Never returns into the loop of the parent."""
+        try:
+            signal.set_wakeup_fd(-1)
+            _close_others({0, 1, 2, sock.fileno(), delivery.message.content})
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                signal.signal(number, signal.SIG_IGN)
+            with time_limit(limit):
+                self._become(delivery.plan.user, groups, gid)
+                system = System(self._fsync, self._clock.block, self._clock.now, delivery.plan.user.uid)
+                reply = deliver_to_user(delivery, system)
+        except _TimeUpError:
+            reply = OUT_OF_TIME
+        except BaseException:
+            reply = FAILED
+        try:
+            sock.setblocking(True)
+            sock.sendall(encode_answer(Answer(reply)))
+        finally:
+            os._exit(0)
+
+
+# -- the child --------------------------------------------------------------------------------------------
+
+
+class _TimeUpError(BaseException):
+    """Not an Exception, so that nothing on the way takes it for its own; the mailbox is cut back as it passes."""
+
+
+@contextlib.contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raise _TimeUpError in the block after so many seconds, whatever system call it is in."""
+
+    def up(_number: int, _frame: object) -> None:
+        raise _TimeUpError
+
+    signal.signal(signal.SIGALRM, up)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def become_user(user: User, groups: Iterable[int], gid: int) -> None:
+    """Become a user for good: groups, then all three gids, then all three uids; make sure there is no way back."""
+    if user.uid == 0:
+        raise PermissionError("never as root")
+    os.setgroups(list(groups))
+    os.setresgid(gid, gid, gid)
+    os.setresuid(user.uid, user.uid, user.uid)
+    try:
+        os.setuid(0)
+    except PermissionError:
+        pass
+    else:
+        raise PermissionError("still root")
+    if os.getresuid() != (user.uid,) * 3 or os.getresgid() != (gid,) * 3:
+        raise PermissionError("not the user")
+    os.umask(0o077)
+    os.chdir("/")
+
+
+def mailbox_group(settings: LocalSettings, user: User) -> int:
+    """The group to write with: that of the spool where it is what lets users create files (Debian: 2775 mail)."""
+    if not settings.home_mailbox:
+        with contextlib.suppress(OSError):
+            spool = os.stat(settings.mail_spool_directory)
+            if spool.st_mode & stat.S_IWGRP and not spool.st_mode & stat.S_IWOTH:
+                return spool.st_gid
+    return user.gid
+
+
+# -- sockets ----------------------------------------------------------------------------------------------
+
+
+async def _readable(sock: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    ready: asyncio.Future[None] = loop.create_future()
+
+    def wake() -> None:
+        if not ready.done():
+            ready.set_result(None)
+
+    loop.add_reader(sock.fileno(), wake)
+    try:
+        await ready
+    finally:
+        loop.remove_reader(sock.fileno())
+
+
+async def _receive(sock: socket.socket) -> tuple[bytes, int]:
+    """A request line and its descriptor, which must be a regular file that can be read by position."""
+    line, content = b"", -1
+    try:
+        while not line.endswith(b"\n"):
+            await _readable(sock)
+            data, fds, _, _ = socket.recv_fds(sock, REQUEST_LIMIT + 1, 4)
+            if content < 0 and fds:
+                content, fds = fds[0], fds[1:]
+            _close_all(fds)
+            line += data
+            if not data or len(line) > REQUEST_LIMIT:
+                raise WireError("no request")
+        if content < 0 or not stat.S_ISREG(os.fstat(content).st_mode):
+            raise WireError("no content")
+    except BaseException:
+        _close_all([content] if content >= 0 else [])
+        raise
+    return line, content
+
+
+async def _read_line(sock: socket.socket) -> bytes:
+    loop = asyncio.get_running_loop()
+    line = b""
+    while not line.endswith(b"\n"):
+        data = await loop.sock_recv(sock, 65536)
+        line += data
+        if not data or len(line) > ANSWER_LIMIT:
+            raise WireError("no answer")
+    return line
+
+
+def _close_others(keep: Iterable[int]) -> None:
+    """Close every descriptor but these: a child holds no other client's connection open."""
+    start = 0
+    for fd in (*sorted(keep), os.sysconf("SC_OPEN_MAX")):
+        os.closerange(start, fd)
+        start = fd + 1
+
+
+def _close_all(fds: Iterable[int]) -> None:
+    for fd in fds:
+        with contextlib.suppress(OSError):
+            os.close(fd)
