@@ -6,12 +6,14 @@ content.  inject() does all of it for mail that the MTA makes itself, as a child
 See also: cleanup(8), mta/INTERNALS.md (commit, children)
 """
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from mta.cleanup.headers import SENDER_HEADERS, HeaderFilter, Missing
 from mta.cleanup.intake import Intake, Plan
-from mta.cleanup.rewriting import EnvelopeRewriter, OpenTables, Rewriter
+from mta.cleanup.mapping import Rewriter
+from mta.cleanup.rewriting import EnvelopeRewriter, OpenTables
 from mta.cleanup.settings import CleanupSettings
 from mta.clock import Clock, rfc5322_date
 from mta.envelope import Envelope, Origin
@@ -36,11 +38,16 @@ class Cleanup:
         tables: OpenTables,
         log: Maillog,
         clock: Clock,
+        *,
+        local_client: Callable[[str], bool] = lambda _: False,
     ) -> None:
-        """tables: opens a list of "type:name" as one Maps."""
+        """tables: opens a list of "type:name" as one Maps.
+
+        local_client: is this client address one of local_header_rewrite_clients (its headers are completed)?
+        """
         self.settings = settings
         self._store, self._clock, self._log = store, clock, log
-        self._rewriter = rewriter
+        self._local_client = local_client
         self._envelopes = EnvelopeRewriter(settings, rewriter, tables)
         self._drop = frozenset(name.lower().encode() for name in settings.message_drop_headers)
         self._date_second, self._date_text = -1, ""
@@ -62,6 +69,8 @@ class Cleanup:
         nothing can be taken now or a table fails.
         """
         internal = origin.door in ("bounce", "forward")
+        if origin.door == "smtpd" and not origin.rewrite_local and self._local_client(origin.client_address):
+            origin = replace(origin, rewrite_local=True)
         try:
             stored = await self._envelopes.rewrite(envelope)
         except TableError as error:

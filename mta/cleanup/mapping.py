@@ -1,24 +1,35 @@
-"""Address maps: canonical(5), virtual(5) and the bcc maps, looked up as Postfix does.
+"""Address maps: canonical(5), virtual(5) and the bcc maps, looked up and applied as Postfix does.
 
-Keys in order: user+ext@domain, user@domain, then for our own domains user+ext and user, then @domain.  A failing
-table raises TableError: nothing is ever accepted with half of its aliases.
+A failing table raises TableError: nothing is ever accepted with half of its aliases.
 
-See also: canonical(5), virtual(5), postconf(5) recipient_delimiter, propagate_unmatched_extensions
+See also: canonical(5), virtual(5), mta/lookup/address.py (order of keys)
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from mta.cleanup.settings import CleanupSettings
+from mta.lookup.address import ExtensionRules, find_address, split_extension
 from mta.lookup.table import Maps, TableError
-from mta.message_address import parse_list, quote
+from mta.message_address import parse_list
 
 MAX_ADDRESS = 1000  # characters of an expanded address, Postfix's virtual_alias_address_length_limit
-_NO_EXTENSION = ("mailer-daemon", "double-bounce")
 
 
 class ExpansionError(TableError):
-    """The aliases of one address are unreasonable: too many, too deep, too long.  Answered 451 4.6.0 by Postfix."""
+    """The aliases of one address are unreasonable: too many, too deep, too long."""
+
+
+class Rewriter(Protocol):
+    """mta/trivial_rewrite.py."""
+
+    extension_rules: ExtensionRules
+
+    def rewrite(self, address: str, *, local: bool) -> str:
+        """Complete an unquoted address."""
+
+    async def is_local(self, domain: str) -> bool:
+        """Is this a domain of mydestination?  TableError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,42 +43,16 @@ class Found:
 class AddressMapper:
     """Looks addresses up in maps and applies the result."""
 
-    def __init__(self, settings: CleanupSettings, complete: Callable[[str], str]) -> None:
-        """complete: appends our domain where it is missing (the Rewriter's envelope rewriting)."""
-        self._delimiters = settings.recipient_delimiter
+    def __init__(self, settings: CleanupSettings, rewriter: Rewriter) -> None:
         self._propagate = frozenset(word.lower() for word in settings.propagate_unmatched_extensions)
         self._expansion_limit = settings.virtual_alias_expansion_limit
         self._recursion_limit = settings.virtual_alias_recursion_limit
-        self._complete = complete
-        own = (settings.myorigin, settings.myhostname, *settings.mydestination)
-        self._own = frozenset(domain.lower() for domain in own if ":" not in domain and "/" not in domain)
-
-    def split(self, local: str) -> tuple[str, str]:
-        """Return (user, extension with its delimiter, "" when there is none)."""
-        if local.lower() in _NO_EXTENSION:
-            return local, ""
-        at = [i for i in (local.find(d, 1) for d in self._delimiters) if i > 0]
-        return (local[: min(at)], local[min(at) :]) if at else (local, "")
+        self._rewriter = rewriter
 
     async def find(self, maps: Maps, address: str) -> Found | None:
         """Look an address up under each of its keys."""
-        local, at, domain = address.rpartition("@")
-        if not at:
-            local, domain = address, ""
-        user, extension = self.split(local)
-        keys = [(quote(address), "")]
-        if extension:
-            keys.append((quote(f"{user}@{domain}" if at else user), extension))
-        if at and domain.lower() in self._own:
-            keys.append((local, ""))
-            if extension:
-                keys.append((user, extension))
-        if at:
-            keys.append((f"@{domain}", extension))
-        for key, stripped in keys:
-            if key and (value := await maps.get(key)) is not None:
-                return Found(value, stripped)
-        return None
+        found = await find_address(maps, address, self._rewriter.extension_rules, self._rewriter.is_local)
+        return Found(*found) if found else None
 
     def results(self, found: Found, key: str, kind: str) -> list[str]:
         """The addresses of a map's answer: completed, `@domain` filled in, the extension passed on."""
@@ -76,12 +61,16 @@ class AddressMapper:
         out = []
         for address in parse_list(found.value).addresses:
             if address.startswith("@"):
-                address = local + address if not extension else self.split(local)[0] + extension + address
+                address = (
+                    local + address
+                    if not extension
+                    else split_extension(local, self._rewriter.extension_rules)[0] + extension + address
+                )
             elif extension and address:
                 name, at, domain = address.rpartition("@")
                 address = f"{name}{extension}@{domain}" if at else f"{address}{extension}"
             if address:
-                out.append(self._complete(address))
+                out.append(self._rewriter.rewrite(address, local=True))
         return out
 
     async def replace(self, maps: Maps, address: str) -> str:

@@ -9,9 +9,8 @@ See also: cleanup(8), ADDRESS_REWRITING_README
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Protocol
 
-from mta.cleanup.mapping import AddressMapper
+from mta.cleanup.mapping import AddressMapper, Rewriter
 from mta.cleanup.settings import CleanupSettings
 from mta.envelope import Envelope, Notify, Recipient
 from mta.lookup.table import Maps
@@ -20,20 +19,13 @@ from mta.message_address import quote
 OpenTables = Callable[[tuple[str, ...]], Maps]
 
 
-class Rewriter(Protocol):
-    """mta/trivial_rewrite.py."""
-
-    def rewrite(self, address: str, *, local: bool) -> str:
-        """Complete an unquoted address; not called for ""."""
-
-
 class EnvelopeRewriter:
     """Holds the maps; one per Cleanup."""
 
     def __init__(self, settings: CleanupSettings, rewriter: Rewriter, tables: OpenTables) -> None:
         self._settings = settings
         self._rewriter = rewriter
-        self.mapper = AddressMapper(settings, self.complete)
+        self.mapper = AddressMapper(settings, rewriter)
         self._virtual = tables(settings.virtual_alias_maps)
         common = tables(settings.canonical_maps)
         sender, recipient = tables(settings.sender_canonical_maps), tables(settings.recipient_canonical_maps)

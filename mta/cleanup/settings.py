@@ -9,8 +9,6 @@ class CleanupSettings:
 
     myhostname: str
     mail_name: str
-    myorigin: str
-    mydestination: tuple[str, ...]
     message_size_limit: int
     header_size_limit: int
     hopcount_limit: int
@@ -18,7 +16,6 @@ class CleanupSettings:
     always_add_missing_headers: bool
     enable_long_queue_ids: bool
     detect_8bit_encoding_header: bool
-    recipient_delimiter: str
     propagate_unmatched_extensions: tuple[str, ...]
     duplicate_filter_limit: int
     virtual_alias_maps: tuple[str, ...]

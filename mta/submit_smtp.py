@@ -1,0 +1,56 @@
+"""`sendmail -bs`: the SMTP dialogue of the network, on the submit socket, for a local user.
+
+The connection is handed to an SMTP server's own connection object; what comes through it is local mail, so its
+headers are completed, and the user is logged.
+
+See also: mta/submit.py (mode s), mta/smtpd/server.py
+"""
+
+import asyncio
+from dataclasses import replace
+from typing import Protocol
+
+from mta.envelope import Envelope, Origin
+from mta.smtpd.ports import Cleanup, Intake
+
+_Protocol = asyncio.Protocol | asyncio.BufferedProtocol
+
+
+class LocalDoor:
+    """A Cleanup whose mail is local, whatever address its client seems to have."""
+
+    def __init__(self, cleanup: Cleanup) -> None:
+        self._cleanup = cleanup
+
+    async def open(
+        self,
+        origin: Origin,
+        envelope: Envelope,
+        *,
+        hold: bool = False,
+        prepend: tuple[str, ...] = (),
+        size_hint: int = 0,
+    ) -> Intake:
+        """See mta.smtpd.ports.Cleanup."""
+        local = replace(origin, rewrite_local=True, client_name="localhost", client_address="127.0.0.1")
+        return await self._cleanup.open(local, envelope, hold=hold, prepend=prepend, size_hint=size_hint)
+
+
+class Server(Protocol):
+    """The part of mta.smtpd.server.SMTPServer that is needed."""
+
+    def factory(self) -> _Protocol:
+        """The protocol of one connection."""
+
+
+class SmtpOnStdin:
+    """Give `serve` to SubmitServer.  server: an SMTPServer made with LocalDoor and a policy that permits."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+
+    async def serve(self, transport: asyncio.Transport, uid: int) -> None:
+        """Hand the connection over and return: from here on the SMTP server owns it."""
+        protocol = self._server.factory()
+        transport.set_protocol(protocol)
+        protocol.connection_made(transport)
