@@ -1,5 +1,7 @@
 """Order, results and texts of restrictions: what Postfix 3.7.11 answered to the same commands."""
 
+from pathlib import Path
+
 import pytest
 
 from mta.clock import Clock
@@ -400,3 +402,16 @@ def test_sleep_waits() -> None:
         assert clock.monotonic() - before >= 30
 
     run_virtual(main)
+
+
+async def test_aliases_are_local_recipients_in_their_own_file_syntax(tmp_path: Path) -> None:
+    spec = f"hash:{tmp_path}/aliases"
+    (tmp_path / "aliases").write_text('postmaster: root\n"two words": root\nlist: user,\n  root\n')
+    site = Site(local_recipient_maps=("unix:passwd.byname", spec), alias_maps=(spec,))
+    assert await site.rcpt("List+ext@test.example") == ""
+    assert await site.rcpt("two words@test.example") == ""
+    assert (await site.rcpt("nolist@test.example")).startswith("550 5.1.1 ")
+    (tmp_path / "aliases").unlink()
+    missing = Site(local_recipient_maps=("unix:passwd.byname", spec), alias_maps=(spec,))
+    assert await missing.rcpt("user@test.example") == ""
+    assert (await missing.rcpt("nolist@test.example")).startswith("451 4.3.0 ")

@@ -105,8 +105,8 @@ async def test_relayhost_and_its_exceptions() -> None:
         relayhost="[gw.example]:587",
         relay_domains=("relay.example",),
         transport_maps=(
-            "inline:{ {direct.example=smtp:} {.sub.example=:[other]} {bad.example=error:5.0.0 no} {x+e@m.example=slow:y} "
-            "{x@n.example=slow:} {noop.example=:} {fail.example=retry:} }",
+            "inline:{ {direct.example=smtp:} {.sub.example=:[other]} {bad.example=error:5.0.0 no} "
+            "{x+e@m.example=slow:y} {x@n.example=slow:} {noop.example=:} {fail.example=retry:} }",
         ),
         sender_dependent_relayhost_maps=(
             "inline:{ {a@s.example=[agw]} {@t.example=[tgw]} {b@s.example=DUNNO} {<>=[ngw]} }",
