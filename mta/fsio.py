@@ -379,3 +379,8 @@ class _Groups:
             self._fsio.flusher(self._loop).submit(fds, op, finished)
         else:
             done(errors)
+
+
+def fsync_now(fd: int) -> None:
+    """Flush one file in the caller's own time: for processes without a loop (mailbox delivery)."""
+    os.fsync(fd)

@@ -24,10 +24,11 @@ from dataclasses import dataclass, field
 from mta import __version__
 from mta.clock import Clock
 from mta.config.config import Config, ConfigError, load
-from mta.deliver.local_client import HelperConnection
+from mta.deliver.local_client import HelperConnection, fork_helper, through_channel, to_socket
 from mta.fsio import Fsio
 from mta.lookup.unix import User, UserLookup
 from mta.maillog import Maillog, MaillogSettings
+from mta.master_local import SOCKET, serve_channel
 from mta.master_lock import ALREADY_RUNNING, AlreadyRunningError, take, write_pid
 from mta.master_process import ChildSpec, Supervisor, die_with_parent
 from mta.master_scheduler import Sockets, run_scheduler
@@ -122,7 +123,7 @@ def tcp_services(config: Config) -> list[tuple[str, Address]]:
 
 def open_sockets(config: Config, given: list[socket.socket], log: Maillog) -> Sockets:
     """Take the inherited sockets that are wanted, close the others, open what is missing."""
-    by_address = {address_of(s): s for s in given}
+    by_address: dict[Address | str, socket.socket] = {address_of(s): s for s in given}
     spool = config.text("queue_directory")
     paths = {name: os.path.join(spool, "public", name) for name in PUBLIC}
     paths["submit"] = config.text("submit_socket")
@@ -130,16 +131,16 @@ def open_sockets(config: Config, given: list[socket.socket], log: Maillog) -> So
     try:
         tcp = []
         for service, address in tcp_services(config):
-            sock = by_address.pop(address, None) or listen_tcp(address)
+            sock = by_address.pop(address) if address in by_address else listen_tcp(address)
             tcp.append((service, sock))
         unix = {}
         for name, path in paths.items():
             mode = 0o600 if name == "qmgr" else 0o666
-            unix[name] = by_address.pop(path, None) or listen_unix(path, mode)
+            unix[name] = by_address.pop(path) if path in by_address else listen_unix(path, mode)
     except SocketProblemError as problem:
         raise StartProblemError(str(problem), EX_OSERR) from None
-    for address, sock in by_address.items():
-        log.warning("master", f"inherited socket {address} is not in inet_interfaces and master.cf: closed")
+    for left, sock in by_address.items():
+        log.warning("master", f"inherited socket {left} is not in inet_interfaces and master.cf: closed")
         sock.close()
     return Sockets(tcp, unix)
 
@@ -196,9 +197,14 @@ def _start(config: Config, *, foreground: bool) -> int:
     log = Maillog(settings, clock)
     master = Master(config, log, clock, owner, open_sockets(config, given, log), locks=locks)
     if owner:
-        master.helper = HelperConnection.fork(config.directory, die_with_parent)
+        limit = config.seconds("command_time_limit")
+        channel = fork_helper(serve_channel(config.directory), die_with_parent)
+        master.helper = HelperConnection(through_channel(channel), clock, limit)
         hand_over(master, owner, settings.maillog_file)
         drop_privileges(owner)
+    elif os.environ.get("MTA_LOCAL_SOCKET") == "1":  # set by our unit: mta-local is a service of its own
+        path = os.path.join(config.text("queue_directory"), SOCKET)
+        master.helper = HelperConnection(to_socket(path), clock, config.seconds("command_time_limit"))
     log.write("master", f"daemon started -- version {__version__}, configuration {config.directory}")
     if ready is not None:
         os.write(ready, b"1")

@@ -7,6 +7,7 @@ the fork, so one process can hold two MTAs, and tests do.
 import os
 import random
 from dataclasses import dataclass, field
+from functools import partial
 
 from mta.bounce.bounce import BounceSettings, BounceWriter
 from mta.cleanup.cleanup import Cleanup
@@ -14,7 +15,7 @@ from mta.cleanup.settings import CleanupSettings
 from mta.clock import Clock
 from mta.config.config import Config
 from mta.deliver.connector import Connector, NetConnector
-from mta.deliver.local import LocalAgent, LocalSettings
+from mta.deliver.local import LocalAgent, LocalSettings, OwnMailboxes
 from mta.deliver.local_client import HelperConnection
 from mta.deliver.request import DeliveryAgent
 from mta.deliver.simple import DiscardAgent, ErrorAgent, RetryAgent
@@ -22,8 +23,9 @@ from mta.deliver.smtp import SmtpAgent
 from mta.deliver.smtp_settings import LmtpSettings, SmtpSettings, lmtp
 from mta.dns.resolver import Resolver, ResolverSettings
 from mta.envelope import Recipient
-from mta.fsio import Fsio
+from mta.fsio import Fsio, fsync_now
 from mta.lookup.context import LookupContext
+from mta.lookup.match_list import NetworkList
 from mta.lookup.open import open_tables
 from mta.lookup.table import Maps
 from mta.lookup.unix import UserDb
@@ -32,8 +34,11 @@ from mta.qmgr.backoff import BackoffSettings
 from mta.qmgr.qmgr import QmgrSettings, QueueManager, Target
 from mta.qmgr.scheduler import Scheduler, SchedulerSettings, TransportLimits
 from mta.queue.store import SpoolStore, StoreSettings
+from mta.smtpd.anvil import Anvil as AnvilCounters
+from mta.smtpd.anvil import AnvilSettings
 from mta.smtpd.ports import Anvil
-from mta.smtpd.restrictions import Restrictions, RestrictionSettings
+from mta.smtpd.restrict_core import RestrictionSettings
+from mta.smtpd.restrictions import Restrictions
 from mta.smtpd.server import SMTPServer
 from mta.smtpd.server_settings import ServerSettings
 from mta.tls import TlsClientSettings, TlsServerSettings, client_tls, server_context
@@ -95,11 +100,20 @@ def build_core(
 # -- receiving ------------------------------------------------------------------------------------
 
 
+def build_anvil(core: Core) -> AnvilCounters:
+    """The counters of clients: one for the whole mail system."""
+    words = core.config.words("smtpd_client_event_limit_exceptions")
+    exceptions = NetworkList("smtpd_client_event_limit_exceptions", words, core.context)
+    warn = partial(core.log.warning, "anvil")
+    return AnvilCounters(core.config.fill(AnvilSettings), exceptions, core.clock, warn)
+
+
 def build_smtpd(core: Core, config: Config, anvil: Anvil, service: str) -> SMTPServer:
     """The server of one inet service; config: with that service's -o settings."""
     restrictions = Restrictions(
-        config.fill(RestrictionSettings), core.rewriter, core.context, core.resolver, core.users, core.log, core.clock
-    )
+        config.fill(RestrictionSettings), core.rewriter, core.context, core.resolver,
+        classes=config.restriction_classes(), own_addresses=config.own_addresses(),
+    )  # fmt: skip
     tls = server_context(config.fill(TlsServerSettings))
     syslog_name = config.text("syslog_name")
     prefix = syslog_name.partition("/")[2]
@@ -124,15 +138,21 @@ def build_agents(core: Core, helper: HelperConnection | None) -> dict[str, Deliv
             case "smtp" | "lmtp":
                 agents[service.name] = _smtp(core, config, is_lmtp=service.command == "lmtp")
             case "local":
-                agents[service.name] = LocalAgent(
-                    config.fill(LocalSettings), core.context, core.users, core.fsio, core.clock, core.log,
-                    helper=helper,
-                )  # fmt: skip
+                agents[service.name] = _local(core, config, service.name, helper)
             case "discard":
                 agents[service.name] = DiscardAgent(core.clock)
             case "error":
                 agents[service.name] = (RetryAgent if service.name == "retry" else ErrorAgent)(core.clock)
     return agents
+
+
+def _local(core: Core, config: Config, name: str, helper: HelperConnection | None) -> DeliveryAgent:
+    """Through mta-local where there is one, else in this process as the user that we are."""
+    settings = config.fill(LocalSettings)
+    own = OwnMailboxes(
+        settings, name, core.rewriter, core.context, core.users, core.fsio, core.clock, core.log, fsync_now
+    )
+    return LocalAgent(settings, helper or own, core.fsio, core.clock)
 
 
 def _smtp(core: Core, config: Config, *, is_lmtp: bool) -> DeliveryAgent:
@@ -151,7 +171,9 @@ def build_qmgr(core: Core, helper: HelperConnection | None) -> QueueManager:
     core.agents = build_agents(core, helper)
     default = transport_limits(config, "default")
     limits = {name: transport_limits(config, name) for name in core.agents}
-    bounces = BounceWriter(config.fill(BounceSettings), core.cleanup, core.store, core.log, core.clock, core.fsio.entropy)
+    bounces = BounceWriter(
+        config.fill(BounceSettings), core.cleanup, core.store, core.log, core.clock, core.fsio.entropy
+    )
     rewriter = core.rewriter
 
     async def resolve(recipient: Recipient, sender: str) -> Target:
@@ -171,8 +193,8 @@ def transport_limits(config: Config, transport: str) -> TransportLimits:
     """maxproc of master.cf, <transport>_destination_concurrency_limit and _recipient_limit."""
     processes = config.integer("default_process_limit")
     for service in config.services:
-        if service.name == transport and service.maxproc not in (None, "-"):
-            processes = int(service.maxproc) or 1_000_000
+        if service.name == transport and service.type == "unix" and service.maxproc is not None:
+            processes = service.maxproc or 1_000_000
     return TransportLimits(
         processes,
         config.transport_value(transport, "destination_concurrency_limit"),

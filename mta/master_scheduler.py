@@ -7,7 +7,6 @@ start.  SIGUSR1 reopens the log.
 """
 
 import asyncio
-import contextlib
 import fcntl
 import os
 import signal
@@ -19,11 +18,11 @@ from mta.clock import Clock
 from mta.config.config import Config
 from mta.control import Control, guarded
 from mta.deliver.local_client import HelperConnection
-from mta.master_build import Core, build_core, build_qmgr, build_smtpd
+from mta.master_build import Core, build_anvil, build_core, build_qmgr, build_smtpd
 from mta.master_notify import Notify
 from mta.pickup import Pickup, PickupSettings
 from mta.qmgr.qmgr import QueueManager
-from mta.smtpd.anvil import Anvil, AnvilSettings
+from mta.smtpd.anvil import Anvil
 from mta.smtpd.server import SMTPServer
 from mta.submit import SubmitServer, SubmitSettings
 from mta.submit_users import Access
@@ -74,17 +73,20 @@ async def listen_smtp(running: Running, core: Core, anvil: Anvil | LinkClient, s
         config = core.config.for_service(services[name])
         server = build_smtpd(core, config, anvil, "smtpd")
         running.smtpd.append(server)
-        tls = server.tls if config.flag("smtpd_tls_wrappermode") else None
+        tls = server.tls if config.boolean("smtpd_tls_wrappermode") else None
         running.servers.append(await loop.create_server(server.factory, sock=sock.dup(), ssl=tls))
 
 
 def run_scheduler(config: Config, sockets: Sockets, helper: HelperConnection | None, *, listen: bool) -> int:
     """The process's whole life; returns its exit status.  listen: SMTP too (smtpd_processes = 0)."""
-    with _queue_lock(config):
-        return run_loop(config, lambda stop: _serve(config, sockets, helper, stop, listen=listen))
+    lock = _lock_queue(config)
+    try:
+        return run_loop(lambda stop: _serve(config, sockets, helper, stop, listen=listen))
+    finally:
+        os.close(lock)
 
 
-def run_loop(config: Config, main: Callable[[asyncio.Event], Coroutine[None, None, int]]) -> int:
+def run_loop(main: Callable[[asyncio.Event], Coroutine[None, None, int]]) -> int:
     """Run main on the configured event loop; SIGTERM and SIGINT set its stop event."""
 
     async def wrapped() -> int:
@@ -94,11 +96,11 @@ def run_loop(config: Config, main: Callable[[asyncio.Event], Coroutine[None, Non
             loop.add_signal_handler(number, stop.set)
         return await main(stop)
 
-    with asyncio.Runner(loop_factory=loop_factory(config)) as runner:
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
         return runner.run(wrapped())
 
 
-def loop_factory(config: Config) -> Callable[[], asyncio.AbstractEventLoop]:
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
     """uvloop where it is installed, else asyncio's own."""
     try:
         import uvloop  # an extra: everything works without
@@ -108,16 +110,12 @@ def loop_factory(config: Config) -> Callable[[], asyncio.AbstractEventLoop]:
     return new_loop
 
 
-@contextlib.contextmanager
-def _queue_lock(config: Config):  # type: ignore[no-untyped-def]  # a generator for contextlib
-    """Wait until a predecessor (before a reload) has let go of the queue."""
+def _lock_queue(config: Config) -> int:
+    """Wait until a predecessor (before a reload) has let go of the queue; the lock ends with the descriptor."""
     path = os.path.join(config.text("queue_directory"), "pid", "unix.qmgr")
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     fcntl.flock(fd, fcntl.LOCK_EX)
-    try:
-        yield
-    finally:
-        os.close(fd)
+    return fd
 
 
 async def _serve(
@@ -128,7 +126,7 @@ async def _serve(
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGUSR1, core.log.reopen)
     running = Running()
-    anvil = Anvil(config.fill(AnvilSettings), core.context, core.clock)
+    anvil = build_anvil(core)
     qmgr = build_qmgr(core, helper)
     pickup = Pickup(config.fill(PickupSettings), core.store, core.cleanup, os.getuid(), core.log, core.clock)
     await core.store.recover()

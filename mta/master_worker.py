@@ -16,7 +16,7 @@ from mta.worker_link import LinkClient
 
 def run_worker(config: Config, sockets: Sockets) -> int:
     """The process's whole life; returns its exit status."""
-    return run_loop(config, lambda stop: _serve(config, sockets, stop))
+    return run_loop(lambda stop: _serve(config, sockets, stop))
 
 
 async def _serve(config: Config, sockets: Sockets, stop: asyncio.Event) -> int:

@@ -1,0 +1,163 @@
+"""The mta-local process: puts the delivery helper together and runs it, as root.
+
+It reads main.cf itself, again whenever main.cf or master.cf has changed, and believes no file that mail_owner
+could have written: the daemon it serves may be in the hands of an attacker, and then must not decide whose
+mailbox is opened.
+
+Entry of mta-local.service: `mta-local -c DIR`, with the listening socket from systemd.  Without systemd the first
+process forks it before it gives up root (see mta/master.py).
+"""
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from mta.clock import Clock
+from mta.config.config import Config, ConfigError, load
+from mta.deliver.aliases import AliasProblemError
+from mta.deliver.local_plan import LocalSettings, Planner
+from mta.deliver.local_trust import Distrust, UntrustedFileError, check_path, read_trusted
+from mta.fsio import fsync_now
+from mta.local_helper import Channel, Doorway, Helper, InlineWorker, Listener, Setup, SetupError
+from mta.lookup.context import LookupContext
+from mta.lookup.open import open_tables
+from mta.lookup.unix import User, UserDb
+from mta.maillog import Maillog, MaillogSettings
+from mta.master_sockets import inherited, listen_unix
+from mta.trivial_rewrite import Rewriter, RewriterSettings
+
+SOCKET = "private/local"
+EX_CONFIG = 78
+
+
+@dataclass(slots=True)
+class Reading:
+    """Reads the configuration when it has changed.  Every problem is a SetupError: mail waits."""
+
+    directory: str
+    users: UserDb
+    clock: Clock
+    log: Maillog
+    _stamp: tuple[object, ...] = ()
+    _make: "Callable[[str], Setup] | None" = None
+
+    def __call__(self, transport: str) -> Setup:
+        """The setup of a transport as the files stand now."""
+        stamp = tuple(_stamp(os.path.join(self.directory, name)) for name in ("main.cf", "master.cf"))
+        if self._make is None or stamp != self._stamp:
+            self._make = self._read()
+            self._stamp = stamp
+        return self._make(transport)
+
+    def _read(self) -> Callable[[str], Setup]:
+        try:
+            config = load(self.directory)
+        except ConfigError as error:
+            raise SetupError(str(error)) from error
+        owner = self.users.now.by_name_now(config.text("mail_owner"))
+        if owner is None:
+            raise SetupError(f"mail_owner {config.text('mail_owner')}: no such user")
+        distrust = Distrust(owner.uid, owner.gid)
+        try:
+            for name in ("main.cf", "master.cf"):
+                check_path(os.path.join(self.directory, name), distrust)
+        except UntrustedFileError as error:
+            raise SetupError(str(error)) from error
+        return self._maker(config, distrust, owner)
+
+    def _maker(self, config: Config, distrust: Distrust, owner: User) -> Callable[[str], Setup]:
+        settings = config.fill(LocalSettings)
+        planners: dict[str, Planner] = {}
+        context = LookupContext(InlineWorker(), self.clock, self.log, self.users, service="local")
+        maps = open_tables(settings.alias_maps, context, aliases=True)
+        rewriter = Rewriter(config.fill(RewriterSettings), context, config.own_addresses())
+
+        async def include(path: str) -> bytes:
+            try:
+                return read_trusted(path, distrust)
+            except UntrustedFileError as error:
+                raise AliasProblemError(str(error)) from error
+
+        def warn(text: str) -> None:
+            self.log.warning("local", text)
+
+        def make(transport: str) -> Setup:
+            if transport not in planners:
+                planners[transport] = Planner(settings, transport, maps, rewriter, self.users, include, warn)
+            for spec in settings.alias_maps:
+                path = spec.rpartition(":")[2]
+                if path.startswith("/"):
+                    _check_table(path, distrust)
+            return Setup(settings, planners[transport], owner.uid)
+
+        return make
+
+
+def _check_table(path: str, distrust: Distrust) -> None:
+    try:
+        check_path(path, distrust)
+    except UntrustedFileError as error:
+        raise SetupError(str(error)) from error
+
+
+def _stamp(path: str) -> object:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_ino, found.st_size
+
+
+def serve(directory: str, doorway: Doorway) -> int:
+    """Serve until the doorway ends or SIGTERM; returns the exit status."""
+    clock = Clock()
+    try:
+        config = load(directory)
+    except ConfigError as broken:
+        print(broken, file=sys.stderr)
+        return EX_CONFIG
+    log = Maillog(config.fill(MaillogSettings), clock)
+    users = UserDb(InlineWorker(), clock)
+    helper = Helper(doorway, Reading(directory, users, clock, log), users, clock, log, fsync_now)
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, helper.stop)
+        loop.add_signal_handler(signal.SIGUSR1, log.reopen)
+        await helper.run()
+
+    asyncio.run(run())
+    log.close()
+    return 0
+
+
+def serve_channel(directory: str) -> Callable[[socket.socket], int]:
+    """For fork_helper."""
+    return lambda sock: serve(directory, Channel(sock))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`mta-local [-c DIR]`: serve the socket that systemd passed, or $queue_directory/private/local."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    directory = args[1] if len(args) == 2 and args[0] == "-c" else os.environ.get("MAIL_CONFIG", "/etc/mta")
+    given = inherited(os.environ, os.getpid())
+    try:
+        config = load(directory)
+        owner = UserDb(InlineWorker(), Clock()).now.by_name_now(config.text("mail_owner"))
+    except ConfigError as broken:
+        print(broken, file=sys.stderr)
+        return EX_CONFIG
+    if owner is None:
+        print("mta-local: mail_owner: no such user", file=sys.stderr)
+        return EX_CONFIG
+    uid = owner.uid
+    sock = given[0] if given else listen_unix(os.path.join(config.text("queue_directory"), SOCKET), 0o600)
+    return serve(directory, Listener(sock, lambda peer: peer in (0, uid)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
