@@ -54,6 +54,7 @@ class Host:
         m.run("systemd-sysusers", "/usr/lib/sysusers.d/aiomta.conf")
         m.run("systemd-tmpfiles", "--create", "/usr/lib/tmpfiles.d/aiomta.conf")
         links = {"sbin/sendmail": "sendmail", "bin/mailq": "mailq", "bin/newaliases": "newaliases", "sbin/mta": "mta"}
+        links["sbin/mta-local"] = "mta-local"
         for link, program in links.items():
             m.run("ln", "-sf", f"{PREFIX}/bin/{program}", f"/usr/{link}")
         m.run("ln", "-sf", "../sbin/sendmail", "/usr/lib/sendmail")

@@ -9,7 +9,7 @@ import pytest
 
 from tests.peers.booted import Booted
 from tests.peers.build import ROOT
-from tests.peers.host import PREFIX, Host
+from tests.peers.host import Host
 from tests.peers.machine import Machine, wait_for
 
 SOCKETS = ("mta-smtp.socket", "mta-submit.socket", "mta-local.socket")
@@ -24,7 +24,6 @@ def host(run_directory: Path, dns: Machine) -> Iterator[Host]:
     for path in (ROOT / "systemd").iterdir():
         if path.suffix in (".service", ".socket"):
             shutil.copyfile(path, machine.path(f"/etc/systemd/system/{path.name}"))
-    machine.run("ln", "-sf", f"{PREFIX}/bin/mta-local", "/usr/sbin/mta-local")
     yield found
     machine.close()
 
