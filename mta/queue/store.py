@@ -83,7 +83,12 @@ class SpoolStore:
 
     async def recover(self) -> None:
         """See QueueStore."""
+        self._check_owner()
         await Recovery(self).run()
+
+    def _check_owner(self) -> None:
+        if not self.owner:
+            raise RuntimeError("this process only drafts")
 
     def keep_locked(self, path: str) -> None:
         """Keep a message from being claimed while this process lives; for a child that could not be settled."""
@@ -169,6 +174,7 @@ class SpoolStore:
 
     async def claim(self, queue_id: str) -> Job | None:
         """See QueueStore.  QueueError when it cannot be opened now (no descriptors)."""
+        self._check_owner()
         if not ids.is_queue_id(queue_id):
             return None
         try:
@@ -276,6 +282,8 @@ class SpoolStore:
         crc, damage = 0, ""
         reader = ContentReader(held.file.content_offset)
         while not reader.done:
+            if job.handle is not held:  # let go meanwhile: the descriptor may be another file's by now
+                raise FencedError(f"{job.queue_id}: not held any more")
             try:
                 text = reader.feed(await self.fsio.read(held.fd, READ_SIZE, reader.offset))
             except (DamagedError, OSError) as error:
@@ -335,7 +343,7 @@ class SpoolStore:
             self._write_mark(held, held.file.warn_offset + queue_file.WARN_DATA, queue_file.warn_digits(0))
         if not held.marks:
             return
-        marks = len(held.marks)
+        flushed = list(held.marks)
         try:
             if held.failed is not None:
                 held.failed = None
@@ -346,7 +354,7 @@ class SpoolStore:
             held.failed = error
             self.disk_failed(error)
             raise queue_error(error, f"{job.queue_id}: marks not durable") from error
-        del held.marks[:marks]
+        held.marks = [m for m in held.marks if m not in flushed]  # others may have come meanwhile
 
     # -- the end of an attempt ----------------------------------------------------------------------
 

@@ -108,6 +108,13 @@ class Spool:
 
     def create(self, owner: tuple[int, int] | None) -> None:
         """Make and repair the directories; owner: (uid, gid) to give them to, None = leave as they are."""
+        missing = []
+        parent = os.path.dirname(self.root)
+        while not os.path.isdir(parent):
+            missing.append(parent)
+            parent = os.path.dirname(parent)
+        for directory in reversed(missing):
+            self._mkdir(directory, 0o755)
         self._repair(self.root, 0o755, owner)
         for name, mode in DIRECTORIES.items():
             self._repair(f"{self.root}/{name}", mode, owner)

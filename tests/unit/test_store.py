@@ -11,7 +11,7 @@ import pytest
 from mta.deliver.request import CorruptContentError
 from mta.envelope import Envelope
 from mta.fsio import Fsio
-from mta.queue.api import Parent, Queue, QueueError, QueueFullError
+from mta.queue.api import FencedError, Parent, Queue, QueueError, QueueFullError
 from mta.queue.queue_file import PLAIN_LIMIT
 from mta.queue.store import SpoolStore
 from tests.queue_support import NOW, Spooled, spooled
@@ -442,3 +442,17 @@ async def test_a_process_that_only_drafts_shares_the_spool(spool: Spooled) -> No
     draft.envelope(Envelope("a@b", [], NOW))
     await draft.commit()
     assert [i for i, _ in await spool.store.scan(Queue.INCOMING)] == [draft.queue_id]
+    with pytest.raises(RuntimeError):
+        await worker.claim(draft.queue_id)
+    with pytest.raises(RuntimeError):
+        await worker.recover()
+
+
+async def test_content_of_a_message_that_was_let_go_is_not_read_on(spool: Spooled) -> None:
+    job = await spool.store.claim(await spool.accept(content=BIG))
+    assert job is not None
+    chunks = spool.store.content(job, b"\n")
+    await anext(chunks)
+    await spool.store.give_back(job)
+    with pytest.raises(FencedError):
+        await anext(chunks)

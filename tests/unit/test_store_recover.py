@@ -300,6 +300,11 @@ async def test_directories_are_made_with_their_modes(spool: Spooled) -> None:
     assert len(list((spool.root / "deferred").iterdir())) == 16
 
 
+async def test_missing_parents_of_the_spool_are_made(tmp_path: Path) -> None:
+    with spooled(tmp_path / "a" / "b" / "spool") as deep:
+        await deep.accept()
+
+
 async def test_wrong_modes_are_repaired(spool: Spooled) -> None:
     (spool.root / "maildrop").chmod(0o755)
     (spool.root / "hold").rmdir()

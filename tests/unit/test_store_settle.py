@@ -1,5 +1,6 @@
 """Marks, attempts, deferral, hold, removal: one step each, and what a disk error between them does."""
 
+import asyncio
 import errno
 import os
 from collections.abc import Iterator
@@ -72,6 +73,21 @@ async def test_marks_that_did_not_reach_the_disk_are_written_again(spool: Spoole
     await spool.store.flush_marks(job)
     assert len(steps) == 3, "nothing left to flush"
     await spool.store.finish(job)
+
+
+async def test_a_mark_made_during_a_flush_is_not_taken_for_durable(spool: Spooled) -> None:
+    job = await claimed(spool, "b@dst.test", "c@dst.test", "d@dst.test")
+    flushes = []
+    for recipient in job.todo[:2]:
+        spool.store.mark(job, recipient)
+        flushes.append(asyncio.ensure_future(spool.store.flush_marks(job)))
+        await asyncio.sleep(0)
+    spool.store.mark(job, job.todo[0])
+    await asyncio.gather(*flushes)
+    steps: list[str] = []
+    spool.fsio.hook = lambda op, _: steps.append(op)
+    await spool.store.flush_marks(job)
+    assert steps == ["flush"]
 
 
 async def test_finish_makes_marks_durable_before_the_unlink(spool: Spooled) -> None:
