@@ -15,7 +15,7 @@ See also: mta/smtpd/session.py; postconf(5) smtpd_timeout, smtpd_min_data_rate
 import asyncio
 import ssl
 import traceback
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
@@ -277,18 +277,22 @@ class Connection(asyncio.BufferedProtocol):
         if not task.cancelled():
             self._introduced(self._result(task, PERMIT))
 
-    async def _judge(self, stage: Stage) -> Verdict:
-        """Counters first, then the restrictions."""
+    def _judge(self, stage: Stage) -> Coroutine[object, None, Verdict]:
+        """Counters first where there are limits, then the restrictions."""
         server = self.server
         settings = server.settings
         facts = self.dialogue.facts
         if stage is Stage.MAIL and settings.smtpd_client_message_rate_limit:
-            verdict = await server.anvil.mail(facts.client_address)
-        elif stage is Stage.RCPT and settings.smtpd_client_recipient_rate_limit:
-            verdict = await server.anvil.rcpt(facts.client_address)
-        else:
-            verdict = PERMIT
-        return verdict if verdict.reply is not None else await server.policy.check(stage, facts)
+            return self._counted_judge(server.anvil.mail, stage)
+        if stage is Stage.RCPT and settings.smtpd_client_recipient_rate_limit:
+            return self._counted_judge(server.anvil.rcpt, stage)
+        return server.policy.check(stage, facts)
+
+    async def _counted_judge(
+        self, count: Callable[[str], Coroutine[object, None, Verdict]], stage: Stage
+    ) -> Verdict:
+        verdict = await count(self.dialogue.facts.client_address)
+        return verdict if verdict.reply is not None else await self.server.policy.check(stage, self.dialogue.facts)
 
     def _ask(self, event: Ask, out: list[bytes]) -> list[Event]:
         answer = self._start(self._judge(event.stage), _INTERNAL)

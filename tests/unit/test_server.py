@@ -359,3 +359,17 @@ async def test_the_reply_of_a_refusing_commit_is_the_answer() -> None:
         assert await client.reply() == str(Reply(554, "5.4.6", "Error: too many hops")) + "\r\n"
         assert (await client.say("RCPT TO:<user@test.example>"))[0].startswith("503 ")
         await client.close()
+
+
+async def test_rate_limits_are_asked_before_the_policy() -> None:
+    class Full(FreeAnvil):
+        async def mail(self, address: str) -> Verdict:
+            return Verdict(Reply(450, "4.7.1", f"Error: too much mail from {address}"))
+
+    policy = LocalPolicy()
+    async with serving(with_settings(smtpd_client_message_rate_limit=1), anvil=Full(), policy=policy) as rooms:
+        client = await Client.connect(rooms.port)
+        replies = await client.say("EHLO c.example", "MAIL FROM:<s@c.example>")
+        assert replies[1] == "450 4.7.1 Error: too much mail from 127.0.0.1\r\n"
+        assert Stage.MAIL not in [stage for stage, _ in policy.asked]
+        await client.close()
