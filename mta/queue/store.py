@@ -490,6 +490,13 @@ class SpoolStore:
         return await self._maildrop.open(name)
 
     async def remove_maildrop(self, file: MaildropFile) -> None:
-        """Unlink it and flush the directory: its copy may be released.  QueueError when that failed."""
-        await self._maildrop.remove(file)
+        """Unlink it and flush the directory: its copy may be released.
 
+        QueueError: the file is still there, so the copy must be aborted.  A flush that fails after the unlink
+        is no reason to lose or to park the copy, which is durable: at worst a power cut brings the file back.
+        """
+        self._maildrop.remove(file)
+        try:
+            await self._maildrop.flush()
+        except OSError as error:
+            self.disk_failed(error)

@@ -132,11 +132,10 @@ class Maildrop:
             self._complained.add(name)
             self._log.warning("pickup", f"maildrop/{name}: refused: {why}")
 
-    async def remove(self, file: MaildropFile) -> None:
-        """See SpoolStore.remove_maildrop."""
+    def remove(self, file: MaildropFile) -> None:
+        """Unlink a file that was copied, and close it; flush() must follow."""
         try:
             self.unlink_if_same(file.name, file.uid)
-            await self.flush()
         except OSError as error:
             raise queue_error(error, f"maildrop/{file.name}") from error
         finally:

@@ -1,5 +1,6 @@
 """The maildrop is writable by anybody: what is opened, what is refused, what is removed."""
 
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from mta.queue.api import QueueError
 from mta.queue.queue_reader import DamagedError
 from mta.queue.store import MaildropFile
 from tests.queue_support import Spooled, spooled
+from tests.unit.test_store import fail_at
 
 RAW = (Path(__file__).parents[1] / "golden/queue/maildrop.bin").read_bytes()
 NAME = "0123456789abcdef0123456789abcdef"
@@ -48,7 +50,7 @@ async def test_a_dropped_file_is_found_read_and_removed(spool: Spooled) -> None:
     steps: list[str] = []
     spool.fsio.hook = lambda op, _: steps.append(op)
     await spool.store.remove_maildrop(file)
-    assert steps == ["unlink", "flush", "close"], "the unlink is durable when it returns"
+    assert steps == ["unlink", "close", "flush"], "the unlink is durable when it returns"
     assert not path.exists()
     file.close()
 
@@ -125,14 +127,19 @@ async def test_a_file_that_grows_is_read_to_the_size_it_had(spool: Spooled) -> N
     file.close()
 
 
-async def test_a_removal_that_fails_is_an_error(spool: Spooled) -> None:
-    drop(spool)
+async def test_a_removal_that_fails_is_an_error_and_the_file_stays(spool: Spooled) -> None:
+    path = drop(spool)
     file = await opened(spool)
-
-    def fail(op: str, _: str | int) -> None:
-        if op == "flush":
-            raise OSError(5, "Input/output error")
-
-    spool.fsio.hook = fail
+    spool.fsio.hook = fail_at("unlink", errno.EIO)
     with pytest.raises(QueueError):
         await spool.store.remove_maildrop(file)
+    assert path.exists()
+
+
+async def test_a_removal_that_cannot_be_flushed_closes_the_queue_but_counts(spool: Spooled) -> None:
+    drop(spool)
+    file = await opened(spool)
+    spool.fsio.hook = fail_at("flush", errno.EIO)
+    await spool.store.remove_maildrop(file)
+    with pytest.raises(QueueError):
+        await spool.draft()
