@@ -9,7 +9,6 @@
 """
 
 import asyncio
-import ssl
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -24,7 +23,7 @@ from mta.dns.mx import Shuffle
 from mta.dns.resolver import Resolver, ResolverSettings
 from mta.envelope import Envelope, Recipient
 from mta.maillog import Maillog, MaillogSettings
-from mta.tls import ClientTls
+from mta.tls import ClientTls, TlsClientSettings, client_tls
 
 P = TypeVar("P", bound=asyncio.BaseProtocol)
 BODY = b"From: a@src.test\nSubject: x\n\nhello\n.dot\n" + b"line of text\n" * 400
@@ -90,11 +89,9 @@ def settings(**changes: object) -> SmtpSettings:
 
 
 def opportunistic() -> ClientTls:
-    """Level may, nothing verified."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    return ClientTls("may", context, 1)
+    """Level may with Postfix's defaults, each handshake logged."""
+    high, medium = "aNULL:-aNULL:HIGH:@STRENGTH", "aNULL:-aNULL:HIGH:MEDIUM:+RC4:@STRENGTH"
+    return client_tls(TlsClientSettings("may", False, False, ">=TLSv1", "medium", (), 1, high, medium))
 
 
 class Lab:
@@ -124,8 +121,8 @@ class Lab:
             resolv_conf=str(resolv), hosts=str(tmp_path / "hosts"),
         )  # fmt: skip
         self.agent = SmtpAgent(
-            settings(**(options or {})), self.resolver, self.connector, tls or ClientTls("none", None), self.log, self.clock,
-            lmtp=lmtp, own_addresses=own_addresses, shuffle=shuffle,
+            settings(**(options or {})), self.resolver, self.connector, tls or ClientTls("none", None),
+            self.log, self.clock, lmtp=lmtp, own_addresses=own_addresses, shuffle=shuffle,
         )  # fmt: skip
         self.pulled = 0  # octets of content taken by the agent
 

@@ -33,6 +33,8 @@ from mta.tls import ClientTls, describe, needs_more_than_may
 
 LOCAL_TROUBLE = frozenset({EMFILE, ENFILE, ENOBUFS, ENOMEM})  # ours, not the server's
 
+MAX_REMEMBERED = 1000  # next hops
+
 
 class SmtpAgent:
     """One transport of master.cf.  lmtp: speak LMTP.
@@ -57,6 +59,7 @@ class SmtpAgent:
         self.log, self.clock, self.lmtp = log, clock, lmtp
         self.router = Router(settings, resolver, log, own_addresses, shuffle)
         self.pool = Pool(settings, clock)
+        self._destinations: dict[str, list[Destination]] = {}
         self._ignored = frozenset(word.upper() for word in settings.smtp_discard_ehlo_keywords)
 
     async def deliver(self, request: DeliveryRequest) -> None:
@@ -70,6 +73,18 @@ class SmtpAgent:
     async def close(self) -> None:
         """Drop cached connections."""
         await self.pool.close()
+
+    def destinations(self, nexthop: str) -> list[Destination]:
+        """The next hops to try, fallback relays last; remembered, since mail comes in runs.  Raises NexthopError."""
+        found = self._destinations.get(nexthop)
+        if found is None:
+            found = parse_nexthop(nexthop, self.settings, lmtp=self.lmtp)
+            for relay in self.settings.smtp_fallback_relay:
+                found += parse_nexthop(relay, self.settings, lmtp=False)
+            if len(self._destinations) >= MAX_REMEMBERED:
+                self._destinations.clear()
+            self._destinations[nexthop] = found
+        return found
 
     def new_session(self, target: Target, destination: Destination, *, use_tls: bool) -> Session:
         """A session object for a connection about to be made."""
@@ -127,9 +142,7 @@ class _Attempt:
             self._note(Failure(Reply(451, "4.7.5", text), text, site=False))
         else:
             try:
-                destinations = parse_nexthop(request.nexthop, agent.settings, lmtp=agent.lmtp)
-                for relay in agent.settings.smtp_fallback_relay:
-                    destinations += parse_nexthop(relay, agent.settings, lmtp=False)
+                destinations = agent.destinations(request.nexthop)
             except NexthopError as error:
                 agent.log.warning(request.transport, f"{request.queue_id}: {error}")
                 text = "Server configuration error"

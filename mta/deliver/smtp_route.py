@@ -27,7 +27,6 @@ from mta.dns.mx import (
     order,
 )
 from mta.dns.resolver import Resolver
-from mta.dns.system import is_address
 from mta.maillog import Maillog
 from mta.smtp.reply import Reply
 
@@ -61,7 +60,7 @@ class Router:
 
     async def targets(self, destination: Destination) -> list[Target]:
         """Addresses to try, best first, at least one and at most smtp_mx_address_limit.  Raises RouteError."""
-        if is_address(destination.host):
+        if destination.numeric:
             return [Target(destination.host, destination.host)]
         # Another port than 25 is another service: that it is on this host is no loop (as in Postfix).
         detect = destination.port == SMTP_PORT

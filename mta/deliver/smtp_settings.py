@@ -97,7 +97,7 @@ def lmtp(settings: SmtpSettings, own: LmtpSettings) -> SmtpSettings:
 class Destination:
     """One next hop.  host: domain, host name or numeric address; path instead for a unix socket.
 
-    lookup_mx: MX records decide; else the host itself.
+    lookup_mx: MX records decide; else the host itself.  numeric: host is an address.
     """
 
     text: str
@@ -105,6 +105,7 @@ class Destination:
     port: int
     lookup_mx: bool
     path: str = ""
+    numeric: bool = False
 
 
 class NexthopError(ValueError):
@@ -144,8 +145,9 @@ def _destination(text: str, settings: SmtpSettings, *, lmtp: bool) -> Destinatio
         lookup = not lmtp
     if not host:
         raise NexthopError(f"bad next hop {text}")
-    lookup = lookup and not is_address(host) and not settings.disable_dns_lookups
-    return Destination(text, host, _port(port or settings.smtp_tcp_port, text), lookup)
+    numeric = is_address(host)
+    lookup = lookup and not numeric and not settings.disable_dns_lookups
+    return Destination(text, host, _port(port or settings.smtp_tcp_port, text), lookup, numeric=numeric)
 
 
 def _port(port: str, text: str) -> int:

@@ -89,6 +89,9 @@ class ReplyParser:
             self._position = end + 1
             if line.endswith(b"\r"):
                 line = line[:-1]
+            if not self._code and line[3:4] == b" " and (heard := _one_line(line)) is not None:
+                self._size = 0
+                return heard
             if self._take(line):
                 return self._finish()
 
@@ -147,3 +150,18 @@ class ReplyParser:
         heard = PeerReply(Reply(code, enhanced, first), "\n".join(lines), self._clean)
         self._reset()
         return heard
+
+
+def _one_line(line: bytes) -> PeerReply | None:
+    """The common case, a decent reply of one line, at once; None: take the long way."""
+    if len(line) > MAX_KEPT or not line.isascii() or not line[:3].isdigit() or not 50 <= line[0] <= 53:
+        return None
+    raw = line.decode("ascii")
+    if not raw.isprintable():
+        return None
+    text, kind = raw[4:], raw[0]
+    enhanced = "" if kind == "3" else f"{kind}.0.0"
+    if text[1:2] == "." and text[0] == kind and (found := _ENHANCED.match(text)):
+        enhanced = text[: found.end(3)]
+        text = text[found.end() :]
+    return PeerReply(Reply(int(raw[:3]), enhanced, text), raw)

@@ -11,10 +11,13 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from mta.config.config import load
 from mta.deliver.request import Result
 from mta.deliver.smtp_session import LineFolder
-from mta.deliver.smtp_settings import Destination, NexthopError, parse_nexthop
+from mta.deliver.smtp_settings import Destination, LmtpSettings, NexthopError, SmtpSettings, lmtp, parse_nexthop
+from mta.dns.resolver import ResolverSettings
 from mta.envelope import Envelope, Notify, Recipient
+from mta.tls import TlsClientSettings, TlsServerSettings
 from tests.dns_server import DnsServer
 from tests.smtp_lab import BODY, Lab, opportunistic, settings
 from tests.smtp_peer import Certificates, Peer, Step
@@ -444,3 +447,16 @@ def test_no_line_is_longer_than_the_limit_however_text_is_cut(parts: list[bytes]
     assert cut == whole
     assert all(len(line) <= limit for line in whole.split(b"\r\n"))
     assert whole.replace(b"\r\n ", b"").replace(b"\r\n", b"") == text.replace(b"\r\n ", b"").replace(b"\r\n", b"")
+
+
+def test_every_setting_is_a_parameter_and_lmtp_has_its_own_values(tmp_path: Path) -> None:
+    (tmp_path / "main.cf").write_text("compatibility_level = 3.6\nmyhostname = a.test\nlmtp_mail_timeout = 7s\n")
+    (tmp_path / "master.cf").write_text("")
+    config = load(str(tmp_path))
+    smtp = config.fill(SmtpSettings)
+    both = lmtp(smtp, config.fill(LmtpSettings))
+    assert (smtp.smtp_mail_timeout, both.smtp_mail_timeout) == (300.0, 7.0)
+    assert (smtp.smtp_tcp_port, both.smtp_tcp_port) == ("smtp", "24") and both.smtp_helo_name == "a.test"
+    assert config.fill(TlsClientSettings).smtp_tls_security_level == "may"
+    assert config.fill(ResolverSettings).dns_servers == ()
+    assert not hasattr(config.fill(TlsServerSettings), "__dict__")

@@ -1,0 +1,77 @@
+"""TLS parameters: what they mean, and that wrong ones are found when they are read."""
+
+import ssl
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mta.tls import (
+    TlsClientSettings,
+    TlsError,
+    TlsServerSettings,
+    client_context,
+    client_level,
+    describe,
+    needs_more_than_may,
+    parse_protocols,
+    server_context,
+)
+from tests.smtp_peer import Certificates
+
+CLIENT = TlsClientSettings("may", False, False, ">=TLSv1", "medium", (), 0, "HIGH", "HIGH:MEDIUM")
+SERVER = TlsServerSettings("may", False, False, (), "", "", "", "", ">=TLSv1", "medium", (), "HIGH", "HIGH:MEDIUM")
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("", {0x301, 0x302, 0x303, 0x304}), (">=TLSv1.2", {0x303, 0x304}), ("<=TLSv1.2, >=TLSv1.1", {0x302, 0x303}),
+        ("!SSLv2, !SSLv3", {0x301, 0x302, 0x303, 0x304}), ("!SSLv2 !SSLv3 !TLSv1 !TLSv1.1", {0x303, 0x304}),
+        ("TLSv1.2", {0x303}), ("tlsv1.1:tlsv1.3", {0x302, 0x304}), (">=0x0303", {0x303, 0x304}),
+    ],
+)  # fmt: skip
+def test_protocols_are_read_in_both_syntaxes(text: str, left: set[int]) -> None:
+    assert parse_protocols(text) == left
+
+
+@pytest.mark.parametrize("text", ["TLSv9", ">=", "!x", "SSLv3", ">=TLSv1.3 <=TLSv1.2"])
+def test_protocols_that_make_no_sense_are_errors(text: str) -> None:
+    with pytest.raises(TlsError):
+        parse_protocols(text)
+
+
+def test_levels_come_from_old_and_new_parameters() -> None:
+    assert client_level(CLIENT) == "may"
+    assert client_level(replace(CLIENT, smtp_tls_security_level="")) == "none"
+    assert client_level(replace(CLIENT, smtp_tls_security_level="", smtp_use_tls=True)) == "may"
+    assert client_level(replace(CLIENT, smtp_tls_security_level="", smtp_enforce_tls=True)) == "encrypt"
+    assert [needs_more_than_may(level) for level in ("", "none", "may", "encrypt", "dane", "secure", "typo")] == [
+        False, False, False, True, True, True, True,
+    ]  # fmt: skip
+
+
+def test_a_client_at_may_verifies_nothing_and_at_none_has_no_context() -> None:
+    context = client_context(CLIENT)
+    assert context is not None and context.verify_mode == ssl.CERT_NONE and not context.check_hostname
+    assert client_context(replace(CLIENT, smtp_tls_security_level="none")) is None
+    gap = client_context(replace(CLIENT, smtp_tls_protocols="TLSv1.1 TLSv1.3"))
+    assert gap is not None and gap.options & ssl.OP_NO_TLSv1_2
+    with pytest.raises(TlsError):
+        client_context(replace(CLIENT, tls_medium_cipherlist="NOSUCHCIPHER"))
+
+
+def test_a_server_needs_a_certificate_that_can_be_read(tmp_path: Path) -> None:
+    chain = str(Certificates(tmp_path).file)
+    assert server_context(SERVER) is None
+    assert server_context(replace(SERVER, smtpd_tls_security_level="none", smtpd_tls_cert_file="/gone")) is None
+    assert server_context(replace(SERVER, smtpd_tls_chain_files=(chain,))) is not None
+    assert server_context(replace(SERVER, smtpd_tls_cert_file=chain)) is not None
+    (tmp_path / "junk").write_text("junk")
+    for bad in ("/gone", str(tmp_path / "junk")):
+        with pytest.raises(TlsError, match="cannot use certificate"):
+            server_context(replace(SERVER, smtpd_tls_eccert_file=bad))
+
+
+def test_a_connection_without_tls_is_described_as_unknown() -> None:
+    assert describe(None) == "unknown"
