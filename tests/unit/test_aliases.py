@@ -1,0 +1,230 @@
+"""aliases(5): syntax, expansion to leaves, and what to do with what cannot be expanded."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mta.deliver.aliases import AliasProblemError, Destination, DestinationKind, check_aliases, parse_destinations
+from mta.deliver.local_plan import Plan, ToOthers, ToUser
+from mta.smtp.reply import Reply
+from tests.unit.local_fixture import Site
+
+ADDRESS, COMMAND = DestinationKind.ADDRESS, DestinationKind.COMMAND
+FILE, INCLUDE = DestinationKind.FILE, DestinationKind.INCLUDE
+
+ALIASES = """\
+one: alice
+two: alice, bob
+remote: x@ok.test
+mixed: alice, x@ok.test
+owner-list: bob
+list: alice, bob
+nested: two, x@ok.test
+ownednest: list, x@ok.test
+onlynest: list
+inc: :include:{directory}/inc.txt
+incempty: :include:{directory}/empty.txt
+incloop: alice, :include:{directory}/incloop.txt
+loop1: loop2
+loop2: loop1
+self: self
+alice: alice, x@ok.test
+bob: \\bob
+viabob: bob, x@ok.test
+crossa: crossb, y@ok.test
+crossb: crossa, z@ok.test
+unk: nosuchuser
+unk2: bob, nosuchuser
+cmd: bob, "|cat > /tmp/x"
+file: /tmp/file.out
+quoted: "bob"
+"with space": bob
+withext: carol+foo
+twice: carol, CAROL, carol@mx.test
+MiXed2: carol
+broken: "carol
+many: u1@r.test, u2@r.test, u3@r.test
+"""
+
+
+async def plan(tmp_path: Path, name: str, sender: str = "s@src.test", main_cf: str = "") -> Plan:
+    (tmp_path / "inc.txt").write_text("alice\nbob, x@ok.test\n# comment\n")
+    (tmp_path / "empty.txt").write_text("# nobody\n")
+    (tmp_path / "incloop.txt").write_text(f":include:{tmp_path}/incloop.txt\n")
+    site = Site(tmp_path, ALIASES.format(directory=tmp_path), main_cf=main_cf, carol=4711)
+    found = await site.planner().plan(name if "@" in name else f"{name}@mx.test", sender)
+    if isinstance(found, ToOthers):
+        assert found.recipients
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "user"),
+    [
+        ("carol", "carol"),
+        ("CAROL", "carol"),  # names of users and aliases have no case
+        ("quoted", "bob"),
+        ("with space", "bob"),
+        ("bob", "bob"),  # \\bob: no second look
+        ("self+x", "self"),
+        ("withext", "carol"),
+        ("twice", "carol"),  # the same leaf three times is one
+        ("mixed2", "carol"),
+        ("MIXED2", "carol"),
+        ("mixed2+ext", "carol"),  # the extension is dropped, as propagate_unmatched_extensions says
+    ],
+)
+async def test_an_alias_for_one_local_user_is_that_users_mailbox(tmp_path: Path, name: str, user: str) -> None:
+    found = await plan(tmp_path, name)
+    if user == "self":
+        assert found == Reply(550, "5.1.1", 'unknown user: "self"')
+    else:
+        assert isinstance(found, ToUser) and found.user.name == user
+
+
+@pytest.mark.parametrize(
+    ("name", "leaves"),
+    [
+        ("two", "alice@mx.test x@ok.test bob@mx.test"),  # alice is an alias herself
+        ("remote", "x@ok.test"),
+        ("mixed", "alice@mx.test x@ok.test"),
+        ("nested", "alice@mx.test x@ok.test bob@mx.test"),
+        ("inc", "alice@mx.test x@ok.test bob@mx.test"),
+        ("unk2", "bob@mx.test nosuchuser@mx.test"),  # the child bounces the one, not the other
+        ("many", "u1@r.test u2@r.test u3@r.test"),
+        ("ownednest", "list@mx.test x@ok.test"),  # a list with an owner stays whole, for its own sender
+        ("onlynest", "list@mx.test"),
+        ("alice", "\\alice@mx.test x@ok.test"),  # itself: the mailbox, without another look
+    ],
+)
+async def test_an_alias_for_several_becomes_one_message_to_all_of_them(tmp_path: Path, name: str, leaves: str) -> None:
+    found = await plan(tmp_path, name)
+    assert isinstance(found, ToOthers)
+    assert {leaf.replace("\\", "") for leaf in found.recipients} == {x.replace("\\", "") for x in leaves.split()}
+    assert found.sender == "s@src.test"
+
+
+async def test_a_user_who_also_is_an_alias_is_marked_so_that_the_child_does_not_expand_it_again(
+    tmp_path: Path,
+) -> None:
+    assert await plan(tmp_path, "alice") == ToOthers(("\\alice@mx.test", "x@ok.test"), "s@src.test")
+    assert await plan(tmp_path, "viabob") == ToOthers(("\\bob@mx.test", "x@ok.test"), "s@src.test")
+    found = await plan(tmp_path, "\\alice@mx.test")
+    assert isinstance(found, ToUser) and found.user.name == "alice"
+
+
+async def test_a_list_with_an_owner_is_sent_on_in_the_owners_name(tmp_path: Path) -> None:
+    found = await plan(tmp_path, "list")
+    assert isinstance(found, ToOthers) and found.sender == "owner-list@mx.test"
+    found = await plan(tmp_path, "list", main_cf="expand_owner_alias = yes\n")
+    assert isinstance(found, ToOthers) and found.sender == "bob@mx.test"
+
+
+async def test_a_notice_to_a_list_keeps_the_null_sender(tmp_path: Path) -> None:
+    found = await plan(tmp_path, "list", sender="")
+    assert isinstance(found, ToOthers) and found.sender == ""
+
+
+async def test_an_extension_is_passed_on_when_asked_for(tmp_path: Path) -> None:
+    found = await plan(tmp_path, "many+x", main_cf="propagate_unmatched_extensions = alias\n")
+    assert isinstance(found, ToOthers) and found.recipients == ("u1+x@r.test", "u2+x@r.test", "u3+x@r.test")
+
+
+@pytest.mark.parametrize("name", ["cmd", "file", "incempty", "broken2", "noinclude", "relinclude"])
+async def test_what_is_not_built_or_not_readable_waits_and_is_never_bounced(tmp_path: Path, name: str) -> None:
+    extra = f'broken2: "al ice\nnoinclude: :include:{tmp_path}/none.txt\nrelinclude: :include:none.txt\n'
+    site = Site(tmp_path, ALIASES.replace('broken: "carol\n', "").format(directory=tmp_path) + extra)
+    (tmp_path / "empty.txt").write_text("# nobody\n")
+
+    def include(path: str) -> bytes:
+        if not Path(path).exists():
+            raise AliasProblemError(f"unable to read {path}")
+        return Path(path).read_bytes()
+
+    found = await site.planner(include).plan(f"{name}@mx.test", "s@src.test")
+    assert isinstance(found, Reply) and found.code == 451 and found.enhanced == "4.3.5"
+    assert site.warnings and "deferred" in site.warnings[-1]
+
+
+async def test_a_pure_loop_is_a_permanent_error(tmp_path: Path) -> None:
+    found = await plan(tmp_path, "loop1")
+    assert isinstance(found, Reply) and found.enhanced == "5.4.6" and found.text.startswith("alias database loop for ")
+    found = await plan(tmp_path, "incloop")
+    assert isinstance(found, Reply) and found.enhanced == "5.4.6"
+
+
+async def test_a_loop_with_members_reaches_the_members(tmp_path: Path) -> None:
+    found = await plan(tmp_path, "crossa")
+    assert isinstance(found, ToOthers) and set(found.recipients) == {"y@ok.test", "z@ok.test"}
+
+
+async def test_nesting_beyond_the_limit_is_a_loop(tmp_path: Path) -> None:
+    site = Site(tmp_path, "".join(f"a{i}: a{i + 1}\n" for i in range(150)) + "a150: x@ok.test\n")
+    found = await site.planner().plan("a0@mx.test", "s@src.test")
+    assert isinstance(found, Reply) and found.enhanced == "5.4.6"
+
+
+async def test_an_unknown_user_at_the_end_of_an_alias_is_unknown(tmp_path: Path) -> None:
+    assert await plan(tmp_path, "unk") == Reply(550, "5.1.1", 'unknown user: "nosuchuser"')
+
+
+async def test_a_missing_alias_file_makes_everybody_wait(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    (tmp_path / "aliases").unlink()
+    found = await site.planner().plan("alice@mx.test", "s@src.test")
+    assert found == Reply(451, "4.3.0", "alias database unavailable")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("alice, bob", [(ADDRESS, "alice", False), (ADDRESS, "bob", False)]),
+        ("\\alice", [(ADDRESS, "alice", True)]),
+        ('"a b"@x.test', [(ADDRESS, "a b@x.test", False)]),
+        ("A B <a@x.test> (c, d)", [(ADDRESS, "a@x.test", False)]),
+        ('"|/bin/cmd -a, \\"b\\""', [(COMMAND, '/bin/cmd -a, "b"', False)]),
+        ("|/bin/cmd", [(COMMAND, "/bin/cmd", False)]),
+        ("/var/x, bob", [(FILE, "/var/x", False), (ADDRESS, "bob", False)]),
+        (":include:/etc/list", [(INCLUDE, "/etc/list", False)]),
+        (':include:"/etc/my list"', [(INCLUDE, "/etc/my list", False)]),
+        ('":include:/etc/list"', [(INCLUDE, "/etc/list", False)]),
+        ("a,,b,", [(ADDRESS, "a", False), (ADDRESS, "b", False)]),
+        ("undisclosed:;", []),
+    ],
+)
+def test_a_right_hand_side_is_parsed(text: str, expected: list[tuple[DestinationKind, str, bool]]) -> None:
+    assert parse_destinations(text) == [Destination(*item) for item in expected]
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(st.text(st.sampled_from('ab,"\\|/:@<>() \n;include'), max_size=40))
+def test_a_right_hand_side_is_parsed_or_refused_with_a_reason(text: str) -> None:
+    try:
+        found = parse_destinations(text)
+    except ValueError as error:
+        assert str(error)
+    else:
+        assert all(d.value or d.kind is COMMAND for d in found)
+
+
+def test_an_aliases_file_is_checked_line_by_line() -> None:
+    text = b"""\
+# comment
+postmaster: root
+root: alice,
+  bob
+nocolon
+user@domain: alice
+postmaster: bob
+broken: "alice
+rel: :include:list
+fine: "|cmd, with comma", /file
+"""
+    problems = check_aliases("/etc/aliases", text)
+    assert [p.rsplit(":", 1)[0] if ": " not in p else p.partition(": ")[0] for p in problems] == [
+        f"/etc/aliases:{n}" for n in (5, 6, 7, 8, 9)
+    ]
+    assert 'duplicate entry: "postmaster", the first is in line 2' in problems[2]
+    assert check_aliases("x", b"root: alice\npostmaster: root\n") == []
