@@ -1,0 +1,188 @@
+"""Is this configuration usable?  Everything wrong with it, not the first thing.
+
+Fatal, the start stops with 78:
+- a malformed value of a parameter that is honoured;
+- a parameter that is not honoured yet, where ignoring it would make mail less safe, set to anything but its
+  default (see unsafe_if_ignored in the declarations);
+- values that contradict each other.
+A warning: a name that nobody knows, a Postfix parameter not honoured yet, a setting that does nothing.
+
+See also: postconf(5), docs/parameters.md
+"""
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping
+
+from mta.config.macro import MacroError, expand, references
+from mta.config.main_cf import Problem, Setting, one_line
+from mta.config.master_cf import Service
+from mta.config.param import Param
+from mta.config.params import PARAMS, declared, find
+from mta.config.settings import Config
+
+_REQUIRED = ("myhostname", "mydomain", "myorigin", "mail_owner", "queue_directory", "data_directory", "mail_name",
+             "syslog_name", "double_bounce_sender", "empty_address_recipient", "local_transport", "default_transport",
+             "relay_transport", "virtual_transport", "submit_socket")  # fmt: skip
+_HOSTNAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9_-]{1,63}(?<!-))*")
+_STOPS_RELAYING = {"reject_unauth_destination", "defer_unauth_destination", "reject", "defer", "defer_if_permit",
+                   "check_relay_domains"}  # fmt: skip
+_NOT_SERVED = ("postscreen", "qmqpd")  # commands of inet services that we do not have
+
+
+def check_all(config: Config) -> list[Problem]:
+    """Every problem of the settings themselves; reads no file but the one that myorigin may name."""
+    used = config.used_names()
+    problems: list[Problem] = []
+    for setting in config.settings().values():
+        problems += _setting(config, setting, used)
+    if not any(p.fatal for p in problems):
+        problems += _defaults(config)
+    if not any(p.fatal for p in problems):
+        problems += _contradictions(config)
+    for service in config.services:
+        problems += _service(config, service, used)
+    problems += _chroot(config)
+    return problems
+
+
+def _setting(config: Config, setting: Setting, used: set[str]) -> Iterator[Problem]:
+    """What is to be said about one assignment."""
+    param = find(setting.name)
+    if param is None:
+        if setting.name not in used:
+            yield _problem(setting, f"unknown parameter: {setting.name}{_hint(setting.name)}", fatal=False)
+        return
+    shown = f"{setting.name} = {_short(one_line(setting.value))}"
+    try:
+        text = config.text(setting.name)
+    except ValueError as error:
+        yield _problem(setting, f"{shown}: {error}", fatal=True)
+        return
+    if param.noop:
+        return
+    if param.honoured:
+        try:
+            param.parse(text)
+        except ValueError as error:
+            yield _problem(setting, f"{shown}: {error}", fatal=True)
+    elif not param.unsafe_if_ignored:
+        yield _problem(setting, f"{shown}: not honoured yet", fatal=False)
+    elif not _is_default(config, param, text):
+        why = param.unsafe_if_ignored
+        yield _problem(setting, f"{shown}: not honoured yet, and ignoring it would be less safe: {why}", fatal=True)
+
+
+def _is_default(config: Config, param: Param, text: str) -> bool:
+    """True when the text means what the parameter's default means."""
+    try:
+        default = expand(param.default, config.text).strip()
+    except MacroError:
+        return False
+    return one_line(text).lower() == one_line(default).lower()
+
+
+def _defaults(config: Config) -> Iterator[Problem]:
+    """Values that main.cf leaves at their default and that refer to something it sets badly."""
+    for param in declared():
+        if config.is_set(param.name) or not param.honoured or param.noop:
+            continue
+        try:
+            config.value(param.name)
+        except ValueError as error:
+            culprit = next((n for n in sorted(references(param.default)) if config.is_set(n)), "")
+            text = f"{param.name} = {_short(config.raw(param.name) or '')} (default): {error}"
+            yield Problem(*_place(config, culprit), text, True)
+
+
+def _contradictions(config: Config) -> Iterator[Problem]:
+    """Values that are well formed but cannot be meant."""
+    for name in _REQUIRED:
+        if not config.text(name):
+            yield Problem(*_place(config, name), f"{name} = : must not be empty", True)
+    for name in ("myhostname", "mydomain"):
+        if config.text(name) and not _HOSTNAME.fullmatch(config.text(name)):
+            yield Problem(*_place(config, name), f"{name} = {_short(config.text(name))}: not a host name", True)
+    message, mailbox = config.integer("message_size_limit"), config.integer("mailbox_size_limit")
+    if mailbox and (mailbox < message or not message):
+        text = f"mailbox_size_limit = {mailbox}: is smaller than message_size_limit = {message or 'no limit'}"
+        culprit = "mailbox_size_limit" if config.is_set("mailbox_size_limit") else "message_size_limit"
+        yield Problem(*_place(config, culprit), text, True)
+    minfree = config.integer("queue_minfree")
+    if 0 < minfree < 1.5 * message:
+        text = f"queue_minfree = {minfree}: should be at least 1.5 * message_size_limit = {message * 3 // 2}"
+        yield Problem(*_place(config, "queue_minfree"), text, False)
+    if config.seconds("maximal_backoff_time") < config.seconds("minimal_backoff_time"):
+        text = f"maximal_backoff_time = {config.text('maximal_backoff_time')}: is less than minimal_backoff_time"
+        yield Problem(*_place(config, "maximal_backoff_time", "minimal_backoff_time"), text, True)
+    yield from _maillog_file(config)
+    yield from _open_relay(config, "")
+
+
+def _maillog_file(config: Config) -> Iterator[Problem]:
+    file = config.text("maillog_file")
+    prefixes = config.words("maillog_file_prefixes")
+    if file and not any(file == p or file.startswith(p.rstrip("/") + "/") for p in prefixes):
+        text = f"maillog_file = {_short(file)}: does not match any of maillog_file_prefixes = {' '.join(prefixes)}"
+        yield Problem(*_place(config, "maillog_file"), text, True)
+
+
+def _open_relay(config: Config, where: str) -> Iterator[Problem]:
+    """Postfix's own guard: some restriction has to stop strangers from relaying."""
+    names = ("smtpd_relay_restrictions", "smtpd_recipient_restrictions")
+    words = {word.lower() for name in names for word in config.words(name)}
+    if not words & _STOPS_RELAYING:
+        text = (f"{where}in smtpd_relay_restrictions or smtpd_recipient_restrictions, specify at least one of: "
+                "reject_unauth_destination, defer_unauth_destination, reject, defer, defer_if_permit")  # fmt: skip
+        yield Problem(*_place(config, *names), text, True)
+
+
+def _service(config: Config, service: Service, used: set[str]) -> Iterator[Problem]:
+    """Problems of one line of master.cf and its -o settings."""
+    where = f"{service.name}/{service.type}"
+    if service.type == "inet" and service.command in _NOT_SERVED:
+        text = f"{where}: {service.command} is not honoured yet, nobody would answer on this port"
+        yield Problem(service.file, service.line, text, True)
+    if not service.overrides:
+        return
+    its = config.for_service(service)
+    found: list[Problem] = []
+    for name in service.overrides:
+        found += _setting(its, its.settings()[name], used)
+    yield from found
+    if service.command == "smtpd" and not any(p.fatal for p in found):
+        try:
+            yield from _open_relay(its, f"{where}: ")
+        except ValueError:
+            return  # main.cf is to blame, and has been
+
+
+def _chroot(config: Config) -> Iterator[Problem]:
+    """One line for all: Debian's master.cf has y nearly everywhere."""
+    for service in config.services:
+        if service.chroot:
+            text = "chroot = y has no effect: daemons are confined by their user and by systemd"
+            yield Problem(service.file, service.line, text, False)
+            return
+
+
+def _problem(setting: Setting, text: str, *, fatal: bool) -> Problem:
+    return Problem(setting.file, setting.line, text, fatal)
+
+
+def _place(config: Config, *names: str) -> tuple[str, int]:
+    """File and line of the first of these that is set; the file alone when none is."""
+    settings: Mapping[str, Setting] = config.settings()
+    for name in names:
+        if name in settings:
+            return settings[name].file, settings[name].line
+    return config.origin(names[0]), 0
+
+
+def _hint(name: str) -> str:
+    close = difflib.get_close_matches(name, PARAMS, n=1, cutoff=0.85)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 80 else text[:77] + "..."
