@@ -76,7 +76,9 @@ class Host:
         try:
             with socket.create_connection((self.machine.address, 25), 1) as sock:
                 sock.settimeout(5)
-                return sock.recv(4) == b"220 "
+                greeted = sock.recv(512).startswith(b"220 ")
+                sock.sendall(b"QUIT\r\n")
+                return greeted and bool(sock.recv(512))
         except OSError:
             return False
 
