@@ -106,8 +106,8 @@ class SubmitServer:
         task.add_done_callback(self._tasks.discard)
 
     async def _serve(self, connection: Connection) -> None:
-        uid = _peer_uid(connection)
         try:
+            uid = _peer_uid(connection)
             if uid is None or self._closing or not self._room(uid):
                 connection.send(b"B")
                 return
@@ -115,6 +115,8 @@ class SubmitServer:
             try:
                 await self._dialogue(connection, uid)
             finally:
+                connection.close()
+                await connection.closed()
                 self._open[uid] -= 1
                 if not self._open[uid]:
                     del self._open[uid]
@@ -124,6 +126,7 @@ class SubmitServer:
             self._log.warning("pickup", f"submit: internal error: {type(error).__name__}: {error}")
         finally:
             connection.close()
+            await connection.closed()
 
     def _room(self, uid: int) -> bool:
         limit = MAX_CONNECTIONS if uid == 0 else MAX_CONNECTIONS - RESERVED_FOR_ROOT

@@ -29,12 +29,13 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See asyncio.Protocol."""
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101  a stream server makes nothing else
-        self._transport = transport
+        self._transport = transport  # type: ignore[assignment]  # a stream server makes nothing else
         self._started(self)
 
     def data_received(self, data: bytes) -> None:
         """See asyncio.Protocol."""
+        if self._transport is None or self._transport.is_closing():
+            return
         self._reader.feed(data)
         self._unread += len(data)
         if self._unread > HIGH_WATER and not self._paused and self._transport is not None:
@@ -86,3 +87,14 @@ class Connection(asyncio.Protocol):
         """Close after what was sent; may be called twice."""
         if self._transport is not None:
             self._transport.close()
+
+    async def closed(self) -> None:
+        """Wait until the transport is gone; a caller who does not read its answer is cut off."""
+        if self._transport is None or self._lost:
+            return
+        self._waiting = asyncio.get_running_loop().create_future()
+        try:
+            async with self._clock.timeout(self._idle):
+                await self._waiting
+        except TimeoutError:
+            self._transport.abort()

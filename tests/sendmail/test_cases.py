@@ -73,9 +73,9 @@ def check_messages(wanted: list[Case], found: list[Message]) -> None:
             continue
         assert envelope.sender == want["sender"]
         assert sorted(r.address for r in envelope.recipients) == sorted(want["recipients"])
-        generated = set(want["generated"])
-        headers = [h for h in message.headers if h.partition(":")[0].lower() not in generated]
-        assert {h.partition(":")[0].lower() for h in message.headers} >= generated
+        headers = list(message.headers)
+        for name in want["generated"]:  # of several Received ours is the first
+            headers.remove(next(h for h in headers if h.lower().startswith(f"{name}:")))
         if want["headers"] and want["headers"][-1].startswith("..."):
             assert headers[:3] == want["headers"][:3]
             assert len(headers) == int(want["headers"][-1][3:].split()[0])

@@ -282,6 +282,7 @@ class World:
         for server in self.servers:
             server.close()
         await self.submit.drain(5)
+        await asyncio.sleep(0.01)  # uvloop closes a handle a turn after its connection_lost
         self.servers = []
         for name in ("submit", "showq", "flush", "pickup"):
             (self.queue / "public" / name).unlink(missing_ok=True)
