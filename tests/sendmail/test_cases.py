@@ -97,4 +97,8 @@ def attributes(message: Message) -> set[str]:
     envelope = message.envelope
     out = {f"{k}={v}" for k, v in envelope.attributes.items()}
     out |= {f"notify_flags={int(r.notify)}" for r in envelope.recipients}
-    return out | {f"encoding={envelope.encoding}", f"ret_flags={int(envelope.ret)}", f"envelope_id={envelope.envelope_id}"}
+    return out | {
+        f"encoding={envelope.encoding}",
+        f"ret_flags={int(envelope.ret)}",
+        f"envelope_id={envelope.envelope_id}",
+    }

@@ -230,9 +230,7 @@ class World:
         self.cleanup = Cleanup(
             self.settings(CleanupSettings), self.store, rewriter, self.tables, self.maillog, self.clock
         )
-        self.pickup = Pickup(
-            self.settings(PickupSettings), self.store, self.cleanup, -2, self.maillog, self.clock
-        )
+        self.pickup = Pickup(self.settings(PickupSettings), self.store, self.cleanup, -2, self.maillog, self.clock)
         await self.start()
         return self
 
@@ -308,9 +306,7 @@ class World:
             subprocess.run, [str(self.stub.parent / program), *argv], input=data, capture_output=True, timeout=timeout,
             env={"MAIL_CONFIG": str(self.config), "LANG": "C.UTF-8", **(env or {})}, check=False, **options,
         )  # fmt: skip
-        return Done(
-            done.returncode, done.stdout.decode("utf-8", "replace"), done.stderr.decode("utf-8", "replace")
-        )
+        return Done(done.returncode, done.stdout.decode("utf-8", "replace"), done.stderr.decode("utf-8", "replace"))
 
     async def queued(self) -> list[Message]:
         """Claim and read every message in incoming, oldest first; none is left there."""
