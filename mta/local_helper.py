@@ -44,6 +44,7 @@ from mta.deliver.local_wire import (
     encode_answer,
 )
 from mta.deliver.mailbox import System
+from mta.fsio import fsync_now
 from mta.lookup.table import TableError
 from mta.lookup.unix import User
 from mta.maillog import Maillog
@@ -170,7 +171,7 @@ class Helper:
         users: Groups,
         clock: Clock,
         log: Maillog,
-        fsync: Callable[[int], None],
+        fsync: Callable[[int], None] = fsync_now,
         become: "Callable[[User, Iterable[int], int], None] | None" = None,
     ) -> None:
         """setup: called with the transport for each request; SetupError.  become: see become_user."""
@@ -412,7 +413,8 @@ def _close_others(keep: Iterable[int]) -> None:
     """Close every descriptor but these: a child holds no other client's connection open."""
     start = 0
     for fd in (*sorted(keep), os.sysconf("SC_OPEN_MAX")):
-        os.closerange(start, fd)
+        if fd > start:  # closerange(0, 0) closes everything: its end becomes the largest number there is
+            os.closerange(start, fd)
         start = fd + 1
 
 

@@ -25,7 +25,7 @@ from mta.deliver.local_wire import Answer, Ask
 from mta.deliver.mailbox import Message, System
 from mta.deliver.request import DeliveryRequest, Expansion, Result
 from mta.envelope import Recipient
-from mta.fsio import Fsio
+from mta.fsio import Fsio, fsync_now
 from mta.lookup.context import LookupContext
 from mta.lookup.open import open_tables
 from mta.maillog import Maillog
@@ -170,9 +170,9 @@ class OwnMailboxes:
         fsio: Fsio,
         clock: Clock,
         log: Maillog,
-        fsync: Callable[[int], None],
+        fsync: Callable[[int], None] = fsync_now,
     ) -> None:
-        """fsync: fsio's synchronous flush."""
+        """transport: the name this agent runs under."""
         self._settings, self._fsio, self._clock, self._log = settings, fsio, clock, log
         maps = open_tables(settings.alias_maps, context, aliases=True)
         self._planner = Planner(settings, transport, maps, router, users, self._include, self._warn)

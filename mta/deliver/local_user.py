@@ -101,6 +101,8 @@ def forward_paths(settings: LocalSettings, plan: ToUser, recipient: str) -> list
     lookup = _filtered(values)
     paths = []
     for part in settings.forward_path:
+        if part.startswith("/."):  # "$home/.forward" from which an expansion as main.cf text has taken $home
+            part = "$home" + part
         try:
             path = expand(part, lookup)
         except MacroError:

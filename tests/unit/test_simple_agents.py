@@ -15,9 +15,8 @@ async def said(agent: DeliveryAgent, nexthop: str) -> Result:
     """Deliver to two recipients; the result is the same for both."""
     results: list[Result] = []
 
-    async def content(_eol: bytes) -> AsyncIterator[bytes]:
+    def content(_eol: bytes) -> AsyncIterator[bytes]:
         raise AssertionError("nobody needs to read the message")
-        yield b""
 
     recipients = (Recipient("a@x.test", offset=1), Recipient("b@x.test", offset=2))
     request = DeliveryRequest(
