@@ -20,8 +20,15 @@ exec unshare --cgroup --pid --mount --uts --fork --kill-child sh -ec '
     mount -t sysfs -o ro sysfs "$ROOT/sys"
     mount -t cgroup2 cgroup2 "$ROOT/sys/fs/cgroup"
     mount -t tmpfs -o mode=755 run "$ROOT/run"
-    exec chroot "$ROOT" /usr/bin/env -i container=other PATH=/usr/sbin:/usr/bin:/sbin:/bin \\
-        /lib/systemd/systemd --system --unit=basic.target --log-target=console --show-status=no'
+    mkdir -p "$ROOT/dev/pts"
+    mount -t devpts -o newinstance,ptmxmode=666 devpts "$ROOT/dev/pts"
+    ln -sf pts/ptmx "$ROOT/dev/ptmx"
+    cd "$ROOT"
+    mkdir -p was
+    pivot_root . was  # not chroot: systemd gives services roots of their own
+    umount -l was
+    exec /usr/bin/env -i container=other PATH=/usr/sbin:/usr/bin:/sbin:/bin \\
+        /lib/systemd/systemd --system --unit=basic.target --log-target=journal --show-status=no'
 """
 
 

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Mapping
@@ -35,7 +36,7 @@ class Machine:
         mount("-t", "proc", "proc", self.root / "proc")
         small_dev(self.root)
         self.write("/etc/resolv.conf", "nameserver 127.0.0.53\noptions timeout:2 attempts:2\n")
-        self.write("/etc/hosts", "127.0.0.1 localhost\n")
+        self.write("/etc/hosts", f"127.0.0.1 localhost {socket.gethostname()}\n")
         self._processes: list[subprocess.Popen[bytes]] = []
 
     def path(self, inside: str) -> Path:
@@ -62,7 +63,7 @@ class Machine:
 
     def environ(self, extra: Mapping[str, str]) -> dict[str, str]:
         """A small environment, nothing of the developer's."""
-        return {"PATH": PATH, "LC_ALL": "C", "TZ": "UTC", "HOME": "/root", **extra}
+        return {"PATH": PATH, "LC_ALL": "C.UTF-8", "TZ": "UTC", "HOME": "/root", **extra}
 
     def run(
         self,
@@ -74,7 +75,8 @@ class Machine:
         environ: Mapping[str, str] = {},
     ) -> subprocess.CompletedProcess[bytes]:
         """Run a command to its end; status None accepts any, else a different one fails with what was printed."""
-        command, env = self._argv(argv, user), self.environ(environ)
+        home = {"HOME": f"/home/{user}", "USER": user, "LOGNAME": user} if user else {}
+        command, env = self._argv(argv, user), self.environ({**home, **environ})
         done = subprocess.run(command, input=stdin, capture_output=True, timeout=timeout, env=env, cwd="/")
         text = f"{self.name}: {argv} exited {done.returncode}\n{done.stdout!r}\n{done.stderr!r}"
         assert status is None or done.returncode == status, text
