@@ -25,7 +25,6 @@ PEERS = Path(os.environ.get("AIOMTA_PEERS", "/var/tmp/aiomta-peers"))
 MIRROR = os.environ.get("AIOMTA_MIRROR", "http://deb.debian.org/debian")
 SUITE = "bookworm"
 TIMEOUT = 900.0  # seconds; one debootstrap or apt-get on a slow mirror
-MTA_UID = 990  # the same in every machine, because they share a spool
 
 SOURCES = f"""\
 deb {MIRROR} {SUITE} main
@@ -33,10 +32,6 @@ deb {MIRROR} {SUITE}-updates main
 deb {MIRROR}-security {SUITE}-security main
 """
 
-MTA_ACCOUNT = (
-    f"groupadd --system --gid {MTA_UID} mta && "
-    f"useradd --system --uid {MTA_UID} --gid mta --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin mta"
-)
 PEOPLE = (
     "for u in alice bob carol; do useradd --create-home --shell /bin/sh $u; done; "
     "usermod -c 'Alice Q. Tester,Room 1' alice; useradd --system --uid 991 --no-create-home probe"
@@ -59,7 +54,7 @@ POSTFIX_ANSWERS = (
 LAYERS: dict[str, tuple[Sequence[str], Sequence[str], Sequence[str]]] = {
     "dns": ((), ("unbound",), ()),
     "postfix": (
-        (POSTFIX_ANSWERS, MTA_ACCOUNT, PEOPLE),
+        (POSTFIX_ANSWERS, PEOPLE),
         ("postfix", "perl", "postgrey"),
         ("newaliases",),
     ),

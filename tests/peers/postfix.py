@@ -38,6 +38,7 @@ class Postfix:
 
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
+        self._shares = False
         machine.write("/etc/postfix/main.cf", main_cf(MAIN_CF))
         machine.run("postconf", "-F", "*/*/chroot=n")
         machine.run("postconf", "-Me", "postlog/unix-dgram=postlog unix-dgram n - n - 1 postlogd")
@@ -80,11 +81,13 @@ class Postfix:
 
     def tools_on(self, spool_of: Machine, queue_directory: str, data_directory: str, owner: str) -> str:
         """See another machine's spool; returns the -c directory with which our tools work on it."""
-        uid, gid = (spool_of.output("id", flag, owner).strip() for flag in ("-u", "-g"))
-        self.machine.run("groupadd", "--system", "--gid", gid, owner)
-        self.machine.run("useradd", "--system", "--uid", uid, "--gid", gid, "--no-create-home", owner)
-        self.machine.share(spool_of, queue_directory)
-        self.machine.share(spool_of, data_directory)
+        if not self._shares:
+            uid, gid = (spool_of.output("id", flag, owner).strip() for flag in ("-u", "-g"))
+            self.machine.run("groupadd", "--system", "--gid", gid, owner)
+            self.machine.run("useradd", "--system", "--uid", uid, "--gid", gid, "--no-create-home", owner)
+            self.machine.share(spool_of, queue_directory)
+            self.machine.share(spool_of, data_directory)
+            self._shares = True
         settings = {
             **MAIN_CF,
             "queue_directory": queue_directory,
