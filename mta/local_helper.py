@@ -185,7 +185,7 @@ class Helper:
     async def run(self) -> None:
         """Serve."""
         loop = asyncio.get_running_loop()
-        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children are not waited for, only their answers
+        before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children are not waited for, only their answers
         loop.add_reader(self._doorway.fileno(), self._accept)
         try:
             await self._stopped.wait()
@@ -194,6 +194,7 @@ class Helper:
             self._doorway.close()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=DRAIN_LIMIT)
+        signal.signal(signal.SIGCHLD, before)
 
     def stop(self) -> None:
         """Take nothing new; run() returns when deliveries have ended."""

@@ -1,0 +1,344 @@
+"""mta-local: one request, one answer; garbage hurts nobody; as root each mailbox is written by its user."""
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mta.clock import Clock
+from mta.deliver.local_client import HelperConnection, through_channel, to_socket
+from mta.deliver.local_plan import LocalSettings
+from mta.deliver.local_trust import Distrust, UntrustedFileError, check_path, read_trusted
+from mta.deliver.local_wire import Answer, Ask, WireError, decode_answer, decode_ask, encode_answer, encode_ask
+from mta.local_helper import Channel, Helper, Listener, Setup, SetupError, become_user
+from mta.lookup.unix import User
+from mta.maillog import Maillog, MaillogSettings
+from mta.smtp.reply import Reply
+from tests.unit.local_fixture import Site
+from tests.unit.test_local import Lines
+
+CONTENT = b"Subject: test\n\nHello\n"
+OWNER_UID = 60009
+ME = os.geteuid() or 60001  # uid of alice and bob; never root's
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user needs root")
+
+
+def nobody_else(_user: User, _groups: Iterable[int], _gid: int) -> None:
+    """In place of become_user: stay who we are."""
+
+
+def people(directory: Path, aliases: str = "") -> Site:
+    """A site whose users are not root."""
+    return Site(directory, aliases, alice=ME, bob=ME)
+
+
+class Desk:
+    """A helper that serves in this loop, over a channel or a socket."""
+
+    def __init__(self, site: Site, become: Callable[[User, Iterable[int], int], None] | None = nobody_else) -> None:
+        self.site, self.sink, self.clock = site, Lines(), Clock()
+        self.log = Maillog(MaillogSettings("", "postfix", "mx.test"), self.clock, self.sink)
+        self.become = become
+        # As root, without becoming the user, the mailbox would be root's.
+        strict = become is None or os.geteuid() != 0
+        self.settings: LocalSettings = replace(site.settings, strict_mailbox_ownership=strict)
+        self.broken = ""
+
+    def setup(self, transport: str) -> Setup:
+        assert transport == "local"
+        if self.broken:
+            raise SetupError(self.broken)
+        return Setup(self.settings, self.site.planner(), OWNER_UID)
+
+    @contextlib.asynccontextmanager
+    async def serving(self) -> AsyncIterator[HelperConnection]:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        helper = Helper(Channel(theirs), self.setup, self.site.users, self.clock, self.log, become=self.become)
+        task = asyncio.ensure_future(helper.run())
+        try:
+            yield HelperConnection(through_channel(ours), self.clock, 30.0)
+        finally:
+            ours.close()  # the end of the channel ends the helper
+            await task
+            self.log.flush()
+
+
+async def ask(connection: HelperConnection, recipient: str, content: bytes = CONTENT) -> Answer:
+    fd = os.memfd_create("content")
+    try:
+        os.write(fd, content)
+        return await connection.deliver(Ask("4F1", recipient, recipient, "s@src.test", "local"), fd)
+    finally:
+        os.close(fd)
+
+
+# -- protocol ---------------------------------------------------------------------------------------------
+
+
+def test_requests_and_answers_survive_the_wire() -> None:
+    question = Ask("4F1", "gr\udcfcn@mx.test", "", "", "local")
+    assert decode_ask(encode_ask(question)) == question
+    answer = Answer(Reply(250, "2.0.0", "x"), ("a@b", "\\c@d"), "owner-x@y")
+    assert decode_answer(encode_answer(answer)) == answer
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"",
+        b"x",
+        b"[]",
+        b"{}",
+        b'{"queue_id": 1}',
+        b"[" * 100_000,
+        json.dumps({"queue_id": "", "recipient": "a\nb", "original": "", "sender": "", "transport": "local"}).encode(),
+        json.dumps({"queue_id": "", "recipient": "", "original": "", "sender": "", "transport": "local"}).encode(),
+        json.dumps({"queue_id": "", "recipient": "a" * 2000, "original": "", "sender": "", "transport": "l"}).encode(),
+        json.dumps({"queue_id": "", "recipient": "a", "original": [], "sender": {}, "transport": "l"}).encode(),
+    ],
+)
+def test_a_request_is_whole_or_refused(line: bytes) -> None:
+    with pytest.raises(WireError):
+        decode_ask(line)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(st.binary(max_size=200))
+def test_no_bytes_make_the_protocol_fail_otherwise(line: bytes) -> None:
+    for decode in (decode_ask, decode_answer):
+        with contextlib.suppress(WireError):
+            decode(line)
+
+
+# -- service ----------------------------------------------------------------------------------------------
+
+
+async def test_a_request_is_delivered_by_a_child_and_answered(tmp_path: Path) -> None:
+    desk = Desk(people(tmp_path))
+    async with desk.serving() as connection:
+        answer = await ask(connection, "alice@mx.test")
+    assert answer == Answer(Reply(250, "2.0.0", "delivered to mailbox"))
+    text = (tmp_path / "mail/alice").read_bytes()
+    assert text.startswith(b"From s@src.test  ") and text.endswith(b"\n\nHello\n\n")
+
+
+async def test_aliases_come_back_as_addresses(tmp_path: Path) -> None:
+    members = ", ".join(f"member-{i:05}@elsewhere.test" for i in range(5000))
+    desk = Desk(people(tmp_path, f"list: alice, x@ok.test\nlong: {members}\n"))
+    async with desk.serving() as connection:
+        small = await ask(connection, "list@mx.test")
+        large = await ask(connection, "long@mx.test")
+    assert small.recipients == ("alice@mx.test", "x@ok.test") and small.sender == "s@src.test"
+    assert len(large.recipients) == 5000  # more than one packet
+
+
+async def test_many_requests_at_once_are_all_answered(tmp_path: Path) -> None:
+    desk = Desk(people(tmp_path))
+    async with desk.serving() as connection:
+        answers = await asyncio.gather(*(ask(connection, f"{n}@mx.test") for n in ["alice", "bob", "nosuch"] * 4))
+    assert [a.reply.code for a in answers].count(250) >= 2  # the rest may have waited too long for a lock
+    assert {a.reply.code for a in answers} <= {250, 450, 550}
+    assert [a.reply.code for a in answers[2::3]] == [550] * 4
+
+
+@pytest.mark.parametrize("uid", [0, OWNER_UID])
+async def test_root_and_mail_owner_have_no_mailbox_and_their_mail_waits(tmp_path: Path, uid: int) -> None:
+    desk = Desk(Site(tmp_path, root=uid))
+    async with desk.serving() as connection:
+        answer = await ask(connection, "root@mx.test")
+    assert (answer.reply.code, answer.reply.enhanced) == (451, "4.3.5")
+    assert "add an alias for root" in answer.reply.text
+    assert not list((tmp_path / "mail").iterdir())
+
+
+async def test_a_child_that_dies_is_a_temporary_failure(tmp_path: Path) -> None:
+    def die(_user: User, _groups: Iterable[int], _gid: int) -> None:
+        os._exit(1)
+
+    desk = Desk(people(tmp_path), become=die)
+    async with desk.serving() as connection:
+        answer = await ask(connection, "alice@mx.test")
+    assert (answer.reply.code, answer.reply.enhanced) == (451, "4.3.0")
+    assert not (tmp_path / "mail/alice").exists()
+
+
+async def test_a_child_that_cannot_become_the_user_delivers_nothing(tmp_path: Path) -> None:
+    def refuse(_user: User, _groups: Iterable[int], _gid: int) -> None:
+        raise PermissionError("secret")
+
+    desk = Desk(people(tmp_path), become=refuse)
+    async with desk.serving() as connection:
+        answer = await ask(connection, "alice@mx.test")
+    assert answer.reply.code == 451 and "secret" not in answer.reply.text
+    assert not (tmp_path / "mail/alice").exists()
+
+
+async def test_a_delivery_that_takes_too_long_ends_and_leaves_the_mailbox_as_it_was(tmp_path: Path) -> None:
+    desk = Desk(people(tmp_path))
+    (tmp_path / "mail/alice.lock").touch()
+    patient = {"deliver_lock_attempts": 1000, "stale_lock_time": 1e12, "command_time_limit": 0.2}
+    desk.settings = replace(desk.settings, **patient)  # type: ignore[arg-type]  # int and float by name
+    async with desk.serving() as connection:
+        answer = await ask(connection, "alice@mx.test")
+    assert answer.reply == Reply(451, "4.3.0", "local delivery took too long")
+    assert not (tmp_path / "mail/alice").exists()
+
+
+async def test_an_unusable_configuration_makes_everybody_wait(tmp_path: Path) -> None:
+    desk = Desk(people(tmp_path))
+    desk.broken = "/etc/mta/main.cf is world writable"
+    async with desk.serving() as connection:
+        answer = await ask(connection, "alice@mx.test")
+    assert answer.reply.enhanced == "4.3.5" and "/etc" not in answer.reply.text
+    assert any(desk.broken in line for line in desk.sink.lines)
+
+
+async def test_garbage_ends_its_connection_and_nothing_else(tmp_path: Path) -> None:
+    desk = Desk(people(tmp_path))
+    null = os.open(os.devnull, os.O_RDONLY)
+    async with desk.serving() as connection:
+        for data, with_fd in ((b"", False), (b"\xff\0\n", True), (b"x" * 40_000, False), (b"{}\n", False)):
+            ours = connection._connect()
+            ours.setblocking(False)
+            with contextlib.suppress(OSError), ours:
+                if with_fd:
+                    socket.send_fds(ours, [data], [null])
+                elif data:
+                    ours.sendall(data)
+                ours.shutdown(socket.SHUT_WR)
+                await asyncio.wait_for(asyncio.get_running_loop().sock_recv(ours, 10), 5)
+        question = encode_ask(Ask("4F1", "alice@mx.test", "", "", "local"))
+        with connection._connect() as ours:
+            ours.setblocking(False)
+            socket.send_fds(ours, [question], [null])  # not a regular file
+            assert await asyncio.get_running_loop().sock_recv(ours, 10) == b""
+        assert (await ask(connection, "alice@mx.test")).reply.code == 250
+    os.close(null)
+    assert sum("request refused" in line for line in desk.sink.lines) >= 5
+
+
+async def test_without_a_helper_mail_waits(tmp_path: Path) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    theirs.close()
+    for connect in (through_channel(ours), to_socket(str(tmp_path / "nothing"))):
+        answer = await ask(HelperConnection(connect, Clock(), 1.0), "alice@mx.test")
+        assert (answer.reply.code, answer.reply.enhanced) == (451, "4.3.0")
+    ours.close()
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+async def test_a_socket_is_served_for_the_daemon_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, allowed: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)  # a socket's name is short
+    desk = Desk(people(tmp_path))
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind("local")
+    listener.listen()
+    uids: list[int] = []
+
+    def may(uid: int) -> bool:
+        uids.append(uid)
+        return allowed
+
+    helper = Helper(Listener(listener, may), desk.setup, desk.site.users, desk.clock, desk.log, become=nobody_else)
+    task = asyncio.ensure_future(helper.run())
+    await asyncio.sleep(0)
+    answer = await ask(HelperConnection(to_socket("local"), desk.clock, 10.0), "alice@mx.test")
+    helper.stop()
+    await task
+    assert uids == [os.geteuid()]
+    assert answer.reply.code == (250 if allowed else 451)
+
+
+# -- root -------------------------------------------------------------------------------------------------
+
+
+@needs_root
+async def test_as_root_the_mailbox_is_written_by_its_user(tmp_path: Path) -> None:
+    for directory in (tmp_path, *tmp_path.parents[:3]):
+        directory.chmod(0o755)
+    site = Site(tmp_path, alice=60001, bob=60002)
+    spool = tmp_path / "mail"
+    os.chown(spool, 0, 60008)
+    spool.chmod(0o2775)  # as Debian's /var/mail
+    desk = Desk(site, become=None)
+    async with desk.serving() as connection:
+        assert (await ask(connection, "alice@mx.test")).reply.code == 250
+        (spool / "bob").symlink_to(spool / "alice")
+        assert (await ask(connection, "bob@mx.test")).reply.enhanced == "4.2.0"
+    found = (spool / "alice").stat()
+    assert (found.st_uid, found.st_gid, found.st_mode & 0o7777) == (60001, 60008, 0o600)
+    assert (spool / "alice").read_bytes().count(b"Hello") == 1
+
+
+@needs_root
+async def test_as_root_a_home_that_only_its_user_may_enter_works(tmp_path: Path) -> None:
+    for directory in (tmp_path, *tmp_path.parents[:3]):
+        directory.chmod(0o755)
+    site = Site(tmp_path, main_cf="home_mailbox = Maildir/\n", alice=60001)
+    home = tmp_path / "home/alice"
+    home.mkdir(mode=0o700)
+    os.chown(home, 60001, 60001)
+    async with Desk(site, become=None).serving() as connection:
+        assert (await ask(connection, "alice@mx.test")).reply.text == "delivered to maildir"
+    (file,) = (home / "Maildir/new").iterdir()
+    assert (file.stat().st_uid, file.stat().st_mode & 0o777) == (60001, 0o600)
+
+
+@needs_root
+@pytest.mark.parametrize("uid", [0, 60001])
+def test_as_root_there_is_no_way_back(uid: int) -> None:
+    user = User("u", uid, 60001, "", "/", "/bin/sh")
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        said = "refused"
+        with contextlib.suppress(PermissionError):
+            become_user(user, [60001, 60007], 60001)
+            said = f"{os.getresuid()} {os.getresgid()} {os.getgroups()}"
+        os.write(write, said.encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    said = os.read(read, 200).decode()
+    os.close(read)
+    os.close(write)
+    assert said == ("(60001, 60001, 60001) (60001, 60001, 60001) [60001, 60007]" if uid else "refused")
+
+
+# -- what is believed -------------------------------------------------------------------------------------
+
+
+def test_files_that_others_can_write_are_not_believed(tmp_path: Path) -> None:
+    me = Distrust(os.geteuid(), os.getegid())
+    file = tmp_path / "aliases"
+    file.write_text("root: alice\n")
+    file.chmod(0o644)
+    assert read_trusted(str(file)) == b"root: alice\n"
+    with pytest.raises(UntrustedFileError, match="owned by mail_owner"):
+        read_trusted(str(file), me)
+    with pytest.raises(UntrustedFileError, match="owned by mail_owner"):
+        check_path(str(file), me)
+    file.chmod(0o666)
+    with pytest.raises(UntrustedFileError, match="world writable"):
+        read_trusted(str(file))
+    file.chmod(0o664)
+    with pytest.raises(UntrustedFileError, match="group of mail_owner"):
+        read_trusted(str(file), Distrust(60009, file.stat().st_gid))
+    file.chmod(0o644)
+    tmp_path.chmod(0o777)
+    with pytest.raises(UntrustedFileError, match="directory of"):
+        check_path(str(file), Distrust(60009, 60009))
+    tmp_path.chmod(0o700)
+    os.mkfifo(tmp_path / "fifo")
+    for name in ("fifo", ".", "nothing"):
+        with pytest.raises(UntrustedFileError):
+            read_trusted(str(tmp_path / name))
