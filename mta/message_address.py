@@ -193,7 +193,7 @@ class _Parser:
         for n, group in enumerate(groups):
             if n:
                 self._split(group[0][1])
-            if len(group) == 1 and _ENCODED_WORD.match(self.value, group[0][1], group[0][2]):
+            if _ENCODED_WORD.match(self.value, group[0][1], group[-1][2]):
                 continue
             element = self._at(group[0][1])
             element.end = group[-1][2]

@@ -13,7 +13,8 @@ Call = dict[str, Any]
 
 
 def calls() -> list[tuple[str, Call]]:
-    out, name = [], ""
+    out: list[tuple[str, Call]] = []
+    name = ""
     for line in (Path(__file__).parent / "callers.jsonl").read_text().splitlines():
         found = json.loads(line)
         if "case" in found:

@@ -23,14 +23,12 @@ async def test_case(case: Case, world: World) -> None:
         pytest.skip("needs root")
     world.names.name = user
     ours = case.get("ours", {})
-    options: dict[str, object] = {}
-    if os.getuid() == 0 and user != "root":
-        options = {"user": 1000, "group": 1000, "extra_groups": []}
+    become = 1000 if os.getuid() == 0 and user != "root" else None
     if user != "root":
         (world.root / "aliases").chmod(0o444)
     argv = [str(world.config) if a == "/etc/postfix/main.cf" else a for a in case["argv"]]
     argv = [a.replace("<QID>", "4jWbmG5TdmzDLtq") for a in argv]
-    done = await world.run(argv, case["stdin"], program=case["prog"], env=case.get("env"), **options)
+    done = await world.run(argv, case["stdin"], program=case["prog"], env=case.get("env"), become=become)
     messages = await world.queued()
     assert done.status == ours.get("exit", case["expect_exit"]), done
     if "queued" in ours:

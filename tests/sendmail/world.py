@@ -147,13 +147,16 @@ class Permit:
 class NoAnvil:
     """Counts nothing."""
 
-    async def connect(self, facts: Facts) -> Reply | None:
-        return None
+    async def connect(self, address: str) -> Verdict:
+        return PERMIT
 
-    async def mail(self, facts: Facts) -> Reply | None:
-        return None
+    async def mail(self, address: str) -> Verdict:
+        return PERMIT
 
-    def disconnect(self, facts: Facts) -> None: ...
+    async def rcpt(self, address: str) -> Verdict:
+        return PERMIT
+
+    def disconnect(self, address: str) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -297,15 +300,21 @@ class World:
         *,
         program: str = "sendmail",
         env: Mapping[str, str] | None = None,
-        timeout: float = 30.0,
-        **options: object,
+        become: int | None = None,
+        before: Callable[[], None] | None = None,
     ) -> Done:
-        """Run the real stub to its end."""
+        """Run the real stub to its end.  become: uid for it, when this is root.  before: runs in the child."""
         data = stdin if isinstance(stdin, bytes) else stdin.encode()
-        done = await asyncio.to_thread(
-            subprocess.run, [str(self.stub.parent / program), *argv], input=data, capture_output=True, timeout=timeout,
-            env={"MAIL_CONFIG": str(self.config), "LANG": "C.UTF-8", **(env or {})}, check=False, **options,
-        )  # fmt: skip
+        command = [str(self.stub.parent / program), *argv]
+        environment = {"MAIL_CONFIG": str(self.config), "LANG": "C.UTF-8", **(env or {})}
+
+        def call() -> subprocess.CompletedProcess[bytes]:
+            return subprocess.run(
+                command, input=data, capture_output=True, timeout=30, env=environment, check=False, preexec_fn=before,
+                user=become, group=become, extra_groups=None if become is None else [],
+            )  # fmt: skip
+
+        done = await asyncio.to_thread(call)
         return Done(done.returncode, done.stdout.decode("utf-8", "replace"), done.stderr.decode("utf-8", "replace"))
 
     async def queued(self) -> list[Message]:

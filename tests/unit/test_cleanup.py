@@ -1,0 +1,157 @@
+"""The door into the queue: envelopes, headers, limits and errors; on the real store."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from mta.cleanup.cleanup import LookupFailedError
+from mta.envelope import Envelope, Origin, Recipient
+from mta.queue.api import Parent, QueueError
+from tests.sendmail.world import Message, World
+
+REMOTE = Origin("smtpd", "c.test", "192.0.2.1", 25, "helo.test", "ESMTP")
+LOCAL = Origin("pickup", uid=1000, rewrite_local=True)
+MESSAGE = b"From: a\nTo: b\n\nbody\n"
+
+
+@pytest.fixture
+async def world() -> AsyncIterator[World]:
+    async with World() as made:
+        yield made
+
+
+async def put(
+    world: World, origin: Origin, message: bytes, *recipients: str, step: int = 7
+) -> tuple[str, Message | None]:
+    envelope = Envelope("s@s.test", [Recipient(r) for r in recipients or ("bob@r.test",)], world.clock.now())
+    intake = await world.cleanup.open(origin, envelope)
+    for i in range(0, len(message), step):
+        intake.write(message[i : i + step])
+    reply = await intake.commit()
+    found = await world.queued()
+    if reply.is_positive:
+        assert reply.text == f"Ok: queued as {found[0].queue_id}"
+        return str(reply), found[0]
+    assert found == []
+    return str(reply), None
+
+
+async def test_remote_headers_are_not_touched(world: World) -> None:
+    _, message = await put(world, REMOTE, b"From : a\nTo: b,\n c\nBcc: x\nX-Y:  z\n\nbody\n")
+    assert message is not None
+    assert message.headers[0] == (
+        "Received: from helo.test (c.test [192.0.2.1])\n"
+        f"\tby host.example.test (aiomta) with ESMTP id {message.queue_id}\n"
+        f"\tfor <bob@r.test>; {message.headers[0].rpartition('; ')[2]}"
+    )
+    assert message.headers[1:] == ["From : a", "To: b,\n c", "X-Y:  z"]
+    assert f"{message.queue_id}: message-id=<>" in world.log
+
+
+async def test_local_headers_are_completed_in_order(world: World) -> None:
+    _, message = await put(world, LOCAL, b"To: b\n\nbody\n")
+    assert message is not None
+    assert [h.partition(":")[0] for h in message.headers] == ["Received", "To", "Message-Id", "Date", "From"]
+    assert message.headers[1] == "To: b@example.test"
+    assert f"{message.queue_id}: message-id=<{message.queue_id}@host.example.test>" in world.log
+
+
+async def test_a_client_of_ours_gets_its_headers_completed(world: World) -> None:
+    world.cleanup._local_client = lambda address: address == "192.0.2.1"
+    _, message = await put(world, REMOTE, b"To: b\n\nbody\n")
+    assert message is not None
+    assert message.header("To") == "To: b@example.test"
+    assert message.header("From") == "From: s@s.test"
+
+
+async def test_limits_have_their_replies() -> None:
+    async with World(message_size_limit=1000, hopcount_limit=5) as world:
+        assert (await put(world, REMOTE, b"X: y\n\n" + b"x" * 1000))[0] == "552 5.3.4 Error: message file too big"
+        assert (await put(world, REMOTE, b"Received: x\n" * 5 + b"\nb\n"))[0] == "554 5.4.6 Error: too many hops"
+        assert (await put(world, REMOTE, b"Received: x\n" * 4 + b"\nb\n"))[0].startswith("250 2.0.0 Ok")
+
+
+async def test_aliases_expand_recursively_and_keep_the_original() -> None:
+    table = "inline:{ {list@example.test=a@x, loop@x, list@example.test} {loop@x=loop@x} {@cat.test=@dog.test} "
+    table += "{u@example.test=v} }"
+    async with World(virtual_alias_maps=(table,)) as world:
+        _, message = await put(
+            world, REMOTE, MESSAGE, "list@example.test", "z@cat.test", "u+ext@example.test", "LIST@example.test"
+        )
+        assert message is not None
+        found = [(r.address, r.original) for r in message.envelope.recipients]
+        assert found == [
+            ("a@x", "list@example.test"),
+            ("loop@x", "list@example.test"),
+            ("list@example.test", ""),
+            ("z@dog.test", "z@cat.test"),
+            ("v+ext@example.test", "u+ext@example.test"),
+        ]
+
+
+async def test_endless_aliases_and_failing_tables_accept_nothing() -> None:
+    for maps in ("fail:x", "inline:{ {bob@r.test=bob2@r.test} {bob2@r.test=bob@r.test} }"):
+        async with World(virtual_alias_maps=(maps,)) as world:
+            with pytest.raises(LookupFailedError):
+                await put(world, REMOTE, MESSAGE)
+            assert await world.queued() == []
+
+
+async def test_canonical_maps_change_envelope_and_local_headers() -> None:
+    async with World(canonical_maps=("inline:{ {a@example.test=A.B@new.test} }",)) as world:
+        _, message = await put(world, LOCAL, b"From: X <a>\nTo: a, c\n\n" + b"body\n" * 1000, "a")
+        assert message is not None
+        assert message.header("From") == "From: X <A.B@new.test>"
+        assert message.header("To") == "To: A.B@new.test, c@example.test"
+        assert message.body == ["body"] * 1000
+        assert message.envelope.recipients[0].address == "A.B@new.test"
+
+
+async def test_a_failing_table_in_headers_is_451() -> None:
+    async with World(sender_canonical_maps=("fail:x",), sender_canonical_classes=("header_sender",)) as world:
+        reply, _ = await put(world, LOCAL, MESSAGE)
+        assert reply.startswith("451 4.3.0")
+
+
+async def test_a_stray_cr_never_reaches_the_queue(world: World) -> None:
+    _, message = await put(world, REMOTE, b"A: b\rC: d\n\nx\ry\n", step=3)
+    assert message is not None
+    assert message.headers[1:] == ["A: b C: d"]
+    assert message.body == ["x y"]
+
+
+async def test_children_are_born_held(world: World) -> None:
+    async def chunks() -> AsyncIterator[bytes]:
+        yield b"Subject: x\n"
+        yield b"\nbody\n"
+
+    envelope = Envelope("", [Recipient("s@s.test")], world.clock.now())
+    draft = await world.cleanup.inject(
+        Origin("bounce", rewrite_local=True), envelope, chunks(), Parent("bounce", "u", "ID")
+    )
+    assert await world.store.claim(draft.queue_id) is None
+    await world.store.release([draft])
+    (message,) = await world.queued()
+    assert message.header("From") == "From: MAILER-DAEMON"
+    assert message.headers[0].startswith(f"Received: by host.example.test (aiomta)\n\tid {message.queue_id}; ")
+
+
+async def test_an_interrupted_child_leaves_nothing(world: World) -> None:
+    def broken() -> AsyncIterator[bytes]:
+        async def chunks() -> AsyncIterator[bytes]:
+            yield b"Subject: x\n"
+            raise QueueError("gone")
+
+        return chunks()
+
+    with pytest.raises(QueueError):
+        await world.cleanup.inject(Origin("forward"), Envelope("a@b", [Recipient("c@d")], 1.0), broken())
+    assert list((world.queue / "incoming").iterdir()) == []
+
+
+async def test_encoding_is_taken_from_the_header_unless_declared(world: World) -> None:
+    intake = await world.cleanup.open(LOCAL, Envelope("a", [Recipient("b")], world.clock.now()))
+    intake.write(b"Content-Transfer-Encoding: 8BIT\n\nx\n")
+    await intake.commit()
+    (message,) = await world.queued()
+    assert message.envelope.encoding == "8bit"
