@@ -28,7 +28,7 @@ from mta.deliver.local_client import HelperConnection, fork_helper, through_chan
 from mta.fsio import Fsio
 from mta.lookup.unix import User, UserLookup
 from mta.maillog import Maillog, MaillogSettings
-from mta.master_local import SOCKET, serve_channel
+from mta.master_local import serve_channel
 from mta.master_lock import ALREADY_RUNNING, AlreadyRunningError, take, write_pid
 from mta.master_process import ChildSpec, Supervisor, die_with_parent
 from mta.master_scheduler import Sockets, run_scheduler
@@ -202,8 +202,7 @@ def _start(config: Config, *, foreground: bool) -> int:
         master.helper = HelperConnection(through_channel(channel), clock, limit)
         hand_over(master, owner, settings.maillog_file)
         drop_privileges(owner)
-    elif os.environ.get("MTA_LOCAL_SOCKET") == "1":  # set by our unit: mta-local is a service of its own
-        path = os.path.join(config.text("queue_directory"), SOCKET)
+    elif path := os.environ.get("MTA_LOCAL_SOCKET", ""):  # set by our unit: mta-local is a service of its own
         master.helper = HelperConnection(to_socket(path), clock, config.seconds("command_time_limit"))
     log.write("master", f"daemon started -- version {__version__}, configuration {config.directory}")
     if ready is not None:

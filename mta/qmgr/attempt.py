@@ -55,6 +55,7 @@ class Attempt:
     results: dict[int, Result] = field(default_factory=dict)
     services: dict[int, tuple[str, Delays]] = field(default_factory=dict)
     children: list[Draft] = field(default_factory=list)
+    begun: bool = False  # the attempt is counted in the file
     told: set[str] = field(default_factory=set)  # notices already committed: settling may be repeated
 
     def recorder(self, service: str, started: float) -> Callable[[Recipient, Result], None]:

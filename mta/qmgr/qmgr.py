@@ -8,6 +8,8 @@ one ends that one.
 When a step fails:
 - claim finds nothing, or somebody else was first: the id is forgotten;
 - the recipient cannot be resolved (a table fails): deferred 4.3.0;
+- the process dies: the attempt stays counted in each message it was trying.  A power cut counts too, so a few
+  are no proof; a suspect is then tried alone, and only one that goes on killing its handler is put on hold;
 - an agent raises: what it had not reported is deferred 4.3.0, the traceback is logged under the queue id;
 - the queue cannot be written at the end (disk full, read-only): the attempt stays in memory and settling is
   tried again each minute; nothing is delivered twice meanwhile because the message is still ours.
@@ -33,8 +35,10 @@ from mta.qmgr.scheduler import Entry, Scheduler
 from mta.queue.api import FencedError, Job, Queue, QueueError, QueueStore
 from mta.smtp.reply import Reply
 
-MAX_CRASHES = 3  # attempts that never ended before a message is put on hold
+SUSPECT = 3  # attempts that never ended; from then on a message is tried alone among its like
+MAX_CRASHES = 6  # and after so many it is put on hold: the last ones can hardly be another message's fault
 SETTLE_RETRY = 60.0  # seconds between tries to write the end of an attempt to a failing disk
+CLAIM_RETRY = 5.0  # seconds before a message that could not be opened (no descriptors) is claimed again
 UNAVAILABLE = Reply(451, "4.3.5", "mail transport unavailable")
 UNRESOLVED = Reply(451, "4.3.0", "address resolver failure")
 
@@ -95,6 +99,7 @@ class QueueManager:
         self._open: dict[str, tuple[int, asyncio.Future[None]]] = {}  # entries outstanding per job
         self._tasks: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
+        self._suspects = asyncio.Lock()
         self._draining = False
 
     # -- intake -----------------------------------------------------------------------------------
@@ -186,7 +191,12 @@ class QueueManager:
 
     async def _serve(self, queue_id: str) -> None:
         try:
-            job = await self._store.claim(queue_id)
+            try:
+                job = await self._store.claim(queue_id)
+            except QueueError as error:
+                self._log.warning("qmgr", f"{error}, will try again")
+                heapq.heappush(self._deferred, (self._clock.now() + CLAIM_RETRY, queue_id))
+                return
             if job is None:
                 return
             if job.crashes >= MAX_CRASHES:
@@ -194,7 +204,11 @@ class QueueManager:
                 await self._store.hold(job)
                 return
             try:
-                await self._attempt(job)
+                if job.crashes >= SUSPECT:
+                    async with self._suspects:
+                        await self._attempt(job)
+                else:
+                    await self._attempt(job)
             except FencedError:
                 raise
             except Exception:
@@ -218,7 +232,6 @@ class QueueManager:
         self._log.write(
             "qmgr", f"{job.queue_id}: from=<{envelope.sender}>, size={job.size}, nrcpt={len(todo)} (queue active)"
         )
-        await self._store.begin_attempt(job)
         entries = await self._entries(attempt, todo)
         await self._run_entries(attempt, entries)
         if self._draining and len(attempt.results) < len(todo):
@@ -281,6 +294,9 @@ class QueueManager:
             raise RuntimeError(f"{entry.job_id}: delivery without an attempt")
         started = self._clock.monotonic()
         try:
+            if not attempt.begun:
+                attempt.begun = True
+                await self._store.begin_attempt(attempt.job)
             agent = self._agents.get(entry.transport)
             if agent is None:
                 for recipient in entry.recipients:

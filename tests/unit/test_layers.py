@@ -24,7 +24,8 @@ WAITING = {"call_later", "call_at"}
 
 PURE = [
     *("smtp/*", "smtpd/session*", "smtpd/facts", "smtpd/ports", "message*", "envelope", "dns/mx"),
-    *("queue/queue_file", "queue/queue_id", "queue/api", "bounce/dsn", "qmgr/scheduler", "qmgr/backoff"),
+    *("queue/queue_file", "queue/queue_reader", "queue/reasons", "queue/queue_id", "queue/api"),
+    *("bounce/dsn", "qmgr/scheduler", "qmgr/backoff"),
     *("deliver/request", "submit_options", "submit_prepare", "lookup/table"),
 ]
 LAYERS = {  # first match wins; a module may import only its own layer or lower ones
