@@ -18,7 +18,7 @@ from mta.config.macro import MacroError, expand, references
 from mta.config.main_cf import Problem, Setting, one_line
 from mta.config.master_cf import Service
 from mta.config.param import Param
-from mta.config.params import PARAMS, declared, find
+from mta.config.params import PARAMS, READ_ONLY, declared, find
 from mta.config.settings import Config
 
 _REQUIRED = ("myhostname", "mydomain", "myorigin", "mail_owner", "queue_directory", "data_directory", "mail_name",
@@ -52,6 +52,9 @@ def _setting(config: Config, setting: Setting, used: set[str]) -> Iterator[Probl
     if param is None:
         if setting.name not in used:
             yield _problem(setting, f"unknown parameter: {setting.name}{_hint(setting.name)}", fatal=False)
+        return
+    if setting.name in READ_ONLY:
+        yield _problem(setting, f"read-only parameter assignment: {setting.name}={setting.value}", fatal=False)
         return
     shown = f"{setting.name} = {_short(one_line(setting.value))}"
     try:
@@ -103,6 +106,7 @@ def _contradictions(config: Config) -> Iterator[Problem]:
     for name in ("myhostname", "mydomain"):
         if config.text(name) and not _HOSTNAME.fullmatch(config.text(name)):
             yield Problem(*_place(config, name), f"{name} = {_short(config.text(name))}: not a host name", True)
+            break
     message, mailbox = config.integer("message_size_limit"), config.integer("mailbox_size_limit")
     if mailbox and (mailbox < message or not message):
         text = f"mailbox_size_limit = {mailbox}: is smaller than message_size_limit = {message or 'no limit'}"

@@ -3,6 +3,7 @@
     myhostname  gethostname(2), completed with $mydomain when it has no dot
     mydomain    $myhostname without its first label; localdomain when it has none
     myorigin    a value that begins with / is a file: its first line
+    disable_dns_lookups  follows smtp_dns_support_level where that is set
     mynetworks  by mynetworks_style from the addresses that inet_interfaces and inet_protocols leave
 
 See also: postconf(5) under these names
@@ -43,6 +44,15 @@ def compute(config: Source, name: str) -> str | None:
     """The value of a parameter that is not simply its text; None: it is."""
     if name == "myorigin":
         return _origin(config)
+    if name == "disable_dns_lookups" and (level := config.text("smtp_dns_support_level").lower()):
+        return "yes" if level == "disabled" else "no"  # the old parameter counts only when the new one is empty
+    match name:
+        case "process_name":
+            return config.service.command if config.service else "master"
+        case "service_name":
+            return config.service.name if config.service else ""
+        case "process_id":
+            return ""
     if config.is_set(name):
         return None
     match name:
@@ -55,10 +65,6 @@ def compute(config: Source, name: str) -> str | None:
             return " ".join(_networks(config))
         case "smtpd_processes":
             return str(max(1, config.host.processors - 1))
-        case "process_name":
-            return config.service.command if config.service else "master"
-        case "service_name":
-            return config.service.name if config.service else ""
     return None
 
 

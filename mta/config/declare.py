@@ -76,6 +76,11 @@ def ignored_by_design(param: Param) -> Param:
     return _replaced(param, noop=True)
 
 
+def not_yet(*params: Param) -> tuple[Param, ...]:
+    """Parameters that nobody acts on so far: setting one gives a warning.  Their kinds are known all the same."""
+    return tuple(_replaced(param, honoured=False) for param in params)
+
+
 def only_default(param: Param, why: str) -> Param:
     """Known but not honoured yet; another value than the default stops the start because of `why`."""
     return _replaced(param, honoured=False, unsafe_if_ignored=why)

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NoReturn
 
+from mta.config.macro import level
+
 SEPARATORS = ", \t\r\n"
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _MAX_TIME = 2**31 - 1  # seconds, the range of Postfix's int
@@ -36,10 +38,11 @@ class Kind(Enum):
     SIZE = "bytes"
     TIME = "time"
     CODE = "SMTP reply code"
+    LEVEL = "compatibility level"
 
 
 LISTS = (Kind.LIST, Kind.TABLES)
-TEXTS = (Kind.TEXT, Kind.WORD, Kind.PATH)
+TEXTS = (Kind.TEXT, Kind.WORD, Kind.PATH, Kind.LEVEL)
 INTS = (Kind.INT, Kind.SIZE, Kind.CODE)
 
 
@@ -96,6 +99,8 @@ class Param:
                 return items
             case Kind.WORD:
                 return self._known(text)
+            case Kind.LEVEL:
+                return ".".join(map(str, level(text)))
             case Kind.TEXT | Kind.PATH:
                 return text
 

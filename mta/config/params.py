@@ -39,6 +39,13 @@ TOPICS: tuple[tuple[str, tuple[Param, ...]], ...] = (
     ("TLS", params_tls.PARAMS),
 )
 
+# Not expanded when main.cf is read: their $names are filled in for each recipient or reply.
+UNEXPANDED = frozenset({
+    "command_execution_directory", "default_rbl_reply", "forward_path", "luser_relay", "mailbox_command",
+    "postscreen_expansion_filter", "postscreen_reject_footer", "smtpd_expansion_filter", "smtpd_reject_footer",
+})  # fmt: skip
+READ_ONLY = frozenset({"process_id", "process_name", "service_name"})  # setting them has no effect
+
 # Suffixes of per-transport parameters, with the parameter whose value they default to.
 PER_TRANSPORT = {
     "destination_concurrency_limit": "default_destination_concurrency_limit",

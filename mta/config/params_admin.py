@@ -1,10 +1,22 @@
 """Parameters of the mail system as a whole: identity, directories, who may do what, the log."""
 
-from mta.config.declare import changed, count, extension, ignored_by_design, items, path, tables, text, word, yes_no
-from mta.config.param import Param
+from mta.config.declare import (
+    changed,
+    count,
+    extension,
+    ignored_by_design,
+    items,
+    not_yet,
+    path,
+    tables,
+    text,
+    word,
+    yes_no,
+)
+from mta.config.param import Kind, Param
 
 PARAMS: tuple[Param, ...] = (
-    changed(text("compatibility_level", "0",
+    changed(Param("compatibility_level", Kind.LEVEL, "0",
                  "Generation of Postfix defaults this main.cf was written for; 3.6: all current ones."), "3.6"),
     changed(text("mail_name", "Postfix", "Product name, in the SMTP greeting and in Received: headers."), "aiomta"),
     text("mail_version", "3.7.11", "Postfix version whose behaviour is followed; for $mail_version in texts."),
@@ -16,7 +28,6 @@ PARAMS: tuple[Param, ...] = (
             "/var/spool/mta"),
     changed(path("data_directory", "/var/lib/postfix", "Files the daemons keep beside the queue; owned by mail_owner."),
             "/var/lib/mta"),
-    path("process_id_directory", "pid", "Lock and process id files, below queue_directory."),
     text("myhostname", "", "Full name of this host. Default: gethostname(2), with $mydomain added when it has no dot."),
     text("mydomain", "", "Domain of this host. Default: $myhostname without its first label, else localdomain."),
     text("myorigin", "$myhostname",
@@ -45,18 +56,8 @@ PARAMS: tuple[Param, ...] = (
     items("authorized_flush_users", "static:anyone", "Local users that may flush the queue."),
     text("syslog_name", "${multi_instance_name?{$multi_instance_name}:{postfix}}",
          "Word before the / in log lines; log tools look for the default."),
-    word("syslog_facility", "mail", "Facility of log lines sent to syslog.",
-         "auth", "authpriv", "cron", "daemon", "ftp", "kern", "lpr", "mail", "news", "security", "syslog", "user",
-         "uucp", *(f"local{n}" for n in range(8))),
     path("maillog_file", "", "Log to this file or to /dev/stdout; empty: syslog."),
     items("maillog_file_prefixes", "/var, /dev/stdout", "maillog_file must begin with one of these."),
-    text("maillog_file_compressor", "gzip", "Program that `mta logrotate` compresses the old log with."),
-    text("maillog_file_rotate_suffix", "%Y%m%d-%H%M%S", "strftime(3) suffix of a rotated log."),
-    count("delay_logging_resolution_limit", "2", "Digits after the point in delays= of the log.", 0, 6),
-    items("import_environment",
-          "MAIL_CONFIG MAIL_DEBUG MAIL_LOGTAG TZ XAUTHORITY DISPLAY LANG=C POSTLOG_SERVICE POSTLOG_HOSTNAME",
-          "Environment variables that programs of the mail system keep or (name=value) set."),
-    items("export_environment", "TZ MAIL_CONFIG LANG", "Environment variables given to commands outside."),
     count("default_process_limit", "100", "Deliveries at once per transport whose master.cf line has - as maxproc.", 1),
     text("default_database_type", "hash", "Table type for file names that have none, as in newaliases."),
     yes_no("soft_bounce", "no", "Turn every refusal and bounce (5xx) into a try-again (4xx); for testing a new setup."),
@@ -65,9 +66,6 @@ PARAMS: tuple[Param, ...] = (
     text("process_name", "", "Name of the running daemon, for $process_name in texts."),
     text("service_name", "", "master.cf service in whose name the daemon runs, for $service_name in texts."),
     text("process_id", "", "For $process_id in texts."),
-    items("smtputf8_autodetect_classes", "sendmail, verify",
-          "Mail from these doors is inspected for non-ASCII addresses and headers.",
-          "sendmail", "smtpd", "qmqpd", "forward", "bounce", "notify", "verify", "all"),
     yes_no("smtputf8_enable", "${{$compatibility_level} <level {1} ? {no} : {yes}}",
            "Support mail addresses and headers in UTF-8 (RFC 6531)."),
     tables("alias_database", "hash:/etc/aliases", "Alias files that newaliases checks."),
@@ -78,4 +76,20 @@ PARAMS: tuple[Param, ...] = (
     extension(items("dns_servers", "",
                     "DNS servers to ask, as address, address:port or [v6]:port. Default: those of resolv.conf.")),
     ignored_by_design(text("setgid_group", "postdrop", "Not needed: no program here is set-gid.")),
+    *not_yet(
+        path("process_id_directory", "pid", "Lock and process id files, below queue_directory."),
+        word("syslog_facility", "mail", "Facility of log lines sent to syslog.",
+             "auth", "authpriv", "cron", "daemon", "ftp", "kern", "lpr", "mail", "news", "security", "syslog", "user",
+             "uucp", *(f"local{n}" for n in range(8))),
+        text("maillog_file_compressor", "gzip", "Program that `mta logrotate` compresses the old log with."),
+        text("maillog_file_rotate_suffix", "%Y%m%d-%H%M%S", "strftime(3) suffix of a rotated log."),
+        count("delay_logging_resolution_limit", "2", "Digits after the point in delays= of the log.", 0, 6),
+        items("import_environment",
+              "MAIL_CONFIG MAIL_DEBUG MAIL_LOGTAG TZ XAUTHORITY DISPLAY LANG=C POSTLOG_SERVICE POSTLOG_HOSTNAME",
+              "Environment variables that programs of the mail system keep or (name=value) set."),
+        items("export_environment", "TZ MAIL_CONFIG LANG", "Environment variables given to commands outside."),
+        items("smtputf8_autodetect_classes", "sendmail, verify",
+              "Mail from these doors is inspected for non-ASCII addresses and headers.",
+              "sendmail", "smtpd", "qmqpd", "forward", "bounce", "notify", "verify", "all"),
+    ),
 )  # fmt: skip

@@ -1,6 +1,6 @@
 """Parameters of addresses and of messages on their way into the queue: rewriting, routing, cleanup."""
 
-from mta.config.declare import count, items, only_default, size, tables, text, word, yes_no
+from mta.config.declare import count, items, not_yet, only_default, size, tables, text, word, yes_no
 from mta.config.param import Param
 
 _CLASSES = ("envelope_sender", "envelope_recipient", "header_sender", "header_recipient")
@@ -30,10 +30,6 @@ REWRITING: tuple[Param, ...] = (
     tables("recipient_canonical_maps", "", "Rewrites recipient addresses."),
     items("recipient_canonical_classes", "envelope_recipient, header_recipient",
           "What recipient_canonical_maps applies to.", *_CLASSES),
-    items("masquerade_domains", "", "Domains whose subdomains are stripped off addresses; !name: not this one."),
-    items("masquerade_classes", "envelope_sender, header_sender, header_recipient",
-          "What masquerade_domains applies to.", *_CLASSES),
-    items("masquerade_exceptions", "", "User names that are not masqueraded."),
     items("propagate_unmatched_extensions", "canonical, virtual",
           "Tables that copy an address extension from the key to the result.",
           "canonical", "virtual", "alias", "forward", "include", "generic"),
@@ -45,8 +41,14 @@ REWRITING: tuple[Param, ...] = (
     text("always_bcc", "", "Address that gets a copy of every message received."),
     tables("sender_bcc_maps", "", "Address that gets a copy, by sender."),
     tables("recipient_bcc_maps", "", "Address that gets a copy, by recipient."),
-    yes_no("enable_original_recipient", "yes", "Record the recipient as it was before rewriting."),
     count("duplicate_filter_limit", "1000", "Addresses remembered to drop a recipient named twice; 0: no limit."),
+    *not_yet(
+        items("masquerade_domains", "", "Domains whose subdomains are stripped off addresses; !name: not this one."),
+        items("masquerade_classes", "envelope_sender, header_sender, header_recipient",
+              "What masquerade_domains applies to.", *_CLASSES),
+        items("masquerade_exceptions", "", "User names that are not masqueraded."),
+        yes_no("enable_original_recipient", "yes", "Record the recipient as it was before rewriting."),
+    ),
 )  # fmt: skip
 
 ROUTING: tuple[Param, ...] = (
@@ -69,14 +71,10 @@ ROUTING: tuple[Param, ...] = (
 
 MESSAGE: tuple[Param, ...] = (
     size("header_size_limit", "102400", "Bytes of one header; the rest is cut off.", 1),
-    count("header_address_token_limit", "10240", "Address tokens looked at in one header.", 1),
     count("hopcount_limit", "50", "Received: headers a message may have; more: it loops and is bounced.", 1),
     items("message_drop_headers", "bcc, content-length, resent-bcc, return-path", "Headers removed from all mail."),
     yes_no("always_add_missing_headers", "no", "Add From:, Date:, Message-ID: to remote mail too."),
-    text("undisclosed_recipients_header", "", "Header added to a message without recipient headers."),
-    word("header_from_format", "standard", "Form of a From: that is added.", "standard", "obsolete"),
     yes_no("detect_8bit_encoding_header", "yes", "Believe Content-Transfer-Encoding: 8bit."),
-    count("queue_file_attribute_count_limit", "100", "Named attributes per queue file.", 1),
     *(only_default(tables(name, default, "Inspects headers or body lines, see header_checks(5)."), _CHECKS)
       for name, default in (
           ("header_checks", ""), ("mime_header_checks", "$header_checks"), ("nested_header_checks", "$header_checks"),
@@ -84,6 +82,12 @@ MESSAGE: tuple[Param, ...] = (
     only_default(text("message_reject_characters", "", "Characters that make a message unacceptable."), _CHECKS),
     only_default(text("message_strip_characters", "", "Characters removed from messages."),
                  "the characters would stay in"),
+    *not_yet(
+        count("header_address_token_limit", "10240", "Address tokens looked at in one header.", 1),
+        text("undisclosed_recipients_header", "", "Header added to a message without recipient headers."),
+        word("header_from_format", "standard", "Form of a From: that is added.", "standard", "obsolete"),
+        count("queue_file_attribute_count_limit", "100", "Named attributes per queue file.", 1),
+    ),
 )  # fmt: skip
 
 PARAMS = REWRITING + ROUTING + MESSAGE

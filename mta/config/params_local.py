@@ -1,6 +1,6 @@
 """Parameters of local delivery: aliases, mailboxes, forwarding."""
 
-from mta.config.declare import changed, count, items, path, size, tables, text, time, yes_no
+from mta.config.declare import changed, count, items, not_yet, path, size, tables, text, time, yes_no
 from mta.config.param import Param
 
 _FILTER = "1234567890!@%-_=+:,./abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -29,16 +29,18 @@ PARAMS: tuple[Param, ...] = (
           "Files with forwarding addresses, the first that exists counts.\n"
           "Until forwarding is built, mail to a user who has one is deferred."),
     text("forward_expansion_filter", _FILTER, "Characters left alone in values filled in to forward_path."),
-    text("command_expansion_filter", _FILTER, "Characters left alone in values filled in to commands."),
     time("command_time_limit", "1000s", "Longest run of a command."),
-    text("local_command_shell", "", "Shell for commands from aliases; empty: only where it is needed."),
-    text("default_privs", "nobody", "User that commands and files of root-owned aliases are run and written as."),
-    items("allow_mail_to_commands", "alias, forward", "Where |command is allowed.", *_WAYS),
-    items("allow_mail_to_files", "alias, forward", "Where /file is allowed.", *_WAYS),
     items("prepend_delivered_header", "command, file, forward", "Deliveries that get a Delivered-To: header.",
           "command", "file", "forward"),
     yes_no("owner_request_special", "yes", "owner-LIST and LIST-request keep their own extension."),
     yes_no("expand_owner_alias", "no", "Use the expansion of owner-LIST as sender, not its name."),
-    yes_no("reset_owner_alias", "no", "An alias without owner- takes over the owner of the list that led to it."),
-    yes_no("frozen_delivered_to", "yes", "Update Delivered-To: only at the end of forwarding."),
+    *not_yet(
+        text("command_expansion_filter", _FILTER, "Characters left alone in values filled in to commands."),
+        text("local_command_shell", "", "Shell for commands from aliases; empty: only where it is needed."),
+        text("default_privs", "nobody", "User that commands and files of root-owned aliases are run and written as."),
+        items("allow_mail_to_commands", "alias, forward", "Where |command is allowed.", *_WAYS),
+        items("allow_mail_to_files", "alias, forward", "Where /file is allowed.", *_WAYS),
+        yes_no("reset_owner_alias", "no", "An alias without owner- takes over the owner of the list that led to it."),
+        yes_no("frozen_delivered_to", "yes", "Update Delivered-To: only at the end of forwarding."),
+    ),
 )  # fmt: skip

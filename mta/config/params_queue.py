@@ -1,6 +1,6 @@
 """Parameters of the queue, the queue manager, bounces and notices."""
 
-from mta.config.declare import count, items, size, text, time, yes_no
+from mta.config.declare import count, items, not_yet, size, text, time, yes_no
 from mta.config.param import Param
 
 _MOST = 100 * 86400  # seconds; Postfix's limit for lifetimes
@@ -17,11 +17,8 @@ QUEUE: tuple[Param, ...] = (
     time("maximal_queue_lifetime", "5d", "Age at which undelivered mail is bounced; 0: one try.", 0, _MOST),
     time("bounce_queue_lifetime", "5d", "The same for mail with the null sender.", 0, _MOST),
     time("delay_warning_time", "0h", "Age at which the sender is told that a message waits; 0: never.", 0),
-    yes_no("confirm_delay_cleared", "no", "Tell a sender who got such a warning about the delivery in the end."),
     count("qmgr_message_active_limit", "20000", "Messages in the active queue.", 1),
-    count("qmgr_message_recipient_limit", "20000", "Recipients in memory.", 1),
     items("defer_transports", "", "Transports whose mail waits until flushed by hand."),
-    time("in_flow_delay", "1s", "Pause of new mail while more arrives than is delivered; 0: off.", 0, 10),
     count("initial_destination_concurrency", "5", "Deliveries at once to a destination not yet known to be well.", 1),
     count("default_destination_concurrency_limit", "20",
           "Deliveries at once to one destination; TRANSPORT_destination_concurrency_limit for one transport.\n"
@@ -31,16 +28,22 @@ QUEUE: tuple[Param, ...] = (
           "is the recipient; 0: no limit."),
     count("default_destination_concurrency_failed_cohort_limit", "1",
           "Failed rounds of deliveries after which a destination counts as dead; 0: never."),
-    text("default_destination_concurrency_positive_feedback", "1", "Growth of the concurrency per success: a number,\n"
-         "number / concurrency, or number / sqrt_concurrency."),
-    text("default_destination_concurrency_negative_feedback", "1", "Decline of the concurrency per failure."),
-    time("default_destination_rate_delay", "0s", "Pause between two deliveries to one destination.", 0),
-    time("default_transport_rate_delay", "0s", "Pause between two deliveries of one transport.", 0),
     count("local_destination_concurrency_limit", "2", "Deliveries at once to one mailbox."),
     count("local_destination_recipient_limit", "1", "Recipients per local delivery."),
-    time("transport_retry_time", "60s", "Wait after a transport broke down."),
     time("stale_lock_time", "500s", "Age at which a mailbox lock file counts as left behind."),
     yes_no("backwards_bounce_logfile_compatibility", "yes", "Keep the one-line form in files of defer/ too."),
+    *not_yet(
+        yes_no("confirm_delay_cleared", "no", "Tell a sender who got such a warning about the delivery in the end."),
+        count("qmgr_message_recipient_limit", "20000", "Recipients in memory.", 1),
+        time("in_flow_delay", "1s", "Pause of new mail while more arrives than is delivered; 0: off.", 0, 10),
+        text("default_destination_concurrency_positive_feedback", "1",
+             "Growth of the concurrency per success: a number,\n"
+             "number / concurrency, or number / sqrt_concurrency."),
+        text("default_destination_concurrency_negative_feedback", "1", "Decline of the concurrency per failure."),
+        time("default_destination_rate_delay", "0s", "Pause between two deliveries to one destination.", 0),
+        time("default_transport_rate_delay", "0s", "Pause between two deliveries of one transport.", 0),
+        time("transport_retry_time", "60s", "Wait after a transport broke down."),
+    ),
 )  # fmt: skip
 
 BOUNCE: tuple[Param, ...] = (
@@ -50,9 +53,11 @@ BOUNCE: tuple[Param, ...] = (
     text("bounce_notice_recipient", "postmaster", "Gets copies of bounces (class bounce)."),
     text("2bounce_notice_recipient", "postmaster", "Gets bounces that could not be delivered (class 2bounce)."),
     text("delay_notice_recipient", "postmaster", "Gets copies of delay warnings (class delay)."),
-    text("error_notice_recipient", "postmaster", "Gets notices of software and resource problems."),
-    yes_no("enable_threaded_bounces", "no", "Bounces answer the original in its thread (In-Reply-To:)."),
-    yes_no("disable_verp_bounces", "no", "Send one bounce per message although VERP was asked for."),
+    *not_yet(
+        text("error_notice_recipient", "postmaster", "Gets notices of software and resource problems."),
+        yes_no("enable_threaded_bounces", "no", "Bounces answer the original in its thread (In-Reply-To:)."),
+        yes_no("disable_verp_bounces", "no", "Send one bounce per message although VERP was asked for."),
+    ),
 )  # fmt: skip
 
 PARAMS = QUEUE + BOUNCE

@@ -1,6 +1,19 @@
 """Parameters of the SMTP server: dialogue, limits, access, reply codes."""
 
-from mta.config.declare import changed, code, count, ignored_by_design, items, size, tables, text, time, word, yes_no
+from mta.config.declare import (
+    changed,
+    code,
+    count,
+    ignored_by_design,
+    items,
+    not_yet,
+    size,
+    tables,
+    text,
+    time,
+    word,
+    yes_no,
+)
 from mta.config.param import Param
 
 _RELAY = (
@@ -16,7 +29,6 @@ DIALOGUE: tuple[Param, ...] = (
     yes_no("disable_vrfy_command", "no", "Answer VRFY with 502."),
     yes_no("allow_min_user", "no", "Allow addresses that begin with -, which could look like options to programs."),
     items("smtpd_discard_ehlo_keywords", "", "EHLO keywords not to offer; silent-discard: and not to log that."),
-    tables("smtpd_discard_ehlo_keyword_address_maps", "", "The same by client address."),
     items("smtpd_forbidden_commands", "CONNECT GET POST regexp:{{/^[^A-Z]/ Bogus}}",
           "First words that end the session at once: other protocols, headers, binary junk."),
     items("smtpd_noop_commands", "", "Commands answered 250 without doing anything."),
@@ -24,20 +36,23 @@ DIALOGUE: tuple[Param, ...] = (
                  "Lines ended by LF alone. normalize or yes: accepted, but only CR LF . CR LF ends a message;\n"
                  "reject: refused; no: as before 3.7.11.",
                  "normalize", "yes", "note", "reject", "no"), "normalize"),
-    items("smtpd_forbid_bare_newline_exclusions", "$mynetworks", "Clients not held to smtpd_forbid_bare_newline."),
-    code("smtpd_forbid_bare_newline_reject_code", "550", "Reply code with smtpd_forbid_bare_newline = reject."),
     changed(yes_no("smtpd_forbid_unauth_pipelining", "no",
                    "Disconnect clients that send commands before they may (RFC 2920)."), "yes"),
     size("message_size_limit", "10240000", "Largest message accepted, envelope included; 0: no limit."),
     size("line_length_limit", "2048", "Longest command line; longer text lines take several queue file records."),
-    text("smtpd_reject_footer", "", "Text added to every 4xx and 5xx reply."),
     yes_no("smtpd_peername_lookup", "yes", "Look up the client's name; no: it is unknown."),
-    yes_no("smtpd_client_port_logging", "no", "Log the client's port too: name[address]:port."),
     time("smtpd_timeout", "${stress?{10}:{300}}s", "Longest wait for the client to send a command or take a reply."),
     time("smtpd_starttls_timeout", "${stress?{10}:{300}}s", "Longest TLS handshake."),
     size("smtpd_min_data_rate", "500", "Least bytes per second in which a message must arrive.", 1),
     ignored_by_design(yes_no("smtpd_per_request_deadline", _DEADLINE,
                              "Limits count per command and message here in any case, not per read.")),
+    *not_yet(
+        tables("smtpd_discard_ehlo_keyword_address_maps", "", "The same by client address."),
+        items("smtpd_forbid_bare_newline_exclusions", "$mynetworks", "Clients not held to smtpd_forbid_bare_newline."),
+        code("smtpd_forbid_bare_newline_reject_code", "550", "Reply code with smtpd_forbid_bare_newline = reject."),
+        text("smtpd_reject_footer", "", "Text added to every 4xx and 5xx reply."),
+        yes_no("smtpd_client_port_logging", "no", "Log the client's port too: name[address]:port."),
+    ),
 )  # fmt: skip
 
 LIMITS: tuple[Param, ...] = (
@@ -48,17 +63,20 @@ LIMITS: tuple[Param, ...] = (
     count("smtpd_hard_error_limit", "${stress?{1}:{20}}", "Errors after which the session ends with 421.", 1),
     count("smtpd_junk_command_limit", "${stress?{1}:{100}}",
           "NOOP, VRFY, ETRN and RSET between two messages; more are errors.", 1),
-    count("smtpd_history_flush_threshold", "100", "Lines of dialogue kept for a protocol notice to postmaster.", 1),
     count("smtpd_client_connection_count_limit", "50", "Connections at once per client address; 0: no limit."),
     count("smtpd_client_connection_rate_limit", "0", "Connections per client and anvil_rate_time_unit; 0: no limit."),
     count("smtpd_client_message_rate_limit", "0", "Messages per client and time unit; 0: no limit."),
     count("smtpd_client_recipient_rate_limit", "0", "Recipients per client and time unit; 0: no limit."),
-    count("smtpd_client_new_tls_session_rate_limit", "0", "New TLS sessions per client and time unit; 0: no limit."),
-    count("smtpd_client_auth_rate_limit", "0", "AUTH commands per client and time unit; 0: no limit."),
     items("smtpd_client_event_limit_exceptions", "${smtpd_client_connection_limit_exceptions:$mynetworks}",
           "Clients free of these limits."),
     time("anvil_rate_time_unit", "60s", "The time unit of client rates."),
-    time("anvil_status_update_time", "600s", "How often peak counts and rates are logged."),
+    *not_yet(
+        count("smtpd_history_flush_threshold", "100", "Lines of dialogue kept for a protocol notice to postmaster.", 1),
+        count("smtpd_client_new_tls_session_rate_limit", "0",
+              "New TLS sessions per client and time unit; 0: no limit."),
+        count("smtpd_client_auth_rate_limit", "0", "AUTH commands per client and time unit; 0: no limit."),
+        time("anvil_status_update_time", "600s", "How often peak counts and rates are logged."),
+    ),
 )  # fmt: skip
 
 ACCESS: tuple[Param, ...] = (
@@ -78,16 +96,11 @@ ACCESS: tuple[Param, ...] = (
     yes_no("smtpd_reject_unlisted_sender", "no", "Refuse unknown senders of our own domains."),
     items("smtpd_restriction_classes", "", "Names of restriction lists of your own, for use in lists and tables."),
     text("smtpd_null_access_lookup_key", "<>", "Key for the null sender in access tables."),
-    items("smtpd_log_access_permit_actions", "", "Permit-type access actions to log."),
-    items("permit_mx_backup_networks", "", "Networks whose hosts permit_mx_backup believes as primary MX."),
     tables("local_recipient_maps", "proxy:unix:passwd.byname $alias_maps",
            "Tables of all local recipients; empty: every local address is accepted."),
     tables("relay_recipient_maps", "", "Tables of all recipients in relay_domains; empty: all are accepted."),
     yes_no("show_user_unknown_table_name", "yes", "Name the table in \"User unknown in local recipient table\"."),
     yes_no("allow_untrusted_routing", "no", "Relay user@remote@here and the like for clients that are not trusted."),
-    text("reject_tempfail_action", "defer_if_permit", "What a failing lookup does in reject_unknown_... restrictions."),
-    text("unknown_address_tempfail_action", "$reject_tempfail_action", "The same for sender and recipient domains."),
-    text("unknown_helo_hostname_tempfail_action", "$reject_tempfail_action", "The same for HELO names."),
     code("access_map_reject_code", "554", "Reply code of REJECT in an access table."),
     code("access_map_defer_code", "450", "Reply code of DEFER in an access table."),
     code("defer_code", "450", "Reply code of the restriction defer."),
@@ -105,6 +118,15 @@ ACCESS: tuple[Param, ...] = (
     code("unknown_relay_recipient_reject_code", "550", "Reply code for a recipient that relay_recipient_maps lacks."),
     code("unknown_virtual_alias_reject_code", "550", "Reply code for an unknown address in virtual_alias_domains."),
     code("unknown_virtual_mailbox_reject_code", "550", "Reply code for an unknown address in virtual_mailbox_domains."),
+    *not_yet(
+        items("smtpd_log_access_permit_actions", "", "Permit-type access actions to log."),
+        items("permit_mx_backup_networks", "", "Networks whose hosts permit_mx_backup believes as primary MX."),
+        text("reject_tempfail_action", "defer_if_permit",
+             "What a failing lookup does in reject_unknown_... restrictions."),
+        text("unknown_address_tempfail_action", "$reject_tempfail_action",
+             "The same for sender and recipient domains."),
+        text("unknown_helo_hostname_tempfail_action", "$reject_tempfail_action", "The same for HELO names."),
+    ),
 )  # fmt: skip
 
 PARAMS = DIALOGUE + LIMITS + ACCESS

@@ -5,6 +5,7 @@ from mta.config.declare import (
     count,
     ignored_by_design,
     items,
+    not_yet,
     only_default,
     path,
     tables,
@@ -33,7 +34,6 @@ SERVER: tuple[Param, ...] = (
     word("smtpd_tls_ciphers", "medium", "Weakest cipher grade accepted.", *_GRADES),
     items("smtpd_tls_exclude_ciphers", "", "Ciphers not used."),
     count("smtpd_tls_loglevel", "0", "0: nothing, 1: one line per handshake, more: for debugging.", 0, 4),
-    yes_no("smtpd_tls_received_header", "no", "Note protocol and cipher in Received:."),
     only_default(yes_no("smtpd_enforce_tls", "no", "Old form of level encrypt."), _LEVEL),
     only_default(yes_no("smtpd_tls_wrappermode", "no", "TLS from the first byte, as on port 465."), _LEVEL),
     only_default(yes_no("smtpd_tls_req_ccert", "no", "Demand a client certificate."), _LEVEL),
@@ -43,6 +43,9 @@ SERVER: tuple[Param, ...] = (
     ignored_by_design(items("smtpd_tls_mandatory_exclude_ciphers", "", _MANDATORY)),
     ignored_by_design(text("smtpd_tls_session_cache_database", "", _SESSION)),
     ignored_by_design(time("smtpd_tls_session_cache_timeout", "3600s", _SESSION, 0)),
+    *not_yet(
+        yes_no("smtpd_tls_received_header", "no", "Note protocol and cipher in Received:."),
+    ),
 )  # fmt: skip
 
 CLIENT: tuple[Param, ...] = (
@@ -68,8 +71,8 @@ CLIENT: tuple[Param, ...] = (
 )  # fmt: skip
 
 LMTP: tuple[Param, ...] = (
-    word("lmtp_tls_security_level", "", "none; may: use TLS when the server offers it.",
-         "", "none", "may", later=_LATER),
+    only_default(word("lmtp_tls_security_level", "", "TLS level of the LMTP client.", "", "none", "may", later=_LATER),
+                 _LEVEL),
     only_default(yes_no("lmtp_enforce_tls", "no", "Old form of levels encrypt and verify."), _LEVEL),
     only_default(tables("lmtp_tls_policy_maps", "", "TLS level by next hop."), _LEVEL),
     only_default(yes_no("lmtp_tls_wrappermode", "no", "TLS from the first byte."), _LEVEL),

@@ -17,7 +17,7 @@ from mta.config.macro import MacroError, expand, references
 from mta.config.main_cf import Problem, Setting, one_line
 from mta.config.master_cf import Service
 from mta.config.param import INTS, LISTS, TEXTS, Kind, Param, Value, split
-from mta.config.params import PARAMS, find
+from mta.config.params import PARAMS, UNEXPANDED, find
 
 T = TypeVar("T")
 
@@ -95,7 +95,8 @@ class Config:
         try:
             value = compute(self, name)
             if value is None:
-                value = expand(self.raw(name) or "", self.text).strip()
+                raw = self.raw(name) or ""
+                value = raw if name in UNEXPANDED else expand(raw, self.text).strip()
         finally:
             self._evaluating.pop()
         self._texts[name] = value
