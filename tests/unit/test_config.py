@@ -58,7 +58,8 @@ OURS = {
     "alias_maps", "data_directory", "local_recipient_maps", "mail_name", "mail_owner", "milter_macro_v", "mynetworks",
     "queue_directory", "smtpd_forbid_bare_newline", "smtpd_forbid_unauth_pipelining", "proxy_read_maps",
     "postscreen_greet_banner", "smtpd_banner", "address_verify_map", "postscreen_cache_map", "myorigin",
-    "proxy_write_maps", "tls_random_exchange_name", "process_id", "process_name", "smtpd_forbid_bare_newline_exclusions",
+    "proxy_write_maps", "tls_random_exchange_name", "process_id", "process_name",
+    "smtpd_forbid_bare_newline_exclusions",
     "smtpd_client_event_limit_exceptions", "smtp_tls_session_cache_database", "debugger_command",
 }  # fmt: skip
 
@@ -124,7 +125,8 @@ def test_a_postfix_name_not_honoured_yet_warns_and_a_name_of_no_consequence_is_s
     [
         "smtpd_milters = inet:localhost:8891", "non_smtpd_milters = unix:/x", "content_filter = smtp:[127.0.0.1]:10024",
         "smtp_tls_security_level = dane", "smtp_tls_security_level = encrypt", "smtpd_tls_security_level = encrypt",
-        "smtp_enforce_tls = yes", "smtpd_enforce_tls = yes", "smtp_tls_policy_maps = hash:/x", "header_checks = regexp:/x",
+        "smtp_enforce_tls = yes", "smtpd_enforce_tls = yes", "smtp_tls_policy_maps = hash:/x",
+        "header_checks = regexp:/x",
         "smtp_tls_wrappermode = yes", "smtpd_sasl_auth_enable = yes", "smtp_sasl_auth_enable = yes",
         "smtpd_proxy_filter = 127.0.0.1:25", "body_checks = pcre:/x", "smtp_header_checks = pcre:/x",
     ],
@@ -146,7 +148,8 @@ def test_settings_of_master_cf_are_checked_with_their_own_line(tmp_path: Path) -
     master = MASTER + "587 inet n - n - - smtpd\n  -o smtpd_sasl_auth_enable=yes\n  -o smtpd_timeout=5x -o nosuch=1\n"
     found = problems(tmp_path, "", master)
     assert [f.split(" = ")[0] for f in found] == [
-        "! master.cf:3: smtpd_sasl_auth_enable", "! master.cf:3: smtpd_timeout", "master.cf:3: unknown parameter: nosuch",
+        "! master.cf:3: smtpd_sasl_auth_enable", "! master.cf:3: smtpd_timeout",
+        "master.cf:3: unknown parameter: nosuch",
     ]  # fmt: skip
 
 
@@ -340,7 +343,8 @@ def test_every_settings_class_of_the_mail_system_can_be_filled() -> None:
 # Honoured inside mta/config itself: they select or compute the values of others, or are found by suffix.
 BY_CONFIG = {
     "compatibility_level", "mynetworks_style", "maillog_file_prefixes", "stress", "multi_instance_name", "process_name",
-    "service_name", "process_id", "mail_release_date", "smtp_dns_support_level", "default_destination_concurrency_limit",
+    "service_name", "process_id", "mail_release_date", "smtp_dns_support_level",
+    "default_destination_concurrency_limit",
     "default_destination_recipient_limit", "local_destination_concurrency_limit", "local_destination_recipient_limit",
 }  # fmt: skip
 
