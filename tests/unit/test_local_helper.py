@@ -262,10 +262,18 @@ async def test_a_socket_is_served_for_the_daemon_only(
 # -- root -------------------------------------------------------------------------------------------------
 
 
+def let_in(directory: Path) -> None:
+    """Let others pass through the private directories that pytest has made, and no further."""
+    directory.chmod(0o711)
+    for parent in directory.parents:
+        if not parent.name.startswith(("pytest-", "popen-")):
+            return
+        parent.chmod(0o711)
+
+
 @needs_root
 async def test_as_root_the_mailbox_is_written_by_its_user(tmp_path: Path) -> None:
-    for directory in (tmp_path, *tmp_path.parents[:3]):
-        directory.chmod(0o755)
+    let_in(tmp_path)
     site = Site(tmp_path, alice=60001, bob=60002)
     spool = tmp_path / "mail"
     os.chown(spool, 0, 60008)
@@ -282,8 +290,7 @@ async def test_as_root_the_mailbox_is_written_by_its_user(tmp_path: Path) -> Non
 
 @needs_root
 async def test_as_root_a_home_that_only_its_user_may_enter_works(tmp_path: Path) -> None:
-    for directory in (tmp_path, *tmp_path.parents[:3]):
-        directory.chmod(0o755)
+    let_in(tmp_path)
     site = Site(tmp_path, main_cf="home_mailbox = Maildir/\n", alice=60001)
     home = tmp_path / "home/alice"
     home.mkdir(mode=0o700)
