@@ -27,7 +27,7 @@ from mta.submit_intake import Delivery, Opener
 from mta.submit_options import EX_DATAERR, EX_NOPERM, Mode, UsageError, parse_command, program_name
 from mta.submit_prepare import Caller, Submission
 from mta.submit_users import Access, Users
-from mta.submit_wire import Hello, WireError, decode_hello, decode_total
+from mta.submit_wire import Hello, WireError, decode_hello, decode_total, encode
 
 KEY_LIFETIME = 3600.0  # seconds an answer is remembered
 MAX_KEYS = 10_000  # answers remembered
@@ -164,8 +164,9 @@ class SubmitServer:
         if self._serve_smtp is None:
             _answer(connection, Answer(EX_TEMPFAIL, (f"{program}: fatal: stand-alone mode is not available",)))
             return
-        connection.send(b"G", self._run_id)
-        await self._serve_smtp(connection.detach(), uid)
+        transport = connection.detach()
+        transport.write(encode(b"G", self._run_id))
+        await self._serve_smtp(transport, uid)
 
     # -- one message ---------------------------------------------------------------------------------
 

@@ -77,10 +77,12 @@ class Connection(asyncio.Protocol):
             self._transport.write(encode(kind, data))
 
     def detach(self) -> asyncio.Transport:
-        """Give the transport away; nothing may have been sent by the caller after its H frame."""
+        """Give the transport away, not reading; nothing may have been sent by the caller after its H frame."""
         if self._transport is None or self._reader.rest():
             raise WireError("data before the answer")
         transport, self._transport = self._transport, None
+        if not self._paused:
+            transport.pause_reading()
         return transport
 
     def close(self) -> None:

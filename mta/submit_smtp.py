@@ -50,7 +50,16 @@ class SmtpOnStdin:
         self._server = server
 
     async def serve(self, transport: asyncio.Transport, uid: int) -> None:
-        """Hand the connection over and return: from here on the SMTP server owns it."""
+        """Hand the connection, which is not being read, over and return: from here on the SMTP server owns it.
+
+        In a turn of the loop of its own, as for a connection from the network: the server takes the short way only
+        when it is not called from a task.
+        """
+        asyncio.get_running_loop().call_soon(self._hand_over, transport)
+
+    def _hand_over(self, transport: asyncio.Transport) -> None:
         protocol = self._server.factory()
         transport.set_protocol(protocol)
         protocol.connection_made(transport)
+        if not transport.is_closing():
+            transport.resume_reading()
