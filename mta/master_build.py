@@ -15,8 +15,9 @@ from mta.cleanup.settings import CleanupSettings
 from mta.clock import Clock
 from mta.config.config import Config
 from mta.deliver.connector import Connector, NetConnector
-from mta.deliver.local import LocalAgent, LocalSettings, OwnMailboxes
+from mta.deliver.local import LocalAgent, OwnMailboxes
 from mta.deliver.local_client import HelperConnection
+from mta.deliver.local_plan import local_settings
 from mta.deliver.request import DeliveryAgent
 from mta.deliver.simple import DiscardAgent, ErrorAgent, RetryAgent
 from mta.deliver.smtp import SmtpAgent
@@ -148,7 +149,7 @@ def build_agents(core: Core, helper: HelperConnection | None) -> dict[str, Deliv
 
 def _local(core: Core, config: Config, name: str, helper: HelperConnection | None) -> DeliveryAgent:
     """Through mta-local where there is one, else in this process as the user that we are."""
-    settings = config.fill(LocalSettings)
+    settings = local_settings(config)
     own = OwnMailboxes(
         settings, name, core.rewriter, core.context, core.users, core.fsio, core.clock, core.log, fsync_now
     )

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from mta.clock import Clock
 from mta.config.config import Config, ConfigError, load
 from mta.deliver.aliases import AliasProblemError
-from mta.deliver.local_plan import LocalSettings, Planner
+from mta.deliver.local_plan import Planner, local_settings
 from mta.deliver.local_trust import Distrust, UntrustedFileError, check_path, read_trusted
 from mta.fsio import fsync_now
 from mta.local_helper import Channel, Doorway, Helper, InlineWorker, Listener, Setup, SetupError
@@ -70,12 +70,8 @@ class Reading:
         return self._maker(config, distrust, owner)
 
     def _maker(self, config: Config, distrust: Distrust, owner: User) -> Callable[[str], Setup]:
-        settings = config.fill(LocalSettings)
-        planners: dict[str, Planner] = {}
+        setups: dict[str, Setup] = {}
         context = LookupContext(InlineWorker(), self.clock, self.log, self.users, service="local")
-        maps = open_tables(settings.alias_maps, context, aliases=True)
-        rewriter = Rewriter(config.fill(RewriterSettings), context, config.own_addresses())
-
         async def include(path: str) -> bytes:
             try:
                 return read_trusted(path, distrust)
@@ -86,13 +82,22 @@ class Reading:
             self.log.warning("local", text)
 
         def make(transport: str) -> Setup:
-            if transport not in planners:
-                planners[transport] = Planner(settings, transport, maps, rewriter, self.users, include, warn)
-            for spec in settings.alias_maps:
+            setup = setups.get(transport)
+            if setup is None:
+                services = [s for s in config.services if s.name == transport and s.command == "local"]
+                if not services:
+                    raise SetupError(f"master.cf has no service {transport} that runs local")
+                own = config.for_service(services[0])
+                settings = local_settings(own)
+                maps = open_tables(settings.alias_maps, context, aliases=True)
+                rewriter = Rewriter(own.fill(RewriterSettings), context, own.own_addresses())
+                planner = Planner(settings, transport, maps, rewriter, self.users, include, warn)
+                setup = setups[transport] = Setup(settings, planner, owner.uid)
+            for spec in setup.settings.alias_maps:
                 path = spec.rpartition(":")[2]
-                if path.startswith("/"):
+                if path.startswith("/") and os.path.exists(path):  # one that is missing fails its lookups
                     _check_table(path, distrust)
-            return Setup(settings, planners[transport], owner.uid)
+            return setup
 
         return make
 

@@ -43,6 +43,7 @@ _FLOCK = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)  # struct f
 _FULL = (errno.EDQUOT, errno.EFBIG)
 _LATER = (errno.EAGAIN, errno.ESTALE)
 
+LOCK_MODE = 0o444  # others may read whose it is
 _FLAGS = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
@@ -234,16 +235,44 @@ class Mbox:
             if attempt:
                 self._system.wait(self._settings.deliver_lock_delay)
             try:
-                os.close(os.open(lock, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS, 0))
-                return
+                fd = os.open(lock, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS, LOCK_MODE)
             except FileExistsError:
                 self._remove_stale(lock)
+                continue
+            try:
+                os.write(fd, b"%d\n" % os.getpid())
+            finally:
+                os.close(fd)
+            return
         raise self._refuse(f"{self._what}: {os.strerror(errno.EEXIST)}")
 
     def _remove_stale(self, lock: str) -> None:
+        """Remove a lock that is too old, or names a process that is dead (a machine or daemon that was killed).
+
+        Between the look and the unlink somebody else may take the lock; the file lock is behind this one.
+        """
         with contextlib.suppress(FileNotFoundError):
-            if self._system.now() > os.lstat(lock).st_ctime + self._settings.stale_lock_time:
+            found = os.lstat(lock)
+            old = self._system.now() > found.st_ctime + self._settings.stale_lock_time
+            if (old or self._holder_is_dead(lock, found)) and os.lstat(lock).st_ino == found.st_ino:
                 os.unlink(lock)
+
+    def _holder_is_dead(self, lock: str, found: os.stat_result) -> bool:
+        """True when a lock of this user holds the pid of no process; as lockfile_create(3) judges."""
+        if found.st_uid != self._system.uid or not stat.S_ISREG(found.st_mode):
+            return False
+        try:
+            fd = os.open(lock, os.O_RDONLY | _FLAGS)
+            try:
+                pid = int(os.read(fd, 16))
+            finally:
+                os.close(fd)
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        except (OSError, ValueError, OverflowError):
+            return False
+        return False
 
     def _open(self) -> int:
         """Open what is there, or create it; never something that only has the right name."""
