@@ -4,10 +4,13 @@ Nothing here decides anything about mail; it is the list of who gets what.  Each
 the fork, so one process can hold two MTAs, and tests do.
 """
 
+import contextlib
 import os
 import random
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from functools import partial
+from ipaddress import ip_address, ip_network
 
 from mta.bounce.bounce import BounceSettings, BounceWriter
 from mta.cleanup.cleanup import Cleanup
@@ -37,11 +40,13 @@ from mta.qmgr.scheduler import Scheduler, SchedulerSettings, TransportLimits
 from mta.queue.store import SpoolStore, StoreSettings
 from mta.smtpd.anvil import Anvil as AnvilCounters
 from mta.smtpd.anvil import AnvilSettings
+from mta.smtpd.facts import PERMIT, Facts, Stage, Verdict
 from mta.smtpd.ports import Anvil
 from mta.smtpd.restrict_core import RestrictionSettings
 from mta.smtpd.restrictions import Restrictions
 from mta.smtpd.server import SMTPServer
 from mta.smtpd.server_settings import ServerSettings
+from mta.submit_smtp import LocalDoor
 from mta.tls import TlsClientSettings, TlsServerSettings, client_tls, server_context
 from mta.trivial_rewrite import Rewriter, RewriterSettings
 
@@ -93,9 +98,30 @@ def build_core(
     rewriter = Rewriter(config.fill(RewriterSettings), context, config.own_addresses())
     store = SpoolStore(config.fill(StoreSettings), fsio, clock, log, owner=owner)
     cleanup = Cleanup(
-        config.fill(CleanupSettings), store, rewriter, lambda spec: open_tables(spec, context), log, clock
-    )
+        config.fill(CleanupSettings), store, rewriter, lambda spec: open_tables(spec, context), log, clock,
+        local_client=local_clients(config),
+    )  # fmt: skip
     return Core(config, clock, log, fsio, connector, users, context, resolver, rewriter, store, cleanup)
+
+
+def local_clients(config: Config) -> Callable[[str], bool]:
+    """Is this client address one of local_header_rewrite_clients, whose headers are completed?
+
+    Understood: permit_inet_interfaces (the default) and permit_mynetworks, as far as it names networks.
+    """
+    words = set(config.words("local_header_rewrite_clients"))
+    own = {"127.0.0.1", "::1", *config.own_addresses()} if "permit_inet_interfaces" in words else set()
+    networks = []
+    for word in config.words("mynetworks") if "permit_mynetworks" in words else ():
+        with contextlib.suppress(ValueError):
+            networks.append(ip_network(word.replace("[", "").replace("]", ""), strict=False))
+
+    def is_local(address: str) -> bool:
+        if address in own or not networks:
+            return address in own
+        return any(ip_address(address) in network for network in networks)
+
+    return is_local
 
 
 # -- receiving ------------------------------------------------------------------------------------
@@ -107,6 +133,37 @@ def build_anvil(core: Core) -> AnvilCounters:
     exceptions = NetworkList("smtpd_client_event_limit_exceptions", words, core.context)
     warn = partial(core.log.warning, "anvil")
     return AnvilCounters(core.config.fill(AnvilSettings), exceptions, core.clock, warn)
+
+
+class PermitAll:
+    """The policy and the counters of a user of this machine (`sendmail -bs`): nothing is refused."""
+
+    async def check(self, stage: Stage, facts: Facts) -> Verdict:
+        """See Policy.  A local user may name any recipient: unknown ones bounce, as with sendmail -t."""
+        return PERMIT
+
+    async def connect(self, address: str) -> Verdict:
+        """See Anvil."""
+        return PERMIT
+
+    async def mail(self, address: str) -> Verdict:
+        """See Anvil."""
+        return PERMIT
+
+    async def rcpt(self, address: str) -> Verdict:
+        """See Anvil."""
+        return PERMIT
+
+    def disconnect(self, address: str) -> None:
+        """See Anvil."""
+
+
+def build_stdin_smtpd(core: Core) -> SMTPServer:
+    """The server behind `sendmail -bs`: the same dialogue, trusted, on the submit socket."""
+    filled = core.config.fill(ServerSettings)
+    settings = replace(filled, smtpd_peername_lookup=False, smtpd_forbid_unauth_pipelining=False)
+    door, everything = LocalDoor(core.cleanup), PermitAll()
+    return SMTPServer(settings, everything, door, everything, core.resolver, core.log, core.clock)
 
 
 def build_smtpd(core: Core, config: Config, anvil: Anvil, service: str) -> SMTPServer:

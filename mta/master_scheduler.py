@@ -18,13 +18,14 @@ from mta.clock import Clock
 from mta.config.config import Config
 from mta.control import Control, guarded
 from mta.deliver.local_client import HelperConnection
-from mta.master_build import Core, build_anvil, build_core, build_qmgr, build_smtpd
+from mta.master_build import Core, build_anvil, build_core, build_qmgr, build_smtpd, build_stdin_smtpd
 from mta.master_notify import Notify
 from mta.pickup import Pickup, PickupSettings
 from mta.qmgr.qmgr import QueueManager
 from mta.smtpd.anvil import Anvil
 from mta.smtpd.server import SMTPServer
 from mta.submit import SubmitServer, SubmitSettings
+from mta.submit_smtp import SmtpOnStdin
 from mta.submit_users import Access
 from mta.worker_link import LinkClient, LinkServer
 
@@ -130,9 +131,11 @@ async def _serve(
     qmgr = build_qmgr(core, helper)
     pickup = Pickup(config.fill(PickupSettings), core.store, core.cleanup, os.getuid(), core.log, core.clock)
     await core.store.recover()
+    on_stdin = build_stdin_smtpd(core)
+    running.smtpd.append(on_stdin)
     submit = SubmitServer(
         config.fill(SubmitSettings), core.cleanup, core.users, Access(core.users, core.tables), core.log, core.clock,
-        core.fsio.entropy(8), find_key=core.store.submit_keys.get,
+        core.fsio.entropy(8), serve_smtp=SmtpOnStdin(on_stdin).serve, find_key=core.store.submit_keys.get,
     )  # fmt: skip
     await _listen_unix(running, core, sockets, qmgr, pickup, submit, anvil)
     if listen:

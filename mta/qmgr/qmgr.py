@@ -63,6 +63,7 @@ class Target:
 
 
 Resolve = Callable[[Recipient, str], Awaitable[Target]]  # (recipient, sender); TableError and friends = temporary
+FILTER = "content_filter"  # attribute of a message that all goes to one transport:nexthop (access(5) FILTER)
 
 
 class Agents(Protocol):
@@ -243,9 +244,11 @@ class QueueManager:
         """Resolve recipients and group them by destination, at most so many per delivery."""
         groups: dict[tuple[str, str, str], list[Recipient]] = {}
         sender = attempt.job.envelope.sender
+        transport, colon, nexthop = attempt.job.envelope.attributes.get(FILTER, "").partition(":")
+        filtered = Target(transport, nexthop) if colon else None
         for recipient in todo:
             try:
-                target = await self._resolve(recipient, sender)
+                target = filtered or await self._resolve(recipient, sender)
             except Exception as error:
                 self._log.warning("qmgr", f"{attempt.job.queue_id}: <{recipient.address}> not resolved: {error}")
                 self._refuse(attempt, recipient, UNRESOLVED)

@@ -117,7 +117,7 @@ class Connection(asyncio.BufferedProtocol):
             self._deadline = min(now + server.settings.smtpd_timeout, self._deadline + earned)
         if events:
             self._run(events)
-        elif session.waiting and session.buffered > INPUT_LIMIT:
+        elif (session.waiting or not session.started) and session.buffered > INPUT_LIMIT:
             self._pause_reading()
 
     def eof_received(self) -> bool:

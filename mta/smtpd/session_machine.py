@@ -66,7 +66,8 @@ class Machine:
     __slots__ = (
         *("_at", "_close_after", "_command", "_continue", "_counts", "_denied", "_early"),
         *("_errors", "_input", "_junk", "_message_open", "_out", "_receiver", "_skipping", "_stage", "_token"),
-        *("closed", "committing", "facts", "in_tls", "plan", "transaction", "waiting", "where"),
+        *("closed", "committing", "facts", "in_tls", "plan", "started", "transaction"),
+        *("waiting", "where"),
     )
 
     def __init__(self, plan: SessionPlan, facts: Facts, *, in_tls: bool = False) -> None:
@@ -76,6 +77,7 @@ class Machine:
         self.where = "CONNECT"  # the last command, as the log names it
         self.transaction: Transaction | None = None
         self.closed = False  # nothing will be read or said any more
+        self.started = False  # until then input is kept: the shell still finds out who the client is
         self.waiting = False  # an answer is outstanding
         self.committing = False  # ... and it is that of a Commit
         self._token = 0
@@ -100,6 +102,7 @@ class Machine:
     def start(self) -> list[Event]:
         """Begin: asks whether the client may connect, then greets."""
         events: list[Event] = []
+        self.started = True
         self._ask(Stage.CONNECT, self._greet, events)
         return events
 
@@ -109,7 +112,7 @@ class Machine:
             return []
         self._input = self._input[self._at :] + data if self._at < len(self._input) else data
         self._at = 0
-        if self.waiting:
+        if self.waiting or not self.started:
             return []
         return self._advance([])
 

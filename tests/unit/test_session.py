@@ -315,3 +315,13 @@ def test_answers_do_not_depend_on_how_the_input_is_cut() -> None:
             bytewise.say(c)
     assert whole.sent == bytewise.sent
     assert [body for _, body in whole.messages] == [body for _, body in bytewise.messages] == [b"a\n.b\n"]
+
+
+def test_what_a_client_says_before_the_greeting_is_kept_until_the_greeting() -> None:
+    plan = SessionPlan(with_settings(smtpd_forbid_unauth_pipelining=False))
+    session = Session(plan, Facts(client_name="c", client_address="192.0.2.1"))
+    assert session.receive(b"EHLO c.example\r\n") == []
+    assert session.buffered > 0
+    ask = next(event for event in session.start() if isinstance(event, Ask))
+    said = b"".join(event.data for event in session.answer(ask.token, PERMIT) if isinstance(event, Send))
+    assert said.startswith(b"220 ")
