@@ -49,7 +49,7 @@ def dns(run_directory: Path) -> Iterator[Machine]:
 @pytest.fixture(scope="session")
 def postfix_machine(run_directory: Path) -> Iterator[Postfix]:
     """A machine with Postfix that does not run."""
-    machine = Machine("postfix", "127.0.0.11", "postfix", run_directory)
+    machine = Machine("postfix", "192.0.2.11", "postfix", run_directory)
     found = Postfix(machine)
     yield found
     found.stop()
@@ -58,15 +58,15 @@ def postfix_machine(run_directory: Path) -> Iterator[Postfix]:
 
 @pytest.fixture(scope="session")
 def postfix(postfix_machine: Postfix, dns: Machine) -> Postfix:
-    """A real Postfix on 127.0.0.11, port 25."""
+    """A real Postfix on 192.0.2.11, port 25."""
     postfix_machine.start()
     return postfix_machine
 
 
 @pytest.fixture(scope="session")
 def exim(run_directory: Path, dns: Machine) -> Iterator[Exim]:
-    """A real Exim on 127.0.0.12, port 25."""
-    machine = Machine("exim", "127.0.0.12", "exim", run_directory)
+    """A real Exim on 192.0.2.12, port 25."""
+    machine = Machine("exim", "192.0.2.12", "exim", run_directory)
     found = Exim(machine)
     found.start()
     yield found

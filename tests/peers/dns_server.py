@@ -12,20 +12,20 @@ $TTL 5
 @            SOA   ns hostmaster 1 3600 600 86400 1
 @            NS    ns
 ns           A     127.0.0.53
-down         A     127.0.0.13          ; nothing listens there
+down         A     192.0.2.13          ; nothing listens there
 ; we
 host         MX    10 mx.host
 mx.host      A     127.0.0.1
 ; a real Postfix, behind a preferred host that is down
 postfix      MX    10 down
 postfix      MX    20 mx.postfix
-mx.postfix   A     127.0.0.11
+mx.postfix   A     192.0.2.11
 grey         MX    10 mx.postfix
 ; a real Exim, the same
 exim         MX    10 down
 exim         MX    20 mx.exim
-mx.exim      A     127.0.0.12
-nomx         A     127.0.0.12          ; RFC 5321 s5.1: the host itself is the mail exchanger
+mx.exim      A     192.0.2.12
+nomx         A     192.0.2.12          ; RFC 5321 s5.1: the host itself is the mail exchanger
 alias        CNAME exim
 ; what cannot work
 alldown      MX    10 down
@@ -33,8 +33,8 @@ nullmx       MX    0 .
 nodata       TXT   "neither MX nor address"
 loop         MX    10 mx.host
 ; what a test listens on itself
-sink         A     127.0.0.21
-hang         A     127.0.0.22
+sink         A     192.0.2.21
+hang         A     192.0.2.22
 """
 
 UNBOUND = f"""\

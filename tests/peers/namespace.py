@@ -58,5 +58,7 @@ def own_network() -> None:
     if "AIOMTA_PEERS_RUN" not in os.environ or outside:
         sys.exit("peers: this is not a network of our own")
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True, timeout=10)
-    for last in (11, 12):  # Postfix insists on finding its address on an interface
-        subprocess.run(["ip", "address", "add", f"127.0.0.{last}/8", "dev", "lo"], check=True, timeout=10)
+    # RFC 5737 addresses for the peers: loopback addresses would be "myself".  The whole net is local here, so that a
+    # connection to an address where nobody listens is refused; Postfix wants its own address on an interface.
+    subprocess.run(["ip", "route", "add", "local", "192.0.2.0/24", "dev", "lo"], check=True, timeout=10)
+    subprocess.run(["ip", "address", "add", "192.0.2.11/32", "dev", "lo"], check=True, timeout=10)

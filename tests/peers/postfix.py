@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from tests.peers.machine import Machine, wait_for
 
-GREYLIST_PORT = "127.0.0.11:10023"
+GREYLIST_PORT = "192.0.2.11:10023"
 
 MAIN_CF = {
     "compatibility_level": "3.6",
@@ -13,10 +13,10 @@ MAIN_CF = {
     "mydomain": "postfix.test",
     "myorigin": "postfix.test",
     "mydestination": "postfix.test, grey.test, $myhostname, localhost",
-    "mynetworks": "127.0.0.11/32",
-    "inet_interfaces": "127.0.0.11",
+    "mynetworks": "192.0.2.11/32",
+    "inet_interfaces": "192.0.2.11",
     "inet_protocols": "ipv4",
-    "smtp_bind_address": "127.0.0.11",
+    "smtp_bind_address": "192.0.2.11",
     "smtpd_tls_security_level": "none",
     "smtp_tls_security_level": "none",
     "maillog_file": "/var/log/mail.log",

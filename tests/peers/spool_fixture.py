@@ -60,7 +60,7 @@ def fill(host: Host) -> Filled:
     host.restart(SETTINGS)
     body = b"Subject: five megabytes\r\n\r\n" + (b"0123456789" * 7 + b"\r\n") * 70_000
     many = [f"{'defer' if n % 3 == 0 else 'take'}{n}@sink.test" for n in range(200)]
-    with Sink("127.0.0.21") as sink, socket.create_server(("127.0.0.22", 25)):
+    with Sink("192.0.2.21") as sink, socket.create_server(("192.0.2.22", 25)):
         ids = {
             "big": submit(host, "big@src.test", ["a@alldown.test"], body),
             "many": submit(host, "many@src.test", many, b"Subject: many\r\n\r\nhello\r\n"),

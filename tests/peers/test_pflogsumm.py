@@ -32,7 +32,7 @@ def grand_totals(text: str) -> dict[str, int]:
 def test_for_two_hundred_messages_the_numbers_are_those_of_the_ledger(host: Host) -> None:
     host.restart({"minimal_backoff_time": "1000s", "maximal_backoff_time": "1000s"})
     ledger = Ledger()
-    with Sink("127.0.0.21") as sink:
+    with Sink("192.0.2.21") as sink:
         for start in range(0, 210, 15):
             with smtplib.SMTP("127.0.0.1", 25, timeout=30) as client:
                 for n in range(start, start + 15):
@@ -44,7 +44,7 @@ def test_for_two_hundred_messages_the_numbers_are_those_of_the_ledger(host: Host
     notices = host.messages("bob")
     assert len(notices) == ledger.bounced
     totals = grand_totals(host.machine.output("pflogsumm", LOG))
-    assert totals["received"] == ledger.received + len(notices)
+    assert totals["received"] == ledger.received  # pflogsumm counts what came by smtpd or pickup
     assert totals["delivered"] == ledger.delivered + len(notices)
     assert totals["deferred"] == len(ledger.deferred)
     assert totals["bounced"] == ledger.bounced

@@ -111,7 +111,7 @@ def test_a_real_postfix_delivers_our_files_byte_for_byte_by_smtp_and_locally(tak
     assert expected[0].endswith(EIGHT_BIT.replace(b"\r\n", b"\n")) and expected[1].endswith(
         PLAIN.replace(b"\r\n", b"\n")
     )
-    with Sink("127.0.0.21") as sink:
+    with Sink("192.0.2.21") as sink:
         takeover.postfix.start(takeover.directory)
         try:
             takeover.postfix.machine.run("postsuper", "-c", takeover.directory, "-H", "ALL")
@@ -136,7 +136,7 @@ def test_a_real_postfix_delivers_our_files_byte_for_byte_by_smtp_and_locally(tak
 def test_the_same_after_postsuper_has_requeued_them(takeover: Takeover) -> None:
     ids = held(takeover.host, ("acht@src.test", "x@sink.test", EIGHT_BIT), ("p@src.test", "y@sink.test", PLAIN))
     expected = [takeover.content(queue_id) for queue_id in ids]
-    with Sink("127.0.0.21") as sink:
+    with Sink("192.0.2.21") as sink:
         takeover.postfix.start(takeover.directory)
         try:
             takeover.postfix.machine.run("postsuper", "-c", takeover.directory, "-H", "ALL")
@@ -154,7 +154,7 @@ def test_the_same_after_postsuper_has_requeued_them(takeover: Takeover) -> None:
 def test_a_large_file_in_blocks_is_refused_and_never_sent_damaged(takeover: Takeover) -> None:
     body = b"Subject: large\r\n\r\n" + (b"y" * 78 + b"\r\n") * 10_000
     (queue_id,) = held(takeover.host, ("big@src.test", "x@sink.test", body))
-    with Sink("127.0.0.21") as sink:
+    with Sink("192.0.2.21") as sink:
         takeover.postfix.start(takeover.directory)
         try:
             takeover.postfix.machine.run("postsuper", "-c", takeover.directory, "-H", "ALL")

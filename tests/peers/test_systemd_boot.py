@@ -16,8 +16,9 @@ SOCKETS = ("mta-smtp.socket", "mta-submit.socket", "mta-local.socket")
 
 
 @pytest.fixture(scope="module")
-def host(run_directory: Path, dns: Machine) -> Iterator[Host]:
-    """A machine of its own with our package and units, not started."""
+def host(run_directory: Path, dns: Machine, installed: Host) -> Iterator[Host]:
+    """A machine of its own with our package and units, not started; the other one leaves its port to it."""
+    installed.stop()
     machine = Machine("booted", "127.0.0.1", "host", run_directory)
     found = Host(machine)
     found.configure({"maillog_file": "", "inet_interfaces": "loopback-only", "inet_protocols": "all"})
