@@ -6,6 +6,7 @@ end it may work until the queue is empty; the ledger judges.
 """
 
 import argparse
+import contextlib
 import email
 import mailbox
 import random
@@ -68,7 +69,9 @@ class Sender(threading.Thread):
         if count % 3 == 0:
             recipients.append(f"{LOCAL_USER}@mx.test.example")
         body = f"X-Test-Id: {name}\r\nSubject: t\r\n\r\n" + "0123456789abcdef\r\n" * (20 if count % 11 else 20000)
-        with smtplib.SMTP("127.0.0.1", self.port, timeout=30) as client:
+        client = smtplib.SMTP(timeout=30)
+        try:
+            client.connect("127.0.0.1", self.port)
             client.ehlo("client.test")
             client.mail("sender@mx.test.example" if count % 7 else f"{LOCAL_USER}@mx.test.example")
             for recipient in recipients:
@@ -81,6 +84,8 @@ class Sender(threading.Thread):
             if code == 250:
                 for recipient in recipients:
                     self.ledger.promise(name, recipient)
+        finally:
+            client.close()
 
 
 def read_mailbox(system: System, ledger: Ledger) -> None:
@@ -88,7 +93,9 @@ def read_mailbox(system: System, ledger: Ledger) -> None:
     path = system.directory / "mail" / LOCAL_USER
     if not path.exists():
         return
-    for message in mailbox.mbox(path, create=False):
+    with contextlib.closing(mailbox.mbox(path, create=False)) as box:
+        messages = list(box)
+    for message in messages:
         parsed = email.message_from_bytes(message.as_bytes())
         name = parsed.get("X-Test-Id", "").strip()
         if name:

@@ -66,10 +66,11 @@ class System:
 
     def start(self, *, timeout: float = 30.0) -> None:
         """Start it and wait until it greets."""
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "mta", "-c", str(self.etc), "start-fg"], cwd=ROOT, start_new_session=True,
-            stdin=subprocess.DEVNULL, stdout=(self.directory / "stdout").open("ab"), stderr=subprocess.STDOUT,
-        )  # fmt: skip
+        with (self.directory / "stdout").open("ab") as out:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "mta", "-c", str(self.etc), "start-fg"], cwd=ROOT, start_new_session=True,
+                stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
+            )  # fmt: skip
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
