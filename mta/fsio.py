@@ -25,6 +25,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import ParamSpec, Protocol, TypeVar
 
+import aiofiles
+
 from mta.linux_aio import FDSYNC, FSYNC, Done, LinuxAio
 
 P = ParamSpec("P")
@@ -294,14 +296,26 @@ class Fsio:
             self._flusher = self._flusher or ThreadFlusher(loop)
         return self._flusher
 
+    async def read_small(self, path: str, limit: int) -> bytes:
+        """At most `limit` bytes of a small file off the hot path, read in the worker; OSError as from open(2)."""
+
+        def opener(name: str, _flags: int) -> int:
+            return self.open(name)
+
+        async with aiofiles.open(path, "rb", opener=opener, executor=self._pool()) as file:
+            return await file.read(limit)
+
     # -- the worker -------------------------------------------------------------------------------
 
     async def run(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Call something that blocks on the disk in a thread, for all rooms."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._pool(), lambda: fn(*args, **kwargs))
+
+    def _pool(self) -> ThreadPoolExecutor:
         if self._workers is None:
             self._workers = ThreadPoolExecutor(WORKERS, "disk")
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._workers, lambda: fn(*args, **kwargs))
+        return self._workers
 
     def close(self) -> None:
         """Finish what is in flight and release threads and descriptors."""

@@ -35,5 +35,8 @@ class InlineFsio(Fsio):
     async def run(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         return fn(*args, **kwargs)
 
+    async def read_small(self, path: str, limit: int) -> bytes:
+        return self.read_file(path, limit)
+
     def flusher(self, loop: asyncio.AbstractEventLoop) -> Flusher:
         return _InlineFlusher(loop)
