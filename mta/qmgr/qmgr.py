@@ -36,6 +36,8 @@ from mta.queue.api import FencedError, Job, Queue, QueueError, QueueStore
 from mta.smtp.reply import Reply
 
 SUSPECT = 3  # attempts that never ended; from then on a message is tried alone among its like
+SUSPECT_DELAY = 10.0  # seconds after the start before suspects are tried: a process that is killed again and again
+# for other reasons must not add to their count
 MAX_CRASHES = 6  # and after so many it is put on hold: the last ones can hardly be another message's fault
 SETTLE_RETRY = 60.0  # seconds between tries to write the end of an attempt to a failing disk
 CLAIM_RETRY = 5.0  # seconds before a message that could not be opened (no descriptors) is claimed again
@@ -101,6 +103,7 @@ class QueueManager:
         self._tasks: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
         self._suspects = asyncio.Lock()
+        self._started = 0.0
         self._draining = False
 
     # -- intake -----------------------------------------------------------------------------------
@@ -112,7 +115,8 @@ class QueueManager:
 
     async def run(self) -> None:
         """Serve until cancelled: claim what arrives or is due, rescan each queue_run_delay."""
-        next_scan = 0.0
+        self._started = self._clock.monotonic()
+        next_scan = self._started
         while True:
             now = self._clock.monotonic()
             if now >= next_scan:
@@ -207,6 +211,7 @@ class QueueManager:
             try:
                 if job.crashes >= SUSPECT:
                     async with self._suspects:
+                        await self._clock.sleep(self._started + SUSPECT_DELAY - self._clock.monotonic())
                         await self._attempt(job)
                 else:
                     await self._attempt(job)

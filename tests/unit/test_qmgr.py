@@ -284,6 +284,45 @@ def test_one_delay_notice_is_sent_when_the_time_has_come(tmp_path: Path) -> None
     simulate(tmp_path, lambda r, n: OK if r.address == "s@good.test" else LATER, story)
 
 
+@pytest.mark.parametrize(("crashes", "held"), [(2, False), (5, False), (6, True)])
+def test_a_message_that_goes_on_killing_its_handler_is_held_and_a_suspect_waits(
+    tmp_path: Path, crashes: int, held: bool
+) -> None:
+    async def main(clock: Clock) -> None:
+        world = World(tmp_path, clock, lambda r, n: OK)
+        queue_id = await world.submit("x@b.test")
+        for _ in range(crashes):
+            job = await world.store.claim(queue_id)
+            assert job is not None
+            await world.store.begin_attempt(job)
+            await world.store.give_back(job, crashed=True)
+        task = asyncio.ensure_future(world.qmgr.run())
+        await clock.sleep(1)
+        assert len(world.agent.contents) == (crashes < 3)
+        await clock.sleep(60)
+        assert len(world.agent.contents) == (not held)
+        assert ("placed on hold" in world.lines()) == held
+        await world.qmgr.drain(5.0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        world.fsio.close()
+
+    run_virtual(main, patience=0.0)
+
+
+def test_a_message_with_a_filter_goes_there_whatever_its_recipients(tmp_path: Path) -> None:
+    async def story(w: World) -> None:
+        draft = await w.store.draft(w.clock.now())
+        attributes = {"content_filter": "smtp:filter.test"}
+        draft.envelope(Envelope("s@a.test", [Recipient("x@b.test")], w.clock.now(), attributes=attributes))
+        await draft.commit()
+        w.unresolvable.add("x@b.test")
+        await w.clock.sleep(1)
+        assert [a for a, _ in w.agent.tries] == ["x@b.test"]
+
+    simulate(tmp_path, lambda r, n: OK, story)
+
+
 @pytest.mark.parametrize("count", [1, 40])
 def test_drain_gives_back_what_was_not_delivered(tmp_path: Path, count: int) -> None:
     async def main(clock: Clock) -> None:
