@@ -16,8 +16,11 @@ SETTINGS = {
     "queue_run_delay": "300s",
     "smtp_helo_timeout": "300s",
 }
+# a whole header, so that nothing is added to it
+HEAD = b"From: x@src.test\r\nDate: Sat, 21 Nov 2026 00:00:00 +0000\r\nMessage-Id: <1@src.test>\r\n"
 EIGHT_BIT = (
-    b"Subject: acht Bit\r\n\r\nGr\xfc\xdfe und \xe2\x82\xac\r\n.\r\n..zwei\r\n>From me\r\nFrom me\r\n"
+    HEAD
+    + b"Subject: acht Bit\r\n\r\nGr\xfc\xdfe und \xe2\x82\xac\r\n.\r\n..zwei\r\n>From me\r\nFrom me\r\n"
     + b"x" * 5000
     + b"\r\n"
 )

@@ -10,10 +10,10 @@ from tests.peers.host import DATA, LOG, SPOOL, Host, split_mbox
 from tests.peers.machine import wait_for
 from tests.peers.postfix import MAIN_CF, Postfix, main_cf
 from tests.peers.sink import Sink
-from tests.peers.spool_fixture import EIGHT_BIT, submit
+from tests.peers.spool_fixture import EIGHT_BIT, HEAD, submit
 
 HOLD_ALL = {"smtpd_sender_restrictions": "check_sender_access static:HOLD"}
-PLAIN = b"Subject: plain\r\nTo: x@sink.test\r\n\r\nline\r\n\r\n.\r\nlast\r\n"
+PLAIN = HEAD + b"Subject: plain\r\nTo: x@sink.test\r\n\r\nline\r\n\r\n.\r\nlast\r\n"
 
 
 @dataclass(frozen=True, slots=True)
