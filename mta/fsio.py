@@ -21,11 +21,9 @@ import errno
 import fcntl
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
 from typing import ParamSpec, Protocol, TypeVar
-
-import aiofiles
 
 from mta.linux_aio import FDSYNC, FSYNC, Done, LinuxAio
 
@@ -296,23 +294,15 @@ class Fsio:
             self._flusher = self._flusher or ThreadFlusher(loop)
         return self._flusher
 
-    async def read_small(self, path: str, limit: int) -> bytes:
-        """At most `limit` bytes of a small file off the hot path, read in the worker; OSError as from open(2)."""
-
-        def opener(name: str, _flags: int) -> int:
-            return self.open(name)
-
-        async with aiofiles.open(path, "rb", opener=opener, executor=self._pool()) as file:
-            return await file.read(limit)
-
     # -- the worker -------------------------------------------------------------------------------
 
     async def run(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Call something that blocks on the disk in a thread, for all rooms."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._pool(), lambda: fn(*args, **kwargs))
+        return await loop.run_in_executor(self.pool(), lambda: fn(*args, **kwargs))
 
-    def _pool(self) -> ThreadPoolExecutor:
+    def pool(self) -> Executor:
+        """The worker's threads, for a library that wants an executor (aiofiles)."""
         if self._workers is None:
             self._workers = ThreadPoolExecutor(WORKERS, "disk")
         return self._workers

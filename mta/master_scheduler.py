@@ -145,7 +145,8 @@ async def _serve(
         running.tasks.append(_background(core, _feed_watchdog(notify, core.clock)))
     notify.send(f"READY=1\nMAINPID={os.getppid() if not listen else os.getpid()}")
     await stop.wait()
-    notify.send("STOPPING=1")
+    if listen:  # else only this process ends, perhaps to be replaced after a reload
+        notify.send("STOPPING=1")
     await running.stop_listening()
     await asyncio.gather(running.drain_sessions(DRAIN), submit.drain(DRAIN))
     await qmgr.drain(DRAIN)

@@ -6,6 +6,7 @@ on the next turn of the loop.
 
 import asyncio
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future
 from typing import ParamSpec, TypeVar
 
 from mta.fsio import Flusher, Fsio
@@ -29,14 +30,26 @@ class _InlineFlusher:
         return
 
 
+class _InlineExecutor(Executor):
+    """Does it before submit() returns."""
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> "Future[T]":
+        future: Future[T] = Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
 class InlineFsio(Fsio):
     """Fsio whose worker is the caller."""
 
     async def run(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         return fn(*args, **kwargs)
 
-    async def read_small(self, path: str, limit: int) -> bytes:
-        return self.read_file(path, limit)
+    def pool(self) -> Executor:
+        return _InlineExecutor()
 
     def flusher(self, loop: asyncio.AbstractEventLoop) -> Flusher:
         return _InlineFlusher(loop)

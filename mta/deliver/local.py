@@ -16,6 +16,8 @@ import os
 from collections.abc import AsyncIterator, Callable
 from typing import Protocol
 
+import aiofiles
+
 from mta.clock import Clock
 from mta.deliver.aliases import AliasProblemError, Router
 from mta.deliver.local_plan import LocalSettings, Planner, ToOthers, ToUser, Users, local_settings
@@ -111,8 +113,9 @@ class _Content:
         """Copy it all; OSError when there is no room."""
         fd = self._create()
         try:
-            async for chunk in self._scanned(self._request.content(b"\n")):
-                await self._fsio.run(_write_all, fd, chunk)
+            async with aiofiles.open(fd, "wb", closefd=False, executor=self._fsio.pool()) as file:
+                async for chunk in self._scanned(self._request.content(b"\n")):
+                    await file.write(chunk)
             self.fd = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
         finally:
             os.close(fd)
@@ -146,12 +149,6 @@ class _Content:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
-
-
-def _write_all(fd: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
 
 
 # -- in one process ---------------------------------------------------------------------------------------

@@ -453,7 +453,7 @@ class SpoolStore:
         """See QueueStore."""
         path = self.spool.path("defer", job.queue_id)
         try:
-            data = await self.fsio.read_small(path, REASONS_LIMIT)
+            data = await self.fsio.run(self.fsio.read_file, path, REASONS_LIMIT)
         except OSError:
             return {}
         return {offset: reason for _, offset, reason in decode_reasons(data)}
