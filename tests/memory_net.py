@@ -12,11 +12,23 @@ P = TypeVar("P", bound=asyncio.BaseProtocol)
 Factory = Callable[[], asyncio.BaseProtocol]
 
 
+class _NoSocket:
+    """What is asked of a connection's socket."""
+
+    family = 0
+
+    def fileno(self) -> int:
+        return 0
+
+    def setsockopt(self, *_arguments: object) -> None:
+        return
+
+
 class MemoryTransport(asyncio.Transport):
     """One end of a connection."""
 
     def __init__(self, local: tuple[str, int], remote: tuple[str, int]) -> None:
-        super().__init__({"sockname": local, "peername": remote})
+        super().__init__({"sockname": local, "peername": remote, "socket": _NoSocket()})
         self._loop = asyncio.get_running_loop()
         self._protocol: asyncio.Protocol | None = None
         self._peer: MemoryTransport | None = None
