@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from ipaddress import ip_address, ip_network
 
+from mta import descriptors
 from mta.bounce.bounce import BounceSettings, BounceWriter
 from mta.cleanup.cleanup import Cleanup
 from mta.cleanup.settings import CleanupSettings
@@ -228,7 +229,11 @@ def build_qmgr(core: Core, helper: HelperConnection | None) -> QueueManager:
     config = core.config
     core.agents = build_agents(core, helper)
     default = transport_limits(config, "default")
+    most = descriptors.deliveries()
     limits = {name: transport_limits(config, name) for name in core.agents}
+    limits = {name: replace(each, process_limit=min(each.process_limit, most)) for name, each in limits.items()}
+    settings = config.fill(QmgrSettings)
+    active = min(settings.qmgr_message_active_limit, descriptors.jobs())
     bounces = BounceWriter(
         config.fill(BounceSettings), core.cleanup, core.store, core.log, core.clock, core.fsio.entropy
     )
@@ -239,7 +244,7 @@ def build_qmgr(core: Core, helper: HelperConnection | None) -> QueueManager:
         return Target(route.transport, route.nexthop)
 
     qmgr = QueueManager(
-        config.fill(QmgrSettings), config.fill(BackoffSettings), core.store,
+        replace(settings, qmgr_message_active_limit=active), config.fill(BackoffSettings), core.store,
         Scheduler(config.fill(SchedulerSettings), limits, default), resolve, core.agents, bounces, core.cleanup,
         core.clock, core.log,
     )  # fmt: skip

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import ParamSpec, Protocol, TypeVar
 
 from mta.clock import Clock
+from mta.descriptors import scarce
 from mta.lookup.table import TableError
 
 P = ParamSpec("P")
@@ -119,9 +120,10 @@ class LibC:
 
     def _passwd(self, call: Callable[..., int], key: bytes | int) -> tuple[int, User | None]:
         entry = _Passwd()
+        crowded = scarce()
         code, found, _buffer = _grow(call, key, entry)
         if not found:
-            return code, None
+            return code or _doubt(crowded), None
         name, gecos, home, shell, password = (
             os.fsdecode(raw or b"") for raw in (entry.name, entry.gecos, entry.home, entry.shell, entry.password)
         )
@@ -129,9 +131,10 @@ class LibC:
 
     def group_by_name(self, name: bytes) -> tuple[int, Group | None]:
         entry = _Group()
+        crowded = scarce()
         code, found, _buffer = _grow(self._libc.getgrnam_r, name, entry)
         if not found:
-            return code, None
+            return code or _doubt(crowded), None
         members = []
         for raw in entry.members:  # ends at a null pointer
             if raw is None:
@@ -163,6 +166,12 @@ def _grow(
         if code != errno.ERANGE or size >= LAST_BUFFER:
             return code, bool(result), buffer
         size *= 2
+
+
+def _doubt(crowded: bool) -> int:
+    """EMFILE when a "not found" is not to be believed: one of several services in nsswitch.conf may have had no
+    descriptor, and then the answer is that of the others (measured with "files systemd": 0 and no entry)."""
+    return errno.EMFILE if crowded or scarce() else 0
 
 
 def _impossible(name: str) -> bool:

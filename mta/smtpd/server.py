@@ -20,13 +20,17 @@ from typing import Any
 import aiosmtpd.smtp
 
 from mta.clock import Clock
+from mta.descriptors import limit
 from mta.smtp.reply import Reply
+from mta.smtpd.facts import Facts
 from mta.smtpd.ports import Anvil, Cleanup, Log, PeerNames, Policy
 from mta.smtpd.server_connection import Connection
 from mta.smtpd.server_settings import ServerSettings
 from mta.smtpd.session_plan import SessionPlan
+from mta.smtpd.session_text import BUSY
 
 BUFFER = 65536 - 64  # octets taken at once; text held back from the last piece still fits into 64 KiB with it
+WARN_INTERVAL = 60.0  # seconds between two lines about the same trouble
 
 # What aiosmtpd's constructor sets and a user of its objects may look at; the same for all connections.
 SHARED = ("event_handler", "hostname", "data_size_limit", "enable_SMTPUTF8", "tls_context", "loop")
@@ -104,6 +108,7 @@ class SMTPServer:
         self.commits: set[asyncio.Task[Reply]] = set()
         self.handshakes: set[asyncio.Task[asyncio.Transport | None]] = set()
         self.draining = False
+        self._next_warning = float("-inf")
         self._empty = asyncio.Event()
         self._class = self._connection_class()
 
@@ -123,6 +128,16 @@ class SMTPServer:
     def factory(self) -> SMTPConnection:
         """For loop.create_server()."""
         return self._class()
+
+    def crowded(self, facts: Facts) -> None:
+        """A client is refused for want of descriptors; the log hears of it at most once a minute."""
+        now = self.clock.monotonic()
+        if now >= self._next_warning:
+            self._next_warning = now + WARN_INTERVAL
+            self.log.warning(
+                self.service, f"too few file descriptors (limit {limit()}): refusing clients such as "
+                f"{facts.client_address} with {BUSY.code} {BUSY.enhanced}; see LimitNOFILE"
+            )  # fmt: skip
 
     def connection_ended(self) -> None:
         """A connection is gone and its commit, if any, is done."""

@@ -19,6 +19,7 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
+from mta.descriptors import in_last_quarter
 from mta.queue.api import QueueError, QueueFullError
 from mta.smtp.reply import Reply
 from mta.smtpd.facts import PERMIT, Facts, Stage, Verdict
@@ -40,7 +41,7 @@ from mta.smtpd.session_events import (
     Transaction,
     Wait,
 )
-from mta.smtpd.session_text import CONFIGURATION_ERROR, INTERNAL_ERROR, QUEUE_ERROR, QUEUE_FULL
+from mta.smtpd.session_text import BUSY, CONFIGURATION_ERROR, INTERNAL_ERROR, QUEUE_ERROR, QUEUE_FULL
 
 if TYPE_CHECKING:
     from mta.smtpd.server import SMTPServer
@@ -86,6 +87,10 @@ class Connection(asyncio.BufferedProtocol):
         server.connections.add(self)
         self._deadline = server.clock.monotonic() + server.settings.smtpd_timeout
         self._timer = server.clock.call_later(server.settings.smtpd_timeout, self._tick)
+        if in_last_quarter(transport.get_extra_info("socket").fileno()):
+            server.crowded(facts)
+            self._introduced(Verdict(BUSY, close=True))
+            return
         verdict = self._start(self._introduce(), PERMIT)
         if isinstance(verdict, Done):
             self._introduced(verdict.value)

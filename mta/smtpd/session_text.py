@@ -44,6 +44,7 @@ AUTH_NOT_ENABLED = Reply(503, "5.5.1", "Error: authentication not enabled")
 
 INTERNAL_ERROR = Reply(451, "4.3.0", "Error: internal error, try again later")
 CONFIGURATION_ERROR = Reply(451, "4.3.5", "Server configuration error")
+BUSY = Reply(421, "4.3.2", "All server ports are busy")
 QUEUE_ERROR = Reply(451, "4.3.0", "Error: queue file write error")
 QUEUE_FULL = Reply(452, "4.3.1", "Insufficient system storage")
 

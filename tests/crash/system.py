@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -20,10 +21,11 @@ def free_port() -> int:
 
 
 class System:
-    """One configured MTA.  settings: further main.cf lines."""
+    """One configured MTA.  settings: further main.cf lines.  prefix: a command that runs it, as prlimit(1)."""
 
-    def __init__(self, directory: Path, settings: dict[str, str]) -> None:
+    def __init__(self, directory: Path, settings: dict[str, str], *, prefix: Sequence[str] = ()) -> None:
         self.directory = directory
+        self.prefix = tuple(prefix)
         self.port = free_port()
         self.spool = directory / "spool"
         self.log = directory / "maillog"
@@ -68,7 +70,8 @@ class System:
         """Start it and wait until it greets."""
         with (self.directory / "stdout").open("ab") as out:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "mta", "-c", str(self.etc), "start-fg"], cwd=ROOT, start_new_session=True,
+                [*self.prefix, sys.executable, "-m", "mta", "-c", str(self.etc), "start-fg"], cwd=ROOT,
+                start_new_session=True,
                 stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
             )  # fmt: skip
         deadline = time.monotonic() + timeout

@@ -1,0 +1,52 @@
+"""How near is this process to RLIMIT_NOFILE, and how much may each part of it hold open?
+
+A connection that takes the last descriptor leaves none for the message it brings, for a table, or for the name
+service (which then says "no such user" of users who exist).  So the last quarter is never given to clients: the
+kernel hands out the lowest free number, hence a new connection whose number lies in the last quarter means that
+three quarters are in use, whoever uses them.
+
+See also: getrlimit(2), postconf(5) qmgr_message_active_limit
+"""
+
+import os
+import resource
+
+PER_JOB = 2  # the queue file, and a bounce or forwarded copy being written
+PER_DELIVERY = 4  # a connection, or the copy for a mailbox (twice for a moment) and the way to mta-local
+RESERVE = 16  # listeners, tables, DNS, control connections
+
+
+def limit() -> int:
+    """RLIMIT_NOFILE, the soft one; a large number stands for no limit."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return soft if soft != resource.RLIM_INFINITY else 1 << 30
+
+
+def in_last_quarter(fd: int) -> bool:
+    """A descriptor that was just opened: are three quarters of all in use?"""
+    return fd * 4 >= limit() * 3
+
+
+def scarce() -> bool:
+    """Are they in use now?  Opens one to see."""
+    try:
+        fd = os.eventfd(0, os.EFD_CLOEXEC)
+    except OSError:
+        return True
+    os.close(fd)
+    return in_last_quarter(fd)
+
+
+def spare() -> int:
+    """Descriptors that may be planned with: not open now, and not RESERVE."""
+    return max(0, limit() - len(os.listdir("/proc/self/fd")) - RESERVE)
+
+
+def jobs() -> int:
+    """How many messages may be active at once: half of what is spare."""
+    return max(1, spare() // 2 // PER_JOB)
+
+
+def deliveries() -> int:
+    """How many deliveries may run at once: the other half."""
+    return max(1, spare() // 2 // PER_DELIVERY)
