@@ -107,7 +107,11 @@ class Pickup:
         try:
             found = await file.read()
             child = await self._copy(file, found)
-            await self._store.remove_maildrop(file)
+            try:
+                await self._store.remove_maildrop(file)
+            except QueueError:  # the file is still there, and will be copied again
+                child.abort()
+                raise
         finally:
             file.close()
         await self._store.release([child])

@@ -1,5 +1,6 @@
 """From maildrop to the queue: what is taken, what is left, and what nobody may smuggle in."""
 
+import errno
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -89,3 +90,19 @@ async def test_a_failing_table_leaves_the_file_for_the_next_scan() -> None:
         assert await world.pickup.scan() == 0
         assert path.exists()
         assert await world.queued() == []
+
+
+async def test_a_file_that_cannot_be_removed_leaves_no_copy_behind(world: World) -> None:
+    path = drop(world, message())
+
+    def read_only(operation: str, target: str | int) -> None:
+        if operation == "unlink" and target == str(path):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    world.fsio.hook = read_only
+    assert [await world.pickup.scan(), await world.pickup.scan()] == [0, 0]
+    assert list((world.queue / "incoming").iterdir()) == []
+    world.fsio.hook = None
+    assert await world.pickup.scan() == 1
+    assert len(await world.queued()) == 1
+    assert not path.exists()
