@@ -103,7 +103,7 @@ class BounceWriter:
             headers_only = bool(job.envelope.ret & Ret.HDRS)
             child = await self._tell(job, Kind.FAILURE, wanted, "bounce", headers_only=headers_only)
             self._note(job, "sender non-delivery notification", child)
-        await self._copy(job, Kind.FAILURE, failed, "bounce", self._settings.bounce_notice_recipient)
+        await self._copy(job, Kind.FAILURE, failed, "bounce", self._settings.bounce_notice_recipient, child)
         return child
 
     async def delay_notice(self, job: Job, delayed: Sequence[tuple[Recipient, Result]]) -> Draft | None:
@@ -116,7 +116,7 @@ class BounceWriter:
         if wanted and sender:
             child = await self._tell(job, Kind.DELAY, wanted, "delay", headers_only=True)
             self._note(job, "sender delay notification", child)
-        await self._copy(job, Kind.DELAY, delayed, "delay", self._settings.delay_notice_recipient)
+        await self._copy(job, Kind.DELAY, delayed, "delay", self._settings.delay_notice_recipient, child)
         return child
 
     async def success_notice(self, job: Job, done: Sequence[tuple[Recipient, Result]]) -> Draft | None:
@@ -140,10 +140,18 @@ class BounceWriter:
         return await self._inject(job, report, original, envelope, _parent(parent, job, about))
 
     async def _copy(
-        self, job: Job, kind: Kind, about: Sequence[tuple[Recipient, Result]], error_class: str, to: str
-    ) -> None:
-        if error_class in self._settings.notify_classes:
+        self, job: Job, kind: Kind, about: Sequence[tuple[Recipient, Result]], error_class: str, to: str,
+        child: Draft | None,
+    ) -> None:  # fmt: skip
+        """The postmaster's copy; without it the sender's report is taken back, because the caller repeats both."""
+        if error_class not in self._settings.notify_classes:
+            return
+        try:
             await self._postmaster(job, kind, about, to, None)
+        except BaseException:
+            if child is not None:
+                child.abort()
+            raise
 
     async def _postmaster(
         self, job: Job, kind: Kind, about: Sequence[tuple[Recipient, Result]], to: str, parent: Parent | None

@@ -1,6 +1,8 @@
 """Who is told what: notices on a real queue, through the real door."""
 
 import email
+import errno
+import os
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from email.message import Message
@@ -17,7 +19,7 @@ from mta.envelope import NOTIFY_DEFAULT, Envelope, Notify, Recipient, Ret
 from mta.fsio import Fsio
 from mta.lookup.open import open_tables
 from mta.maillog import Maillog, MaillogSettings
-from mta.queue.api import Draft, Job, Queue
+from mta.queue.api import Draft, Job, Queue, QueueError
 from mta.queue.store import SpoolStore
 from mta.queue.store_spool import StoreSettings, create_spool
 from mta.smtp.reply import Reply
@@ -190,6 +192,30 @@ async def test_the_postmaster_gets_copies_of_what_he_asked_for(tmp_path: Path) -
     envelope, message, _ = await office.claim(copy)
     assert envelope.sender == "double-bounce@mx.test" and message["Subject"] == "Postmaster Copy: Undelivered Mail"
     assert office.lines()[1] == f"{job.queue_id}: postmaster non-delivery notification: {copy}"
+    office.fsio.close()
+
+
+@pytest.mark.parametrize("kind", ["bounce", "delay"])
+async def test_a_notice_whose_copy_cannot_be_stored_is_taken_back_so_that_the_next_try_is_the_only_one(
+    tmp_path: Path, kind: str
+) -> None:
+    office = Office(tmp_path, "notify_classes = bounce, delay\n")
+    job = await office.job()
+    flushes = 0
+
+    def full_after_one(operation: str, target: str | int) -> None:
+        nonlocal flushes
+        flushes += operation == "open_excl"
+        if operation == "open_excl" and flushes == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    office.fsio.hook = full_after_one
+    write = office.writer.bounce if kind == "bounce" else office.writer.delay_notice
+    with pytest.raises(QueueError):
+        await write(job, about(job, REFUSED))
+    assert await office.others(job) == []
+    child = await write(job, about(job, REFUSED))
+    assert len(await office.others(job, child)) == 1
     office.fsio.close()
 
 
