@@ -72,12 +72,14 @@ class Cleanup:
         if origin.door == "smtpd" and not origin.rewrite_local and self._local_client(origin.client_address):
             origin = replace(origin, rewrite_local=True)
         try:
-            stored = await self._envelopes.rewrite(envelope)
+            stored = await self._envelopes.rewrite(envelope, copies=not internal)
         except TableError as error:
             self._log.warning("cleanup", f"{error}; message not accepted, try again later")
             raise LookupFailedError("address rewriting") from error
         draft = await self._store.draft(envelope.arrival)
         self._attributes(origin, stored)
+        if self.settings.delay_warning_time and not stored.warn_time:
+            stored.warn_time = stored.arrival + self.settings.delay_warning_time
         draft.envelope(stored)
         date = self._date(envelope.arrival)
         only = envelope.recipients[0].address if len(envelope.recipients) == 1 else ""

@@ -126,13 +126,15 @@ class Intake:
             for key in wanted:
                 if key not in self._answers:
                     self._answers[key] = await ask(*key)
+            if self._refused is None:
+                backlog, self._backlog, self._task = self._backlog, [], None
+                self._after_header(b"".join(backlog))
         except TableError as error:
             self._plan.warn(f"{self.queue_id}: {error}")
             self._refuse(LOOKUP_ERROR)
-            return
-        if self._refused is None:
-            backlog, self._backlog, self._task = self._backlog, [], None
-            self._after_header(b"".join(backlog))
+        except Exception as error:  # a bug of ours: what is stored now would lack its header
+            self._plan.warn(f"{self.queue_id}: internal error: {type(error).__name__}: {error}")
+            self._refuse(LOOKUP_ERROR)
 
     def _after_header(self, rest: bytes) -> None:
         if self._headers:

@@ -41,20 +41,24 @@ class EnvelopeRewriter:
         """Rewrite in the local context; "" stays the null sender."""
         return self._rewriter.rewrite(address, local=True) if address else ""
 
-    async def rewrite(self, envelope: Envelope) -> Envelope:
-        """Return the envelope to be stored; raises TableError."""
+    async def rewrite(self, envelope: Envelope, *, copies: bool = True) -> Envelope:
+        """Return the envelope to be stored; raises TableError.
+
+        copies: with automatic BCC recipients, which only new mail gets (postconf(5) always_bcc): a copy of what
+        is forwarded or returned would be a second one, or go round for ever.
+        """
         sender = self.complete(envelope.sender)
         if sender:
             sender = await self.canonical(self._envelope_sender, sender)
         recipients = _Recipients(self._settings.duplicate_filter_limit)
-        bcc = [self._settings.always_bcc] if self._settings.always_bcc else []
-        if sender and self._sender_bcc:
+        bcc = [self._settings.always_bcc] if copies and self._settings.always_bcc else []
+        if copies and sender and self._sender_bcc:
             bcc += await self._bcc(self._sender_bcc, sender)
         for given in envelope.recipients:
             address = self.complete(given.address)
             if self._envelope_recipient:
                 address = await self.canonical(self._envelope_recipient, address)
-            if self._recipient_bcc:
+            if copies and self._recipient_bcc:
                 bcc += await self._bcc(self._recipient_bcc, address)
             await self._add(recipients, given, address)
         for copy in dict.fromkeys(bcc):

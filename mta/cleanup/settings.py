@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class CleanupSettings:
-    """postconf(5); sizes in bytes, 0 = no limit."""
+    """postconf(5); sizes in bytes, times in seconds, 0 = no limit."""
 
     myhostname: str
     mail_name: str
@@ -28,5 +28,6 @@ class CleanupSettings:
     sender_canonical_classes: tuple[str, ...]
     recipient_canonical_classes: tuple[str, ...]
     always_bcc: str
+    delay_warning_time: float
     sender_bcc_maps: tuple[str, ...]
     recipient_bcc_maps: tuple[str, ...]

@@ -155,3 +155,39 @@ async def test_encoding_is_taken_from_the_header_unless_declared(world: World) -
     await intake.commit()
     (message,) = await world.queued()
     assert message.envelope.encoding == "8bit"
+
+
+async def test_a_bug_while_headers_are_rewritten_is_451_and_never_half_a_message(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with World(sender_canonical_maps=("inline:{a=b}",), sender_canonical_classes=("header_sender",)) as world:
+
+        async def broken(maps: object, address: str) -> str:
+            raise RuntimeError(address)
+
+        monkeypatch.setattr(world.cleanup._envelopes.mapper, "replace", broken)
+        reply, _ = await put(world, LOCAL, MESSAGE)
+        assert reply == "451 4.3.0 Error: address lookup failed"
+        assert any("RuntimeError" in line for line in world.log)
+
+
+async def test_automatic_copies_are_made_of_new_mail_only() -> None:
+    async with World(always_bcc="archive") as world:
+        _, message = await put(world, REMOTE, MESSAGE)
+        assert message is not None
+        assert [r.address for r in message.envelope.recipients] == ["bob@r.test", "archive@example.test"]
+        for door in ("bounce", "forward"):
+            envelope = Envelope("", [Recipient("s@s.test")], world.clock.now())
+            child = await world.cleanup.inject(Origin(door), envelope, [MESSAGE], None)
+            (found,) = [m for m in await world.queued() if m.queue_id == child.queue_id]
+            assert [r.address for r in found.envelope.recipients] == ["s@s.test"]
+
+
+async def test_the_time_of_the_delay_notice_is_stored_with_the_message() -> None:
+    async with World(delay_warning_time=14400.0) as world:
+        _, message = await put(world, REMOTE, MESSAGE)
+        assert message is not None
+        assert message.envelope.warn_time == int(message.envelope.arrival + 14400)
+    async with World() as world:
+        _, message = await put(world, REMOTE, MESSAGE)
+        assert message is not None and message.envelope.warn_time == 0.0
