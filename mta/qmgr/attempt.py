@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from mta.cleanup.intake import RefusedError
 from mta.clock import Clock
 from mta.deliver.request import DeliveryRequest, Expansion, Result
 from mta.envelope import Envelope, Notify, Origin, Recipient
@@ -74,9 +75,7 @@ class Attempt:
         """
         if recipient.offset in self.results:
             return
-        if result.reply.is_permanent and self.soft_bounce:
-            reply = Reply(400 + result.reply.code % 100, "4" + result.reply.enhanced[1:], result.reply.text)
-            result = Result(reply, result.text, result.relay, result.diagnostic, result.remote_mta)
+        result = self._softened(result)
         self.results[recipient.offset] = result
         delays = Delays(
             self.before,
@@ -90,6 +89,13 @@ class Attempt:
         if result.reply.is_positive:
             self.store.mark(self.job, recipient)
         delivery(self.log.write, service, self.job.queue_id, recipient, result, delays)
+
+    def _softened(self, result: Result) -> Result:
+        """A refusal is temporary under soft_bounce."""
+        if not (result.reply.is_permanent and self.soft_bounce):
+            return result
+        reply = Reply(400 + result.reply.code % 100, "4" + result.reply.enhanced[1:], result.reply.text)
+        return Result(reply, result.text, result.relay, result.diagnostic, result.remote_mta)
 
     def unreported(self, recipients: Sequence[Recipient], service: str, started: float) -> None:
         """An agent has ended without a word on these: temporary, whatever the cause."""
@@ -111,7 +117,10 @@ class Attempt:
         return [(r, result) for r, result in pairs if result is not None and wanted(result)]
 
     async def forward(self, injector: Injector, clock: Clock) -> None:
-        """Make the children that expansions ask for; a child that cannot be stored leaves its recipient deferred."""
+        """Make the children that expansions ask for.
+
+        A child that cannot be stored leaves its recipient deferred, one that is refused (a loop) bounces it.
+        """
         for recipient, result in self.select(lambda r: r.expansion is not None):
             expansion = result.expansion
             if expansion is None:  # for the type checker: select() asked for it
@@ -124,6 +133,8 @@ class Attempt:
                     self._child_content(expansion),
                     Parent("forward", self.job.uid, self.job.queue_id, (recipient.offset,)),
                 )
+            except RefusedError as error:  # as the client of an SMTP server hears it: too many hops
+                result = self._softened(Result(error.reply, error.reply.text))
             except QueueError:
                 refused = Reply(451, "4.3.0", "queue file write error")
                 result = Result(refused, refused.text)
@@ -137,7 +148,8 @@ class Attempt:
     def _child_envelope(self, recipient: Recipient, expansion: Expansion, now: float) -> Envelope:
         parent = self.job.envelope
         keep = {k: v for k, v in parent.attributes.items() if k == "rewrite_context" or k.startswith("log_")}
-        notify = recipient.notify & ~Notify.SUCCESS if recipient.notify != Notify.SUCCESS else Notify.FAILURE
+        # "Expanded" is the report of success; who asked for nothing else hears nothing else (0 would mean default).
+        notify = recipient.notify & ~Notify.SUCCESS if recipient.notify != Notify.SUCCESS else Notify.NEVER
         original = recipient.original or recipient.address
         leaves = [Recipient(a, original, notify, recipient.dsn_orig_rcpt) for a in expansion.recipients]
         return Envelope(

@@ -219,7 +219,11 @@ class QueueManager:
                 raise
             except Exception:
                 self._log_traceback(queue_id)
-                await self._clock.sleep(SETTLE_RETRY)  # its crash is counted: the third puts it on hold
+                await self._clock.sleep(SETTLE_RETRY)  # its crash is counted: in the end that puts it on hold
+                attempt = self._active.get(queue_id)
+                if attempt is not None and attempt.children:  # their recipients are marked: nobody makes them again
+                    await self._store.flush_marks(job)
+                    await self._store.release(attempt.children)
                 await self._store.give_back(job, crashed=True)
                 self._incoming.append(queue_id)
         finally:
@@ -275,8 +279,8 @@ class QueueManager:
         attempt.record(recipient, Result(reply, reply.text), service, self._clock.monotonic())
 
     async def _run_entries(self, attempt: Attempt, entries: list[Entry]) -> None:
-        """Hand the entries to the scheduler and wait until the last one has ended."""
-        if not entries:
+        """Hand the entries to the scheduler and wait until the last one has ended; during shutdown, none."""
+        if not entries or self._draining:
             return
         finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._open[attempt.job.queue_id] = (len(entries), finished)
@@ -379,8 +383,9 @@ class QueueManager:
         self._wake.set()
 
     async def _interrupted(self, attempt: Attempt) -> None:
-        """Shutdown in the middle: keep what is known, give the rest back untouched."""
+        """Shutdown in the middle: keep and report what is known, give the rest back untouched."""
         await attempt.forward(self._injector, self._clock)
+        await attempt.notify(self._bounces, expired=False, delayed=False)
         await self._store.flush_marks(attempt.job)
         if attempt.children:
             await self._store.release(attempt.children)

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from mta.cleanup.intake import RefusedError
 from mta.clock import Clock
 from mta.deliver.request import DeliveryRequest, Expansion, Result
-from mta.envelope import Envelope, Origin, Recipient
+from mta.envelope import Envelope, Notify, Origin, Recipient
 from mta.maillog import FileSink, Maillog, MaillogSettings
 from mta.qmgr.backoff import BackoffSettings
 from mta.qmgr.qmgr import QmgrSettings, QueueManager, Target
@@ -56,6 +57,7 @@ class Notices:
         self.store, self.clock = store, clock
         self.bounced: list[tuple[str, ...]] = []
         self.delayed: list[tuple[str, ...]] = []
+        self.succeeded: list[tuple[str, ...]] = []
 
     async def _child(self, kind: str, job: Job, rows: Sequence[tuple[Recipient, Result]]) -> Draft:
         draft = await self.store.draft(self.clock.now())
@@ -74,6 +76,7 @@ class Notices:
         return await self._child("delay", job, []) if job.envelope.sender else None
 
     async def success_notice(self, job: Job, done: Sequence[tuple[Recipient, Result]]) -> Draft | None:
+        self.succeeded.append(tuple(r.address for r, _ in done))
         return None
 
 
@@ -98,6 +101,8 @@ class World:
         )  # fmt: skip
         self.store.arrived = self.qmgr.arrived
         self.unresolvable: set[str] = set()
+        self.children: list[Envelope] = []
+        self.refuse_child: Exception | None = None
 
     async def resolve(self, recipient: Recipient, sender: str) -> Target:
         if recipient.address in self.unresolvable:
@@ -107,8 +112,11 @@ class World:
     async def inject(
         self, origin: Origin, envelope: Envelope, chunks: AsyncIterator[bytes], parent: Parent | None
     ) -> Draft:
+        if self.refuse_child is not None:
+            raise self.refuse_child
         draft = await self.store.draft(self.clock.now())
         draft.envelope(envelope)
+        self.children.append(envelope)
         async for chunk in chunks:
             draft.write(chunk)
         await draft.commit(parent=parent)
@@ -262,6 +270,67 @@ def test_an_expansion_becomes_one_child_with_a_recipient_per_leaf(tmp_path: Path
     simulate(tmp_path, fate, story)
 
 
+def expanding(address: str, leaf: str) -> Fate:
+    leaves = Expansion((leaf,), "s@a.test", address)
+    expanded = Result(Reply(250, "2.0.0", ""), "", "local", expansion=leaves)
+    return lambda r, n: expanded if r.address == address else OK
+
+
+@pytest.mark.parametrize(
+    ("given", "passed_on"),
+    [
+        (Notify(0), Notify(0)),
+        (Notify.NEVER, Notify.NEVER),
+        (Notify.SUCCESS, Notify.NEVER),
+        (Notify.SUCCESS | Notify.FAILURE, Notify.FAILURE),
+    ],
+)
+def test_an_expansion_that_was_reported_as_success_is_not_reported_again(
+    tmp_path: Path, given: Notify, passed_on: Notify
+) -> None:
+    async def story(w: World) -> None:
+        draft = await w.store.draft(w.clock.now())
+        draft.envelope(Envelope("s@a.test", [Recipient("list@b.test", notify=given)], w.clock.now()))
+        await draft.commit()
+        await w.clock.sleep(1)
+        assert [r.notify for e in w.children for r in e.recipients] == [passed_on]
+
+    simulate(tmp_path, expanding("list@b.test", "p@c.test"), story)
+
+
+def test_a_child_that_went_round_too_often_is_returned_and_not_tried_again(tmp_path: Path) -> None:
+    async def story(w: World) -> None:
+        w.refuse_child = RefusedError(Reply(554, "5.4.6", "Error: too many hops"))
+        await w.submit("list@b.test", sender="s@good.test")
+        await w.clock.sleep(1)
+        assert w.notices.bounced == [("list@b.test",)]
+        assert "dsn=5.4.6, status=bounced (Error: too many hops)" in w.lines()
+
+    simulate(tmp_path, expanding("list@b.test", "p@c.test"), story)
+
+
+def test_children_of_an_attempt_that_ends_in_a_bug_are_let_go(tmp_path: Path) -> None:
+    async def story(w: World) -> None:
+        inject = w.inject
+        first = True
+
+        async def once(
+            origin: Origin, envelope: Envelope, chunks: AsyncIterator[bytes], parent: Parent | None
+        ) -> Draft:
+            nonlocal first
+            if not first:
+                w.refuse_child = RuntimeError("a bug")
+            first = False
+            return await inject(origin, envelope, chunks, parent)
+
+        w.inject = once  # type: ignore[method-assign]  # the door breaks at the second child
+        await w.submit("list@b.test", "list@b.test")
+        await w.clock.sleep(100)
+        assert [a for a, _ in w.agent.tries].count("p@c.test") == 1
+
+    simulate(tmp_path, expanding("list@b.test", "p@c.test"), story)
+
+
 def test_a_flush_tries_deferred_mail_now(tmp_path: Path) -> None:
     async def story(w: World) -> None:
         await w.submit("x@b.test")
@@ -342,6 +411,67 @@ def test_drain_gives_back_what_was_not_delivered(tmp_path: Path, count: int) -> 
         await asyncio.gather(task, return_exceptions=True)
         await world.store.recover()
         assert await world.count(Queue.INCOMING) == count
+        world.fsio.close()
+
+    run_virtual(main, patience=0.0)
+
+
+def test_drain_reports_what_is_known_of_a_message_that_is_given_back(tmp_path: Path) -> None:
+    async def main(clock: Clock) -> None:
+        world = World(tmp_path, clock, lambda r, n: NEVER if r.address == "no@b.test" else OK)
+        at_peer, goes_on = asyncio.Event(), asyncio.Event()
+        deliver = world.agent.deliver
+
+        async def slow(request: DeliveryRequest) -> None:
+            if request.nexthop == "slow.test":
+                at_peer.set()
+                await goes_on.wait()
+                return
+            await deliver(request)
+
+        world.agent.deliver = slow  # type: ignore[method-assign]  # a peer that takes its time
+        task = asyncio.ensure_future(world.qmgr.run())
+        draft = await world.store.draft(clock.now())
+        both = Notify.SUCCESS | Notify.FAILURE
+        people = [Recipient(a, notify=both) for a in ("yes@b.test", "no@b.test", "x@slow.test")]
+        draft.envelope(Envelope("s@a.test", people, clock.now()))
+        await draft.commit()
+        await at_peer.wait()
+        await clock.sleep(1)
+        drained = asyncio.ensure_future(world.qmgr.drain(50.0))
+        await clock.sleep(1)
+        goes_on.set()
+        await drained
+        assert (world.notices.succeeded, world.notices.bounced) == ([("yes@b.test",)], [("no@b.test",)])
+        job = await world.store.claim(draft.queue_id)
+        assert job is not None and [r.address for r in job.todo] == ["x@slow.test"]
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        world.fsio.close()
+
+    run_virtual(main, patience=0.0)
+
+
+def test_drain_does_not_wait_for_a_message_that_was_about_to_be_delivered(tmp_path: Path) -> None:
+    async def main(clock: Clock) -> None:
+        world = World(tmp_path, clock, lambda r, n: OK)
+        asked, resolve = asyncio.Event(), world.resolve
+
+        async def slow(recipient: Recipient, sender: str) -> Target:
+            asked.set()
+            await clock.sleep(3)
+            return await resolve(recipient, sender)
+
+        world.qmgr._resolve = slow
+        task = asyncio.ensure_future(world.qmgr.run())
+        queue_id = await world.submit("x@b.test")
+        await asked.wait()
+        before = clock.monotonic()
+        await world.qmgr.drain(50.0)
+        assert clock.monotonic() - before < 5
+        assert [name for name, _ in await world.store.scan(Queue.INCOMING)] == [queue_id]
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
         world.fsio.close()
 
     run_virtual(main, patience=0.0)
