@@ -32,6 +32,7 @@ from mta.smtpd.session_plan import SessionPlan
 from mta.smtpd.session_text import (
     AUTH_NOT_ENABLED,
     BYE,
+    CONFIGURATION_ERROR,
     DATA_SYNTAX,
     DISCARDED,
     EHLO_SYNTAX,
@@ -264,12 +265,19 @@ class Session(Machine):
         self.facts.size = receiver.wire_size
 
         def go_on(value: Answer, later: list[Event]) -> None:
+            before = _stored_effects(self.transaction)
             refusal = self._refused(value, later)
             if refusal is not None:
                 self._message_done(refusal, later)
             elif self.transaction is None or self.transaction.discard:
                 # A DISCARD that came this late: nothing of it is kept.
                 self._message_done(DISCARDED, later)
+            elif _stored_effects(self.transaction) - before:
+                # The envelope is in the queue file: to take the message without them would let through what
+                # they are there to stop.
+                text = f"{self.facts.client}: HOLD, REDIRECT, BCC and FILTER must be used before END-OF-MESSAGE"
+                later.append(Log(text, warning=True))
+                self._message_done(CONFIGURATION_ERROR, later)
             else:
                 token = self._block(self._commit_done, later)
                 self.committing = True
@@ -391,6 +399,14 @@ def _apply(verdict: Verdict, transaction: Transaction) -> None:
         transaction.prepend = (*transaction.prepend, *verdict.prepend)
     if verdict.filter:
         transaction.filter = verdict.filter
+
+
+def _stored_effects(transaction: Transaction | None) -> set[tuple[str, object]]:
+    """The effects that are written with the envelope, before the text of a message."""
+    if transaction is None:
+        return set()
+    single = {"hold": transaction.hold, "redirect": transaction.redirect, "filter": transaction.filter}
+    return {*single.items(), *(("bcc", address) for address in transaction.bcc)}
 
 
 # What each command needs of the session before it is looked at closer.

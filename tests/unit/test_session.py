@@ -219,6 +219,26 @@ def test_effects_before_mail_hold_for_every_message() -> None:
     assert [(t.hold, t.prepend) for t, _ in driven.messages] == [(True, ("X: 1",))] * 2
 
 
+@pytest.mark.parametrize(
+    ("effect", "taken"),
+    [
+        (Verdict(hold=True), False),
+        (Verdict(redirect="x@test.example"), False),
+        (Verdict(bcc=("y@test.example",)), False),
+        (Verdict(filter="smtp:[127.0.0.1]"), False),
+        (Verdict(bcc=("b@test.example",)), True),
+        (Verdict(log=("info",)), True),
+    ],
+)
+def test_an_effect_that_comes_when_the_message_is_already_stored_is_not_ignored(effect: Verdict, taken: bool) -> None:
+    driven = greeted()
+    early = Verdict(bcc=("b@test.example",))
+    driven.judge = lambda stage, facts: {Stage.RCPT: early, Stage.END_OF_MESSAGE: effect}.get(stage, PERMIT)
+    driven.say(GROUP)
+    assert driven.say("x\r\n.\r\n").startswith("250 2.0.0 Ok: queued" if taken else "451 4.3.5 ")
+    assert len(driven.messages) == taken
+
+
 def test_ehlo_that_is_refused_changes_nothing() -> None:
     driven = greeted()
     driven.say("MAIL FROM:<s@c.example>\r\n")
