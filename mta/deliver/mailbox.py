@@ -235,14 +235,10 @@ class Mbox:
             if attempt:
                 self._system.wait(self._settings.deliver_lock_delay)
             try:
-                fd = os.open(lock, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS, LOCK_MODE)
+                _create_lock(lock)
             except FileExistsError:
                 self._remove_stale(lock)
                 continue
-            try:
-                os.write(fd, b"%d\n" % os.getpid())
-            finally:
-                os.close(fd)
             return
         raise self._refuse(f"{self._what}: {os.strerror(errno.EEXIST)}")
 
@@ -359,6 +355,30 @@ def _separator(fd: int, length: int) -> bytes:
     if end.endswith(b"\n\n") or end == b"\n":
         return b""
     return b"\n" if end.endswith(b"\n") else b"\n\n"
+
+
+def _create_lock(lock: str) -> None:
+    """Make a lock file that has our pid in it from its first moment; FileExistsError when there is one.
+
+    It is written without a name and linked: a process killed in between leaves nothing.  Where the file system
+    cannot do that, a lock that was left behind empty is stale only by its age.
+    """
+    pid = b"%d\n" % os.getpid()
+    try:
+        fd = os.open(os.path.dirname(lock), os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, LOCK_MODE)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
+            raise
+        fd = os.open(lock, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS, LOCK_MODE)
+        linked = True
+    else:
+        linked = False
+    try:
+        os.write(fd, pid)
+        if not linked:
+            os.link(f"/proc/self/fd/{fd}", lock, src_dir_fd=fd)  # a directory makes it linkat(2), which follows
+    finally:
+        os.close(fd)
 
 
 def _fcntl_lock(fd: int) -> None:

@@ -5,6 +5,7 @@ import fcntl
 import os
 import re
 import socket
+import subprocess
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -416,3 +417,16 @@ def test_maildir_works_where_links_are_not_allowed(
     lab.deliver(path=f"{tmp_path}/Maildir/")
     assert len(list((tmp_path / "Maildir/new").iterdir())) == 1
     assert not list((tmp_path / "Maildir/tmp").iterdir())
+
+
+def test_a_lock_file_of_a_dead_process_is_removed_at_once_and_that_of_a_living_one_is_not(lab: Laboratory) -> None:
+    lock = Path(f"{lab.path}.lock")
+    gone = subprocess.Popen(["/bin/true"])
+    gone.wait()
+    lock.write_text(f"{gone.pid}\n")
+    lab.deliver(settings=replace(SETTINGS, stale_lock_time=1e12))
+    assert not lock.exists()
+    lock.write_text(f"{os.getpid()}\n")
+    with pytest.raises(MailboxError):
+        lab.deliver(settings=replace(SETTINGS, stale_lock_time=1e12))
+    assert lock.exists()
