@@ -113,9 +113,12 @@ class _Content:
         """Copy it all; OSError when there is no room."""
         fd = self._create()
         try:
-            async with aiofiles.open(fd, "wb", closefd=False, executor=self._fsio.pool()) as file:
+            file = await aiofiles.open(fd, "wb", closefd=False, executor=self._fsio.pool())
+            try:
                 async for chunk in self._scanned(self._request.content(b"\n")):
                     await file.write(chunk)
+            finally:
+                await file.close()  # "async with" would do this in a thread of its own
             self.fd = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
         finally:
             os.close(fd)
