@@ -7,7 +7,7 @@ removed, or deferred with its reasons.  A crash at any point repeats at most wha
 """
 
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from mta.cleanup.intake import RefusedError
@@ -57,7 +57,13 @@ class Attempt:
     services: dict[int, tuple[str, Delays]] = field(default_factory=dict)
     children: list[Draft] = field(default_factory=list)
     begun: bool = False  # the attempt is counted in the file
+    stored: dict[int, Recipient] = field(default_factory=dict)  # of those that are delivered under another address
     told: set[str] = field(default_factory=set)  # notices already committed: settling may be repeated
+
+    def resolved(self, recipient: Recipient, address: str) -> Recipient:
+        """The recipient as an agent is to see it; queue, mailq and bounces know it by the address it came with."""
+        self.stored[recipient.offset] = recipient
+        return replace(recipient, address=address, original=recipient.original or recipient.address)
 
     def recorder(self, service: str, started: float) -> Callable[[Recipient, Result], None]:
         """The `done` of one DeliveryRequest of this attempt."""
@@ -87,7 +93,7 @@ class Attempt:
         if result.expansion is not None:
             return
         if result.reply.is_positive:
-            self.store.mark(self.job, recipient)
+            self.store.mark(self.job, self.stored.get(recipient.offset, recipient))
         delivery(self.log.write, service, self.job.queue_id, recipient, result, delays)
 
     def _softened(self, result: Result) -> Result:

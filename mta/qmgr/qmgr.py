@@ -58,10 +58,14 @@ class QmgrSettings:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where a recipient goes: trivial-rewrite's Route as the queue manager needs it."""
+    """Where a recipient goes: trivial-rewrite's Route as the queue manager needs it.
+
+    recipient: the address to deliver to, "" = as it stands; "user%far@us" is "user@far".
+    """
 
     transport: str
     nexthop: str
+    recipient: str = ""
 
 
 Resolve = Callable[[Recipient, str], Awaitable[Target]]  # (recipient, sender); TableError and friends = temporary
@@ -265,6 +269,8 @@ class QueueManager:
             if target.transport in self._settings.defer_transports:
                 self._refuse(attempt, recipient, Reply(451, "4.3.2", "deferred transport"))
                 continue
+            if target.recipient and target.recipient != recipient.address:
+                recipient = attempt.resolved(recipient, target.recipient)
             one_by_one = self._scheduler.limits(target.transport).recipients == 1
             key = f"{target.nexthop}\0{recipient.address}" if one_by_one else target.nexthop
             groups.setdefault((target.transport, target.nexthop, key), []).append(recipient)

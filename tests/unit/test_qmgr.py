@@ -107,7 +107,8 @@ class World:
     async def resolve(self, recipient: Recipient, sender: str) -> Target:
         if recipient.address in self.unresolvable:
             raise OSError("table broken")
-        return Target("smtp", recipient.address.partition("@")[2])
+        address = recipient.address.replace("%c.test@b.test", "@c.test")
+        return Target("smtp", address.partition("@")[2], address)
 
     async def inject(
         self, origin: Origin, envelope: Envelope, chunks: AsyncIterator[bytes], parent: Parent | None
@@ -268,6 +269,22 @@ def test_an_expansion_becomes_one_child_with_a_recipient_per_leaf(tmp_path: Path
         assert "status=sent (forwarded as " in w.lines()
 
     simulate(tmp_path, fate, story)
+
+
+def test_a_recipient_is_delivered_under_the_address_it_resolves_to_and_known_under_its_own(tmp_path: Path) -> None:
+    async def story(w: World) -> None:
+        queue_id = await w.submit("x%c.test@b.test", "y@b.test")
+        await w.clock.sleep(1)
+        assert sorted(a for a, _ in w.agent.tries) == ["x@c.test", "y@b.test"]
+        assert "to=<x@c.test>, orig_to=<x%c.test@b.test>, relay=" in w.lines()
+        (row,) = [row async for row in w.store.listing()]
+        assert (row.queue_id, row.recipients) == (queue_id, ("x%c.test@b.test",))
+        assert list(row.reasons) == ["x%c.test@b.test"]
+        await w.clock.sleep(1000)
+        assert [a for a, _ in w.agent.tries].count("x@c.test") == 2
+        assert [row async for row in w.store.listing()] == []
+
+    simulate(tmp_path, lambda r, n: LATER if r.address == "x@c.test" and n == 1 else OK, story)
 
 
 def expanding(address: str, leaf: str) -> Fate:
