@@ -39,7 +39,11 @@ def scarce() -> bool:
 
 def spare() -> int:
     """Descriptors that may be planned with: not open now, and not RESERVE."""
-    return max(0, limit() - len(os.listdir("/proc/self/fd")) - RESERVE)
+    try:
+        used = len(os.listdir("/proc/self/fd"))
+    except OSError:  # not even one for the directory
+        return 0
+    return max(0, limit() - used - RESERVE)
 
 
 def jobs() -> int:

@@ -12,7 +12,7 @@ When a step fails:
   are no proof; a suspect is then tried alone, and only one that goes on killing its handler is put on hold;
 - an agent raises: what it had not reported is deferred 4.3.0, the traceback is logged under the queue id;
 - the queue cannot be written at the end (disk full, read-only): the attempt stays in memory and settling is
-  tried again each minute; nothing is delivered twice meanwhile because the message is still ours.
+  tried again, in the end each minute; nothing is delivered twice meanwhile because the message is still ours.
 
 See also: mta/INTERNALS.md "settle", qmgr(8)
 """
@@ -39,7 +39,8 @@ SUSPECT = 3  # attempts that never ended; from then on a message is tried alone 
 SUSPECT_DELAY = 10.0  # seconds after the start before suspects are tried: a process that is killed again and again
 # for other reasons must not add to their count
 MAX_CRASHES = 6  # and after so many it is put on hold: the last ones can hardly be another message's fault
-SETTLE_RETRY = 60.0  # seconds between tries to write the end of an attempt to a failing disk
+SETTLE_RETRY = 60.0  # seconds at most between tries to write the end of an attempt to a failing disk ...
+FIRST_SETTLE_RETRY = 1.0  # ... and before the second try, doubled each time: descriptors come back soon
 CLAIM_RETRY = 5.0  # seconds before a message that could not be opened (no descriptors) is claimed again
 UNAVAILABLE = Reply(451, "4.3.5", "mail transport unavailable")
 UNRESOLVED = Reply(451, "4.3.0", "address resolver failure")
@@ -352,7 +353,7 @@ class QueueManager:
 
     async def _settle(self, attempt: Attempt) -> None:
         """Children, marks, then finish or defer; see attempt.py for the order and why."""
-        job = attempt.job
+        job, pause = attempt.job, FIRST_SETTLE_RETRY
         while True:
             try:
                 await attempt.forward(self._injector, self._clock)
@@ -370,7 +371,8 @@ class QueueManager:
                 raise
             except QueueError as error:
                 self._log.warning("qmgr", f"{job.queue_id}: cannot write the queue, will try again: {error}")
-                await self._clock.sleep(SETTLE_RETRY)
+                await self._clock.sleep(pause)
+                pause = min(SETTLE_RETRY, pause * 2)
 
     async def _notices(self, attempt: Attempt) -> None:
         job, now = attempt.job, self._clock.now()

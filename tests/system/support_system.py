@@ -13,7 +13,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from sendmail_compat.install import install
 from tests.crash.system import System
+from tests.queue_support import Spooled, spooled
 
 DOMAIN = "mx.test.example"
 ROOT_TESTS = os.getuid() == 0
@@ -78,9 +80,10 @@ def pss(system: System) -> int:
     """Proportional set size of all its processes together, in bytes."""
     total = 0
     for pid in processes(system):
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                total += int(line.split()[1]) * 1024
+        with contextlib.suppress(OSError):  # mta-local forks for each delivery: such a process may have ended
+            for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+                if line.startswith("Pss:"):
+                    total += int(line.split()[1]) * 1024
     return total
 
 
@@ -88,8 +91,9 @@ def cpu(system: System) -> float:
     """Seconds of processor time its processes have used."""
     ticks = 0
     for pid in processes(system):
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        ticks += int(fields[11]) + int(fields[12])
+        with contextlib.suppress(OSError):
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            ticks += int(fields[11]) + int(fields[12])
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
@@ -108,3 +112,24 @@ def queued(system: System, *queues: str) -> list[str]:
     """Names of queue files (all queues but corrupt)."""
     found = system.queue()
     return sorted(p.name for name in queues or ("incoming", "active", "deferred", "hold") for p in found[name])
+
+
+@contextlib.contextmanager
+def spool_of(system: System) -> Iterator[Spooled]:
+    """Its queue, to put messages into while it does not run; they belong to mail_owner afterwards."""
+    with spooled(system.spool) as made:
+        made.now = time.time()
+        yield made
+    if ROOT_TESTS:
+        for path in system.spool.rglob("*"):
+            shutil.chown(path, "nobody")
+
+
+def mailq(system: System) -> str:
+    """What `mailq` prints."""
+    stub = install(system.directory)
+    done = subprocess.run(
+        [stub, "-C", str(system.etc), "-bp"], check=False, capture_output=True, text=True, timeout=WAIT
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
