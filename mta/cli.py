@@ -7,14 +7,19 @@ error with file and line on stderr.
 """
 
 import asyncio
+import contextlib
 import os
 import signal
+import stat
+import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 
 from mta import __version__
 from mta.clock import Clock
 from mta.config.config import Config, ConfigError, check_config, load
+from mta.config.main_cf import decode, parse_main_cf
 from mta.master_lock import ALREADY_RUNNING, NOT_RUNNING, running, wait_until_stopped
 
 EX_USAGE, EX_CONFIG = 64, 78
@@ -52,53 +57,155 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args[0] == "version":
         print(f"mail_version = {__version__}")
         return 0
-    config = load_or_complain(directory)
-    if config is None:
-        return EX_CONFIG
-    return run(args[0], config)
+    return run(args[0], os.path.abspath(directory))
+
+
+def run(verb: str, directory: str) -> int:
+    """Carry out a verb."""
+    match verb:
+        case "start":
+            config = load_or_complain(directory)
+            return EX_CONFIG if config is None else start(config, {})
+        case "start-fg":
+            config = load_or_complain(directory)
+            if config is None:
+                return EX_CONFIG
+            overrides = foreground_log(config)
+            return start(load(directory, overrides=overrides) if overrides else config, overrides, foreground=True)
+        case "check":
+            config = load_or_complain(directory)
+            return EX_CONFIG if config is None else check(config)
+        case "reload":
+            config = load_or_complain(directory)
+            if config is None:
+                return EX_CONFIG
+        case _:
+            config = load_somehow(directory)
+    return talk(verb, config)
 
 
 def load_or_complain(directory: str) -> Config | None:
     """Read the configuration; print every problem; None when it cannot be used."""
     try:
         config = load(directory)
+        problems = list(config.problems)
     except ConfigError as broken:
-        for problem in broken.problems:
-            print(f"mta: {'fatal' if problem.fatal else 'warning'}: {problem}", file=sys.stderr)
-        count = sum(problem.fatal for problem in broken.problems)
+        config, problems = None, broken.problems
+    if config is not None:
+        from mta.master_check import check_services  # most of the mail system: only where it is about to be used
+
+        problems += check_services(config)
+    for problem in problems:
+        print(f"mta: {'fatal' if problem.fatal else 'warning'}: {problem}", file=sys.stderr)
+    count = sum(problem.fatal for problem in problems)
+    if count:
         print(f"mta: {count} error{'s' * (count != 1)}, nothing was started or changed", file=sys.stderr)
         return None
-    for problem in config.problems:
-        print(f"mta: warning: {problem}", file=sys.stderr)
     return config
 
 
-def run(verb: str, config: Config) -> int:
-    """Carry out a verb with a usable configuration."""
-    spool = config.text("queue_directory")
-    pid = running(spool)
-    match verb:
-        case "start" | "start-fg":
-            if pid:
-                say(f"fatal: {ALREADY_RUNNING}")
-                return 1
-            from mta.master import start  # imports the whole mail system: only when it is started
+def load_somehow(directory: str) -> Config:
+    """The settings even when some are broken: a running instance must not be out of reach because of that."""
+    main = os.path.join(directory, "main.cf")
+    try:
+        return load(directory)
+    except ConfigError as broken:
+        count = sum(problem.fatal for problem in broken.problems)
+        print(f"mta: warning: {directory}: {count} error{'s' * (count != 1)}; see `mta check`", file=sys.stderr)
+    try:
+        with open(main, "rb") as stream:
+            settings = parse_main_cf(decode(stream.read()), main).settings
+    except OSError:
+        settings = {}
+    return Config(directory, settings)
 
-            return start(config, foreground=verb == "start-fg")
-        case "check":
-            return check(config)
-        case "status":
-            say(f"the Postfix mail system is running: PID: {pid}" if pid else NOT_RUNNING)
-            warn_about_maildrop(spool, running_pid=pid)
-            return 0 if pid else 1
+
+def foreground_log(config: Config) -> dict[str, str]:
+    """In the foreground of a machine without syslog, standard output is the log; settings that say so."""
+    if config.text("maillog_file") or os.path.exists("/dev/log"):
+        return {}
+    return {"maillog_file": "/dev/stdout", "maillog_file_prefixes": "/dev/stdout"}
+
+
+def start(config: Config, overrides: Mapping[str, str], *, foreground: bool = False) -> int:
+    """start, start-fg."""
+    with contextlib.suppress(PermissionError):  # said by who opens it for writing
+        if running(config.text("queue_directory")):
+            say(f"fatal: {ALREADY_RUNNING}")
+            return 1
+    from mta.master import start as start_master  # imports the whole mail system: only when it is started
+
+    return start_master(config, foreground=foreground, overrides=overrides)
+
+
+def talk(verb: str, config: Config) -> int:
+    """stop, abort, reload, logrotate, flush, status: of the running instance."""
+    spool = config.text("queue_directory")
+    try:
+        pid = running(spool)
+    except PermissionError as error:
+        say(f"fatal: {error.filename}: {error.strerror}")
+        return 1
+    if verb == "status":
+        say(f"the Postfix mail system is running: PID: {pid}" if pid else NOT_RUNNING)
+        warn_about_maildrop(spool, running_pid=pid)
+        return 0 if pid else 1
+    if verb == "logrotate":
+        return logrotate(config, pid)
     if not pid:
         say(f"fatal: {NOT_RUNNING}")
         return 1
     return signal_master(verb, pid, spool)
 
 
+def logrotate(config: Config, pid: int) -> int:
+    """Give maillog_file a new name, as postfix(1) does, and let the running instance begin a new one.
+
+    A file that somebody else has renamed already, or an empty one, is only opened again.
+    """
+    path = config.text("maillog_file")
+    if not path.startswith("/") or path == "/dev/stdout":
+        say("fatal: maillog_file does not name a file: nothing to rotate")
+        return 1
+    try:
+        old = rotate_file(path, config.text("maillog_file_rotate_suffix"))
+        if pid:
+            os.kill(pid, signal.SIGUSR1)
+        compressor = config.text("maillog_file_compressor")
+        if old and compressor:
+            Clock().block(1.0 if pid else 0.0)  # as postfix-script: who has it open writes its last lines
+            subprocess.run([compressor, old], check=True)  # noqa: S603  (the administrator's own setting)
+    except (OSError, subprocess.CalledProcessError) as error:
+        say(f"fatal: logfile '{path}' rotation failed: {error}")
+        return 1
+    return 0
+
+
+def rotate_file(path: str, suffix: str) -> str:
+    """Rename a log that has content; make sure a new one is there, with the same owner; return the old one's name.
+
+    The new one is made here because mail_owner may not be allowed to make files in that directory.
+    """
+    try:
+        info = os.lstat(path)
+    except FileNotFoundError:
+        return ""
+    if not stat.S_ISREG(info.st_mode) or not info.st_size:
+        return ""
+    old = f"{path}.{datetime.fromtimestamp(Clock().now()).strftime(suffix)}"
+    os.rename(path, old)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        if os.geteuid() == 0:
+            os.fchown(fd, info.st_uid, info.st_gid)
+        os.fchmod(fd, stat.S_IMODE(info.st_mode))
+    finally:
+        os.close(fd)
+    return old
+
+
 def signal_master(verb: str, pid: int, spool: str) -> int:
-    """stop, abort, reload, logrotate, flush: talk to the running instance."""
+    """stop, abort, reload, flush: talk to the running instance."""
     try:
         match verb:
             case "stop":
@@ -114,8 +221,6 @@ def signal_master(verb: str, pid: int, spool: str) -> int:
             case "reload":
                 say("refreshing the Postfix mail system")
                 os.kill(pid, signal.SIGHUP)
-            case "logrotate":
-                os.kill(pid, signal.SIGUSR1)
             case "flush":
                 return asyncio.run(flush(spool))
     except PermissionError:

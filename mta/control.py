@@ -8,49 +8,69 @@ time and size, and its errors end only itself.
   STATUS is the exit status for the caller.
 - pickup: any byte means "look into maildrop now"; no answer.
 
+Whom authorized_mailq_users or authorized_flush_users does not name (by SO_PEERCRED) gets "STATUS text\\n" too.
+
 See also: postqueue(1), sendmail-compatible front ends in sendmail_compat/
 """
 
 import asyncio
-import json
+import os
+import socket
+import struct
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 
 from mta.clock import Clock
 from mta.envelope import MAILER_DAEMON
+from mta.lookup.table import TableError
 from mta.maillog import Maillog
 from mta.queue.api import Listing, QueueError, QueueStore
+from mta.queue.reasons import quoted
+from mta.submit_users import Access
 
 TIMEOUT = 30.0  # seconds a client may take to read or write
 MAX_REQUEST = 300  # bytes
-EX_UNAVAILABLE = 69
+MAX_CLIENTS = 100  # connections of one kind at once
+EX_UNAVAILABLE, EX_TEMPFAIL = 69, 75
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
+@dataclass(frozen=True, slots=True)
+class ControlSettings:
+    """postconf(5)."""
+
+    authorized_mailq_users: tuple[str, ...]
+    authorized_flush_users: tuple[str, ...]
+
+
+_JSON = {ord('"'): '\\"', ord("\\"): "\\\\", **{c: f"\\u{c:04X}" for c in (*range(32), 127)}}
+_JSON |= {ord(c): e for c, e in zip("\b\f\n\r\t", ("\\b", "\\f", "\\n", "\\r", "\\t"), strict=True)}
+
+
+def _string(text: str) -> str:
+    """A JSON string as postqueue(1) writes it: UTF-8 as it is, other bytes as "?"."""
+    clean = text.encode("utf-8", "replace").decode()
+    return f'"{clean.translate(_JSON)}"'
+
+
 def listing_json(row: Listing) -> str:
     """One line of `postqueue -j`."""
-    recipients: list[dict[str, str]] = []
+    recipients = []
     for address in row.recipients:
-        entry = {"address": address}
-        if address in row.reasons:
-            entry["delay_reason"] = row.reasons[address]
-        recipients.append(entry)
-    return json.dumps(
-        {
-            "queue_name": row.queue.value,
-            "queue_id": row.queue_id,
-            "arrival_time": int(row.arrival),
-            "message_size": row.size,
-            "forced_expire": row.force_expire,
-            "sender": row.sender or MAILER_DAEMON,
-            "recipients": recipients,
-        },
-        ensure_ascii=False,
+        reason = f', "delay_reason": {_string(row.reasons[address])}' if address in row.reasons else ""
+        recipients.append(f'{{"address": {_string(quoted(address))}{reason}}}')
+    sender = quoted(row.sender) if row.sender else MAILER_DAEMON
+    return (
+        f'{{"queue_name": {_string(row.queue.value)}, "queue_id": {_string(row.queue_id)}, '
+        f'"arrival_time": {int(row.arrival)}, "message_size": {row.size}, '
+        f'"forced_expire": {"true" if row.force_expire else "false"}, "sender": {_string(sender)}, '
+        f'"recipients": [{", ".join(recipients)}]}}'
     )
 
 
 class Control:
-    """Handlers for the three sockets."""
+    """Handlers for the three sockets.  settings, access: who may; None: everybody."""
 
     def __init__(
         self,
@@ -59,27 +79,63 @@ class Control:
         pickup: Callable[[], None],
         clock: Clock,
         log: Maillog,
+        settings: ControlSettings | None = None,
+        access: Access | None = None,
     ) -> None:
         self._store, self._flush, self._pickup = store, flush, pickup
         self._clock, self._log = clock, log
+        self._settings, self._access = settings, access
 
     async def showq(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Write the queue, slowly readers are cut."""
+        """Write the queue; who does not read is cut."""
+        allowed = self._settings.authorized_mailq_users if self._settings else ()
+        refused = await self._refused(writer, allowed, "view the mail queue")
+        if refused:
+            await self._answer(writer, refused)
+            return
         async for row in self._store.listing():
-            writer.write(listing_json(row).encode("utf-8", "replace") + b"\n")
+            writer.write(listing_json(row).encode() + b"\n")
             async with self._clock.timeout(TIMEOUT):
                 await writer.drain()
+        await self._sent(writer)
 
     async def flush(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Do one request."""
+        allowed = self._settings.authorized_flush_users if self._settings else ()
+        answer = await self._refused(writer, allowed, "flush the mail queue")
         async with self._clock.timeout(TIMEOUT):
-            line = await reader.readline()
-        status, text = await self._request(line[:MAX_REQUEST].decode("ascii", "replace").strip())
-        writer.write(f"{status} {text}\n".encode())
+            line = await _line(reader)
+        await self._answer(writer, answer or await self._request(line.decode("ascii", "replace").strip()))
+
+    async def _answer(self, writer: asyncio.StreamWriter, answer: tuple[int, str]) -> None:
+        status, text = answer
+        writer.write(f"{status} {text}\n".encode("utf-8", "replace"))
+        await self._sent(writer)
+
+    async def _sent(self, writer: asyncio.StreamWriter) -> None:
+        """Wait until everything has been taken, so that close() leaves nothing behind that nobody reads."""
+        writer.transport.set_write_buffer_limits(0)
         async with self._clock.timeout(TIMEOUT):
             await writer.drain()
 
+    async def _refused(
+        self, writer: asyncio.StreamWriter, allowed: Sequence[str], what: str
+    ) -> tuple[int, str] | None:
+        """None when the user at the other end may; else the answer."""
+        if self._access is None:
+            return None
+        uid = peer_uid(writer)
+        if uid == os.geteuid():  # mail_owner
+            return None
+        try:
+            name = await self._access.denied(allowed, uid)
+        except TableError as error:
+            self._log.warning("qmgr", f"may uid {uid} {what}? {error}")
+            return EX_TEMPFAIL, "Temporary lookup failure"
+        return None if name is None else (EX_UNAVAILABLE, f"User {name}({uid}) is not allowed to {what}")
+
     async def _request(self, request: str) -> tuple[int, str]:
+        """Exit status and text."""
         verb, _, argument = request.partition(" ")
         try:
             if verb == "flush":
@@ -100,17 +156,41 @@ class Control:
         self._pickup()
 
 
+async def _line(reader: asyncio.StreamReader) -> bytes:
+    """A request; what is longer than MAX_REQUEST, or ends without a newline, is cut there."""
+    line = b""
+    while len(line) < MAX_REQUEST and not line.endswith(b"\n"):
+        piece = await reader.read(MAX_REQUEST - len(line))
+        if not piece:
+            break
+        line += piece
+    return line.partition(b"\n")[0]
+
+
+def peer_uid(writer: asyncio.StreamWriter) -> int:
+    """Who is at the other end of a unix socket; OSError."""
+    sock: socket.socket = writer.get_extra_info("socket")
+    _, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return int(uid)
+
+
 def guarded(handler: Handler, log: Maillog) -> Handler:
     """Close the connection whatever happens; an error is logged and ends only this connection."""
+    clients = 0
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal clients
+        clients += 1
         try:
-            await handler(reader, writer)
+            if clients <= MAX_CLIENTS:
+                await handler(reader, writer)
+            writer.close()
         except (OSError, TimeoutError, ValueError):
-            pass
+            writer.transport.abort()
         except Exception as error:
             log.warning("master", f"control socket: {type(error).__name__}: {error}")
+            writer.transport.abort()
         finally:
-            writer.close()
+            clients -= 1
 
     return serve

@@ -133,11 +133,14 @@ class Listener:
 
 
 class Channel:
-    """Connections handed over a socket pair by the process that forked us; its end is our end."""
+    """Connections handed over a socket pair by the process that forked us; its end is our end.
 
-    def __init__(self, sock: socket.socket) -> None:
+    A packet without a descriptor means that the log is to be opened again: rotate.
+    """
+
+    def __init__(self, sock: socket.socket, rotate: Callable[[], None] = lambda: None) -> None:
         sock.setblocking(False)
-        self._sock = sock
+        self._sock, self._rotate = sock, rotate
 
     def fileno(self) -> int:
         """See Doorway."""
@@ -153,6 +156,7 @@ class Channel:
             _close_all(fds)
             raise EOFError
         if not fds:
+            self._rotate()
             return None
         return socket.socket(fileno=fds[0])
 

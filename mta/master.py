@@ -4,50 +4,55 @@ Order, and what a failure at each step leaves behind:
 
  1. directories of the spool are made or repaired          (nothing but directories)
  2. the locks are taken; a second start ends here          (nothing)
- 3. sockets: inherited from systemd, else bound; as root also ports below 1024
- 4. as root: mta-local is forked, which stays root         (dies with us)
- 5. privileges are dropped for good to mail_owner
- 6. the scheduler and the smtpd workers are forked and watched (master_process.py);
-    with smtpd_processes = 0 this process is the scheduler and listens itself
+ 3. `start` only: fork; the parent waits until 7.          (nothing)
+ 4. sockets: inherited from systemd, else bound; as root also ports below 1024
+ 5. as root: mta-local is forked, which stays root         (dies with us)
+ 6. privileges are dropped for good to mail_owner
+ 7. the scheduler and the smtpd workers are forked and watched (master_process.py); when they all serve, `start`
+    ends with 0.  With smtpd_processes = 0 this process is the scheduler and listens itself.
+
+Until 7. every failure is a line on standard error and an exit status other than 0.
 
 See also: mta/INTERNALS.md "processes", master(8)
 """
 
 import contextlib
+import gc
 import os
+import select
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 from mta import __version__
 from mta.clock import Clock
 from mta.config.config import Config, ConfigError, load
 from mta.deliver.local_client import HelperConnection, fork_helper, through_channel, to_socket
 from mta.fsio import Fsio
+from mta.lookup.table import TableError
 from mta.lookup.unix import User, UserLookup
 from mta.maillog import Maillog, MaillogSettings
+from mta.master_check import check_services
+from mta.master_listen import open_sockets, refreshed
 from mta.master_local import serve_channel
 from mta.master_lock import ALREADY_RUNNING, AlreadyRunningError, take, write_pid
-from mta.master_process import ChildSpec, Supervisor, die_with_parent
-from mta.master_scheduler import Sockets, run_scheduler
-from mta.master_sockets import (
-    Address,
-    SocketProblemError,
-    address_of,
-    has_ipv6,
-    inherited,
-    listen_tcp,
-    listen_unix,
-    wanted_addresses,
-)
+from mta.master_notify import Notify
+from mta.master_owner import OwnerProblemError, drop_privileges, find_owner
+from mta.master_process import ChildSpec, Supervisor, die_with_parent, leave_terminal
+from mta.master_scheduler import RELOAD, TOLD, Hooks, Sockets, loop_factory, run_scheduler
+from mta.master_sockets import SocketProblemError, close_unix, inherited
 from mta.master_worker import run_worker
 from mta.queue.store import StoreSettings, create_spool
+from mta.tls import small_buffers
 
-EX_CONFIG, EX_OSERR, EX_TEMPFAIL = 78, 71, 75
-PUBLIC = ("submit", "showq", "flush", "pickup")
-"""Sockets anybody may connect to."""
+EX_OSERR, EX_TEMPFAIL, EX_CONFIG = 71, 75, 78
+START_LIMIT = 300.0  # seconds `mta start` waits for the mail system to serve (a large queue is looked through)
+FIXED = ("queue_directory", "data_directory", "mail_owner", "submit_socket")
+"""A running instance cannot change these."""
+LOCK_TRIES, LOCK_PAUSE = 5, 0.05  # `mta status` holds the lock for a moment, too
 
 
 class StartProblemError(Exception):
@@ -60,118 +65,88 @@ class StartProblemError(Exception):
 
 @dataclass(slots=True)
 class Master:
-    """Everything the first process holds."""
+    """Everything the first process holds.  overrides: settings that win over main.cf, now and after a reload."""
 
     config: Config
+    overrides: Mapping[str, str]
     log: Maillog
     clock: Clock
-    owner: User | None  # None: we are not root and stay who we are
     sockets: Sockets
+    notify: Notify
     helper: HelperConnection | None = None
+    channel: socket.socket | None = None
     locks: tuple[int, int] = (-1, -1)
-    old: list[Sockets] = field(default_factory=list)
+    started: list[Callable[[], None]] = field(default_factory=list)
 
     def specs(self) -> tuple[ChildSpec, ...]:
         """The processes this configuration asks for."""
-        count = self.config.integer("smtpd_processes")
         config, sockets, helper = self.config, self.sockets, self.helper
-        workers = tuple(
-            ChildSpec(f"smtpd{n}", _worker(config, sockets)) for n in range(count) if sockets.tcp
+        scheduler = ChildSpec(
+            "scheduler", lambda serving: run_scheduler(config, sockets, helper, Hooks(serving), listen=False)
         )
-        return (ChildSpec("scheduler", _scheduler(config, sockets, helper)), *workers)
+        count = config.integer("smtpd_processes") if sockets.tcp else 0
+        worker = partial(run_worker, config, sockets)
+        return (scheduler, *(ChildSpec(f"smtpd{n}", worker, signal.SIGHUP) for n in range(count)))
 
-    def reload(self) -> tuple[ChildSpec, ...] | None:
-        """Read the configuration again; a broken one is logged and changes nothing."""
+    def reread(self) -> bool:
+        """Read the configuration again; a broken one, or one that needs a new start, is logged and changes nothing."""
         try:
-            config = load(self.config.directory)
+            config = load(self.config.directory, overrides=self.overrides)
+            problems = [*config.problems, *check_services(config)]
         except ConfigError as broken:
-            for problem in broken.problems:
-                self.log.warning("master", str(problem))
+            problems = broken.problems
+        refused = any(problem.fatal for problem in problems)
+        for problem in problems:
+            self.log.write("master", f"{'fatal' if problem.fatal else 'warning'}: {problem}")
+        if not refused:
+            fixed = [name for name in FIXED if config.text(name) != self.config.text(name)]
+            if (config.integer("smtpd_processes") == 0) != (self.config.integer("smtpd_processes") == 0):
+                fixed.append("smtpd_processes (from or to 0)")
+            for name in fixed:
+                self.log.warning("master", f"{config.origin(name)}: to change {name}, stop and start")
+            refused = bool(fixed)
+        if refused:
             self.log.warning("master", "reload refused: the running instance goes on with the old configuration")
-            return None
-        if {a for _, a in tcp_services(config)} != {address_of(s) for _, s in self.sockets.tcp}:
-            self.log.warning("master", "inet_interfaces or master.cf ports changed: that needs a stop and start")
+            return False
+        self.sockets = refreshed(self.sockets, config, self.log)
         self.config = config
         self.log.write("master", f"reload -- version {__version__}, configuration {config.directory}")
-        return self.specs()
+        return True
+
+    def reload(self) -> tuple[ChildSpec, ...] | None:
+        """For the supervisor."""
+        return self.specs() if self.reread() else None
+
+    def rotate(self) -> None:
+        """Tell mta-local, which we cannot signal, to open its log again."""
+        if self.channel is not None:
+            with contextlib.suppress(OSError):
+                self.channel.send(b"r")
+
+    def rotate_all(self) -> None:
+        """The same where this process is the scheduler, whose log is another."""
+        self.log.reopen()
+        self.rotate()
+
+    def ready(self) -> None:
+        """The mail system serves."""
+        while self.started:
+            self.started.pop()()
 
 
-def _scheduler(config: Config, sockets: Sockets, helper: HelperConnection | None) -> Callable[[], int]:
-    return lambda: run_scheduler(config, sockets, helper, listen=False)
-
-
-def _worker(config: Config, sockets: Sockets) -> Callable[[], int]:
-    return lambda: run_worker(config, sockets)
-
-
-def tcp_services(config: Config) -> list[tuple[str, Address]]:
-    """(name of the master.cf service, address) for every inet smtpd service; StartProblemError with file:line."""
-    interfaces = config.words("inet_interfaces")
-    protocols = config.words("inet_protocols")
-    if "all" in protocols and not has_ipv6():
-        protocols = ("ipv4",)
-    found = []
-    for service in config.services:
-        if service.type != "inet" or service.command != "smtpd":
-            continue
-        try:
-            found += [(service.name, a) for a in wanted_addresses(service.name, interfaces, protocols)]
-        except SocketProblemError as problem:
-            raise StartProblemError(f"{service.file}:{service.line}: {problem}", EX_CONFIG) from None
-    return found
-
-
-def open_sockets(config: Config, given: list[socket.socket], log: Maillog) -> Sockets:
-    """Take the inherited sockets that are wanted, close the others, open what is missing."""
-    by_address: dict[Address | str, socket.socket] = {address_of(s): s for s in given}
-    spool = config.text("queue_directory")
-    paths = {name: os.path.join(spool, "public", name) for name in PUBLIC}
-    paths["submit"] = config.text("submit_socket")
-    paths["qmgr"] = os.path.join(spool, "private", "qmgr")
+def start(config: Config, *, foreground: bool, overrides: Mapping[str, str] | None = None) -> int:
+    """Start the mail system; in the foreground, and in the daemon, this returns when it has stopped."""
     try:
-        tcp = []
-        for service, address in tcp_services(config):
-            sock = by_address.pop(address) if address in by_address else listen_tcp(address)
-            tcp.append((service, sock))
-        unix = {}
-        for name, path in paths.items():
-            mode = 0o600 if name == "qmgr" else 0o666
-            unix[name] = by_address.pop(path) if path in by_address else listen_unix(path, mode)
+        return _start(config, foreground=foreground, overrides=overrides or {})
+    except OwnerProblemError as error:
+        print(f"mta: fatal: {error.problem}", file=sys.stderr)
+        return EX_CONFIG
+    except TableError as error:
+        print(f"mta: fatal: mail_owner: {error}", file=sys.stderr)
+        return EX_TEMPFAIL
     except SocketProblemError as problem:
-        raise StartProblemError(str(problem), EX_OSERR) from None
-    for left, sock in by_address.items():
-        log.warning("master", f"inherited socket {left} is not in inet_interfaces and master.cf: closed")
-        sock.close()
-    return Sockets(tcp, unix)
-
-
-def find_owner(config: Config, users: UserLookup) -> User | None:
-    """mail_owner's account when we are root; None when we are not."""
-    if os.geteuid() != 0:
-        return None
-    name = config.text("mail_owner")
-    owner = users.by_name_now(name)
-    if owner is None:
-        raise StartProblemError(f"{config.origin('mail_owner')}: mail_owner = {name}: no such user", EX_CONFIG)
-    if owner.uid == 0:
-        raise StartProblemError(f"{config.origin('mail_owner')}: mail_owner = {name}: must not be root", EX_CONFIG)
-    return owner
-
-
-def drop_privileges(owner: User) -> None:
-    """Become mail_owner for good; RuntimeError when any way back is left."""
-    os.initgroups(owner.name, owner.gid)
-    os.setresgid(owner.gid, owner.gid, owner.gid)
-    os.setresuid(owner.uid, owner.uid, owner.uid)
-    with contextlib.suppress(PermissionError):
-        os.setuid(0)
-        raise RuntimeError("privileges were not dropped")
-
-
-def start(config: Config, *, foreground: bool) -> int:
-    """Start the mail system; in the foreground this returns when it has stopped."""
-    try:
-        return _start(config, foreground=foreground)
+        print(f"mta: fatal: {problem}", file=sys.stderr)
+        return EX_OSERR
     except StartProblemError as problem:
         print(f"mta: fatal: {problem}", file=sys.stderr)
         return problem.status
@@ -180,51 +155,82 @@ def start(config: Config, *, foreground: bool) -> int:
         return 1
 
 
-def _start(config: Config, *, foreground: bool) -> int:
+def _start(config: Config, *, foreground: bool, overrides: Mapping[str, str]) -> int:
     clock = Clock()
+    os.umask(0o022)
+    small_buffers()
+    loop_factory()  # what it imports is then shared by all processes
     settings = config.fill(MaillogSettings)
-    if foreground and not settings.maillog_file:
-        settings = MaillogSettings("/dev/stdout", settings.syslog_name, settings.myhostname)
+    if not foreground and settings.maillog_file == "/dev/stdout":
+        where = config.origin("maillog_file")
+        raise StartProblemError(f"{where}: maillog_file = /dev/stdout needs start-fg", EX_CONFIG)
     owner = find_owner(config, UserLookup())
     given = inherited(os.environ, os.getpid())
     try:
         create_spool(config.fill(StoreSettings), Fsio(aio=False), owner=(owner.uid, owner.gid) if owner else None)
         make_data_directory(config.text("data_directory"), owner)
-        locks = take(config.text("queue_directory"), config.text("data_directory"))
+        locks = lock(config, clock)
     except OSError as error:
-        raise StartProblemError(f"{error.filename}: {error.strerror}", EX_OSERR) from None
-    ready = None if foreground else daemonize(locks[0])
+        raise StartProblemError(f"{error.filename or 'spool'}: {error.strerror}", EX_OSERR) from None
+    tell = None if foreground else daemonize(locks[0])
     log = Maillog(settings, clock)
-    master = Master(config, log, clock, owner, open_sockets(config, given, log), locks=locks)
+    notify = Notify(os.environ)
+    master = Master(config, overrides, log, clock, open_sockets(config, given, log), notify, locks=locks)
+    master.started.append(partial(notify.send, f"READY=1\nMAINPID={os.getpid()}"))
+    if tell is not None:
+        master.started.append(partial(tell_parent, tell))
     if owner:
-        limit = config.seconds("command_time_limit")
-        channel = fork_helper(serve_channel(config.directory), die_with_parent)
-        master.helper = HelperConnection(through_channel(channel), clock, limit)
         hand_over(master, owner, settings.maillog_file)
-        drop_privileges(owner)
+        become_owner(master, owner, detach=not foreground)
     elif path := os.environ.get("MTA_LOCAL_SOCKET", ""):  # set by our unit: mta-local is a service of its own
         master.helper = HelperConnection(to_socket(path), clock, config.seconds("command_time_limit"))
     log.write("master", f"daemon started -- version {__version__}, configuration {config.directory}")
-    if ready is not None:
-        os.write(ready, b"1")
-        os.close(ready)
-    return serve(master)
+    try:
+        return serve(master, detach=not foreground)
+    finally:
+        for name, sock in master.sockets.unix.items():
+            close_unix(sock, remove=name in master.sockets.ours)
 
 
-def serve(master: Master) -> int:
+def lock(config: Config, clock: Clock) -> tuple[int, int]:
+    """Take the locks; somebody who only looks at them is waited for."""
+    for _ in range(LOCK_TRIES):
+        with contextlib.suppress(AlreadyRunningError):
+            return take(config.text("queue_directory"), config.text("data_directory"))
+        clock.block(LOCK_PAUSE)
+    return take(config.text("queue_directory"), config.text("data_directory"))
+
+
+def serve(master: Master, *, detach: bool) -> int:
     """Run until told to stop."""
-    if master.config.integer("smtpd_processes") == 0:
-        status = run_scheduler(master.config, master.sockets, master.helper, listen=True)
-    else:
-        supervisor = Supervisor(master.specs(), master.reload, master.log, master.clock)
+    if master.config.integer("smtpd_processes"):
+        supervisor = Supervisor(
+            master.specs(), master.reload, master.log, master.clock, rotate=master.rotate, ready=master.ready,
+            detach=detach,
+        )  # fmt: skip
         status = supervisor.run()
-    master.log.write("master", "terminating on signal 15")
+    else:
+        hooks = Hooks(master.ready, master.rotate_all, master.reread)
+        signal.pthread_sigmask(signal.SIG_BLOCK, TOLD)
+        gc.freeze()
+        status = RELOAD
+        while status == RELOAD:
+            status = run_scheduler(master.config, master.sockets, master.helper, hooks, listen=True)
+    master.log.write("master", "terminating on signal 15" if not status else f"terminating with status {status}")
     master.log.close()
-    for name, sock in master.sockets.unix.items():
-        if name in PUBLIC and "LISTEN_FDS" not in os.environ:
-            with contextlib.suppress(OSError):
-                os.unlink(sock.getsockname())
     return status
+
+
+def become_owner(master: Master, owner: User, *, detach: bool) -> None:
+    """Leave mta-local behind as root, and go on as mail_owner."""
+    directory = master.config.directory
+    gc.freeze()
+    master.channel = fork_helper(
+        serve_channel(directory, master.overrides, detach=detach), partial(die_with_parent, os.getpid())
+    )
+    limit = master.config.seconds("command_time_limit")
+    master.helper = HelperConnection(through_channel(master.channel), master.clock, limit)
+    drop_privileges(owner)
 
 
 def make_data_directory(path: str, owner: User | None) -> None:
@@ -235,27 +241,46 @@ def make_data_directory(path: str, owner: User | None) -> None:
 
 
 def hand_over(master: Master, owner: User, maillog_file: str) -> None:
-    """Give mail_owner what root has made: sockets and the log file."""
-    for sock in master.sockets.unix.values():
-        os.chown(sock.getsockname(), owner.uid, owner.gid)
+    """Give mail_owner what root has made: sockets, locks, the log file."""
+    for name, sock in master.sockets.unix.items():
+        if name in master.sockets.ours:
+            os.chown(sock.getsockname(), owner.uid, owner.gid, follow_symlinks=False)
     for fd in master.locks:
         os.fchown(fd, owner.uid, owner.gid)
     if maillog_file.startswith("/") and maillog_file != "/dev/stdout":
-        os.chown(maillog_file, owner.uid, owner.gid)
+        os.chown(maillog_file, owner.uid, owner.gid, follow_symlinks=False)
 
 
 def daemonize(pid_fd: int) -> int:
-    """Leave the terminal; the parent waits for the byte written to the returned descriptor and exits."""
-    reader, writer = os.pipe()
-    if os.fork():
+    """Leave the terminal's session; the parent waits for a byte in the returned descriptor, or for our end."""
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    child = os.fork()
+    if child:
         os.close(writer)
-        status = 0 if os.read(reader, 1) else EX_TEMPFAIL
-        os._exit(status)
+        os._exit(_wait_for_start(reader, child))
     os.close(reader)
     os.setsid()
-    null = os.open("/dev/null", os.O_RDWR)
-    for fd in (0, 1, 2):
-        os.dup2(null, fd)
+    os.chdir("/")
     write_pid(pid_fd)
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     return writer
+
+
+def _wait_for_start(reader: int, child: int) -> int:
+    """Exit status of `mta start`."""
+    if not select.select([reader], [], [], START_LIMIT)[0]:
+        print(f"mta: fatal: not serving after {START_LIMIT:.0f} s; see the log", file=sys.stderr)
+        return EX_TEMPFAIL
+    if os.read(reader, 1):
+        return 0
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if status < 0:
+        print(f"mta: fatal: ended by signal {-status} before it served", file=sys.stderr)
+    return status if status > 0 else EX_TEMPFAIL
+
+
+def tell_parent(writer: int) -> None:
+    """Let go of the terminal, and of the parent."""
+    leave_terminal()
+    with contextlib.suppress(OSError):  # somebody has ended the parent
+        os.write(writer, b"1")
+    os.close(writer)

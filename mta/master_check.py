@@ -1,15 +1,79 @@
-"""`mta check`: are the directories what the processes rely on?  Looks only, repairs nothing (start does).
+"""Checks that need more than the words of the configuration.  They look only, and repair nothing.
+
+- check_services, at every start and reload: does each service of master.cf understand its settings?
+- check_permissions, `mta check`: are the directories what the processes rely on?  (start repairs them.)
 
 See also: architecture of privileges in mta/INTERNALS.md, postfix-script's warnings
 """
 
 import os
+import re
 import stat
 from collections.abc import Iterator
 
 from mta.config.config import Config, Problem
+from mta.lookup.table import TableError
+from mta.lookup.unix import UserLookup
+from mta.master_listen import tcp_services
+from mta.master_owner import OwnerProblemError, acting_as, find_owner, problem_at
+from mta.smtpd.restrictions import unknown_restrictions
+from mta.tls import TlsClientSettings, TlsError, TlsServerSettings, client_tls, server_context
 
+RESTRICTIONS = tuple(
+    f"smtpd_{stage}_restrictions"
+    for stage in ("client", "helo", "sender", "relay", "recipient", "data", "end_of_data", "etrn")
+)
 PRIVATE = ("incoming", "active", "deferred", "hold", "corrupt", "defer", "bounce", "trace", "pid", "private")
+
+
+def check_services(config: Config) -> list[Problem]:
+    """What would make a service of master.cf fail or answer "try again later" for ever."""
+    try:
+        owner = find_owner(config, UserLookup())
+    except OwnerProblemError as error:
+        return [error.problem]
+    except TableError as error:
+        return [problem_at(config, "mail_owner", f"mail_owner: {error}")]
+    problems = tcp_services(config)[1]
+    with acting_as(owner):  # that is who reads certificates
+        for service in config.services:
+            if service.type == "inet" and service.command == "smtpd":
+                own = config.for_service(service)
+                problems += [*_restrictions(own), *_tls_server(own)]
+            elif service.type == "unix" and service.command in ("smtp", "lmtp"):
+                problems += _tls_client(config.for_service(service))
+    return list(dict.fromkeys(problems))
+
+
+def _restrictions(config: Config) -> Iterator[Problem]:
+    classes = config.restriction_classes()
+    lists = {name: config.text(name) for name in RESTRICTIONS} | {n: " ".join(w) for n, w in classes.items()}
+    for name, words in lists.items():
+        for unknown in unknown_restrictions(words, classes):
+            yield problem_at(config, name, f"{name}: unknown smtpd restriction: {unknown}")
+
+
+def _tls_server(config: Config) -> Iterator[Problem]:
+    try:
+        server_context(config.fill(TlsServerSettings))
+    except TlsError as error:
+        yield problem_at(config, _named(str(error), config, "smtpd_tls_"), str(error))
+
+
+def _tls_client(config: Config) -> Iterator[Problem]:
+    try:
+        client_tls(config.fill(TlsClientSettings))
+    except TlsError as error:
+        yield problem_at(config, _named(str(error), config, "smtp_tls_"), str(error))
+
+
+def _named(text: str, config: Config, prefix: str) -> str:
+    """The parameter that a message is about: named in it, or holding a file named in it."""
+    if found := re.search(rf"{prefix}\w+", text):
+        return found[0]
+    names = [name for name in config.settings() if name.startswith(prefix)]
+    files = [name for name in names if any(word in text.split() for word in config.text(name).split())]
+    return next(iter(files or names), f"{prefix}security_level")
 
 
 def check_permissions(config: Config) -> list[Problem]:

@@ -5,15 +5,17 @@ could have written: the daemon it serves may be in the hands of an attacker, and
 mailbox is opened.
 
 Entry of mta-local.service: `mta-local -c DIR`, with the listening socket from systemd.  Without systemd the first
-process forks it before it gives up root (see mta/master.py).
+process forks it before it gives up root (see mta/master.py), under a process that forks it again when it dies.
 """
 
 import asyncio
+import contextlib
+import gc
 import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from mta.clock import Clock
@@ -27,6 +29,8 @@ from mta.lookup.context import LookupContext
 from mta.lookup.open import open_tables
 from mta.lookup.unix import User, UserDb
 from mta.maillog import Maillog, MaillogSettings
+from mta.master_owner import OwnerProblemError, find_owner, log_sink
+from mta.master_process import EX_SOFTWARE, MAX_PAUSE, YOUNG, die_with_parent, leave_terminal
 from mta.master_sockets import inherited, listen_unix
 from mta.trivial_rewrite import Rewriter, RewriterSettings
 
@@ -117,16 +121,23 @@ def _stamp(path: str) -> object:
     return found.st_mtime_ns, found.st_ino, found.st_size
 
 
-def serve(directory: str, doorway: Doorway) -> int:
+Opening = Callable[[Callable[[], None]], Doorway]
+"""Makes the doorway; is given what reopens the log."""
+
+
+def serve(directory: str, opening: Opening, overrides: Mapping[str, str] | None = None) -> int:
     """Serve until the doorway ends or SIGTERM; returns the exit status."""
     clock = Clock()
+    users = UserDb(InlineWorker(), clock)
     try:
-        config = load(directory)
-    except ConfigError as broken:
+        config = load(directory, overrides=overrides)
+        owner = find_owner(config, users.now)
+    except (ConfigError, OwnerProblemError) as broken:
         print(broken, file=sys.stderr)
         return EX_CONFIG
-    log = Maillog(config.fill(MaillogSettings), clock)
-    users = UserDb(InlineWorker(), clock)
+    settings = config.fill(MaillogSettings)
+    log = Maillog(settings, clock, log_sink(settings, owner))
+    doorway = opening(log.reopen)
     helper = Helper(doorway, Reading(directory, users, clock, log), users, clock, log, fsync_now)
 
     async def run() -> None:
@@ -140,9 +151,50 @@ def serve(directory: str, doorway: Doorway) -> int:
     return 0
 
 
-def serve_channel(directory: str) -> Callable[[socket.socket], int]:
-    """For fork_helper."""
-    return lambda sock: serve(directory, Channel(sock))
+def serve_channel(directory: str, overrides: Mapping[str, str], *, detach: bool) -> Callable[[socket.socket], int]:
+    """For fork_helper: a process that stays root and does nothing but keep one that serves the channel.
+
+    The first process cannot fork mta-local again once it has dropped root, so this one does when it has died.
+    What was sent meanwhile waits in the channel, which this process keeps open too.
+    """
+
+    def run(sock: socket.socket) -> int:
+        if detach:
+            leave_terminal()
+        gc.freeze()
+        for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):  # of a terminal: the channel says when to end
+            signal.signal(number, signal.SIG_IGN)
+        return keep(sock, lambda: serve(directory, lambda rotate: Channel(sock, rotate), overrides), Clock())
+
+    return run
+
+
+def keep(sock: socket.socket, run: Callable[[], int], clock: Clock) -> int:
+    """Fork a child that runs, again whenever it ends, until the other end of the channel is closed."""
+    pause = 0.0
+    while not _closed(sock):
+        born = clock.now()
+        parent = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            status = EX_SOFTWARE
+            with contextlib.suppress(BaseException):
+                die_with_parent(parent)
+                status = run()
+            os._exit(status)
+        os.waitpid(pid, 0)
+        if _closed(sock):
+            break
+        pause = min(MAX_PAUSE, pause * 2 or 1.0) if clock.now() - born < YOUNG else 0.0
+        clock.block(pause)
+    return 0
+
+
+def _closed(sock: socket.socket) -> bool:
+    try:
+        return sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+    except OSError:  # nothing has been sent
+        return False
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -161,7 +213,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EX_CONFIG
     uid = owner.uid
     sock = given[0] if given else listen_unix(os.path.join(config.text("queue_directory"), SOCKET), 0o600)
-    return serve(directory, Listener(sock, lambda peer: peer in (0, uid)))
+    return serve(directory, lambda _rotate: Listener(sock, lambda peer: peer in (0, uid)))
 
 
 if __name__ == "__main__":

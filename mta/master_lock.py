@@ -64,10 +64,12 @@ def read_pid(path: str) -> int:
 
 
 def running(queue_directory: str) -> int:
-    """The pid of the master that holds the lock, 0 when nobody does (or the file is not readable for us)."""
+    """The pid of the master that holds the lock, 0 when nobody does; PermissionError when we may not look."""
     path = os.path.join(queue_directory, "pid", "master.pid")
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except PermissionError:
+        raise
     except OSError:
         return 0
     try:

@@ -16,12 +16,11 @@ from dataclasses import dataclass, field
 
 from mta.clock import Clock
 from mta.config.config import Config
-from mta.control import Control, guarded
+from mta.control import Control, ControlSettings, guarded
 from mta.deliver.local_client import HelperConnection
 from mta.master_build import Core, build_anvil, build_core, build_qmgr, build_smtpd, build_stdin_smtpd
 from mta.master_notify import Notify
 from mta.pickup import Pickup, PickupSettings
-from mta.qmgr.qmgr import QueueManager
 from mta.smtpd.anvil import Anvil
 from mta.smtpd.server import SMTPServer
 from mta.submit import SubmitServer, SubmitSettings
@@ -34,10 +33,31 @@ DRAIN = 20.0  # seconds for sessions and deliveries in flight at a stop
 
 @dataclass(slots=True)
 class Sockets:
-    """tcp: (name of the master.cf service, listener).  unix: submit, showq, flush, pickup, qmgr."""
+    """tcp: (name of the master.cf service, listener).  unix: submit, showq, flush, pickup, qmgr.
+
+    ours: names of those unix sockets that were not handed in, and go when we go.
+    """
 
     tcp: list[tuple[str, socket.socket]]
     unix: dict[str, socket.socket]
+    ours: frozenset[str] = frozenset()
+
+
+def _nothing() -> None:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """What the first process is told by a process that serves.
+
+    serving: it serves.  rotate: SIGUSR1, after the log was opened again.  reload: SIGHUP; True = end, in order to
+    be run again with another configuration.  None: SIGHUP stays as it is.
+    """
+
+    serving: Callable[[], None] = _nothing
+    rotate: Callable[[], None] = _nothing
+    reload: Callable[[], bool] | None = None
 
 
 @dataclass(slots=True)
@@ -47,6 +67,10 @@ class Running:
     servers: list[asyncio.Server] = field(default_factory=list)
     smtpd: list[SMTPServer] = field(default_factory=list)
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
+
+    def session_count(self) -> int:
+        """Connections of SMTP clients."""
+        return sum(len(server.connections) for server in self.smtpd)
 
     async def stop_listening(self) -> None:
         """Refuse new connections; the sockets stay open in the first process."""
@@ -78,27 +102,73 @@ async def listen_smtp(running: Running, core: Core, anvil: Anvil | LinkClient, s
         running.servers.append(await loop.create_server(server.factory, sock=sock.dup(), ssl=tls))
 
 
-def run_scheduler(config: Config, sockets: Sockets, helper: HelperConnection | None, *, listen: bool) -> int:
+def run_scheduler(
+    config: Config, sockets: Sockets, helper: HelperConnection | None, hooks: Hooks, *, listen: bool
+) -> int:
     """The process's whole life; returns its exit status.  listen: SMTP too (smtpd_processes = 0)."""
     lock = _lock_queue(config)
     try:
-        return run_loop(lambda stop: _serve(config, sockets, helper, stop, listen=listen))
+        return run_loop(lambda stop: _serve(config, sockets, helper, stop, hooks, listen=listen), hooks.reload)
     finally:
         os.close(lock)
 
 
-def run_loop(main: Callable[[asyncio.Event], Coroutine[None, None, int]]) -> int:
-    """Run main on the configured event loop; SIGTERM and SIGINT set its stop event."""
+TOLD = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1}
+RELOAD = -1
+"""Instead of an exit status: run it again."""
+
+
+def run_loop(
+    main: Callable[[asyncio.Event], Coroutine[None, None, int]], reload: Callable[[], bool] | None = None
+) -> int:
+    """Run main on the configured event loop; SIGTERM and SIGINT set its stop event.
+
+    reload: called for SIGHUP; when it says True, main is stopped and RELOAD is returned.  Afterwards those signals
+    are blocked, so that one that comes late cannot change the exit status, and one between two runs is not lost.
+    """
 
     async def wrapped() -> int:
-        stop = asyncio.Event()
+        stop, again = asyncio.Event(), False
         loop = asyncio.get_running_loop()
+
+        def end() -> None:
+            nonlocal again
+            again = False
+            stop.set()
+            loop.remove_signal_handler(signal.SIGHUP)
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+        def hang_up() -> None:
+            nonlocal again
+            if reload is not None and reload():
+                again = True
+                stop.set()
+
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stop.set)
-        return await main(stop)
+            loop.add_signal_handler(number, end)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT})
+        if reload is not None:
+            loop.add_signal_handler(signal.SIGHUP, hang_up)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
+        try:
+            status = await main(stop)
+        finally:
+            signal.pthread_sigmask(signal.SIG_BLOCK, TOLD)
+        return RELOAD if again else status
 
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         return runner.run(wrapped())
+
+
+def on_rotate(core: Core, also: Callable[[], None] = _nothing) -> None:
+    """From now on SIGUSR1, blocked until now, opens the log again."""
+
+    def rotate() -> None:
+        core.log.reopen()
+        also()
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, rotate)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
@@ -120,48 +190,46 @@ def _lock_queue(config: Config) -> int:
 
 
 async def _serve(
-    config: Config, sockets: Sockets, helper: HelperConnection | None, stop: asyncio.Event, *, listen: bool
-) -> int:
+    config: Config, sockets: Sockets, helper: HelperConnection | None, stop: asyncio.Event, hooks: Hooks, *,
+    listen: bool,
+) -> int:  # fmt: skip
     core = build_core(config, owner=True)
     notify = Notify(os.environ)
-    loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGUSR1, core.log.reopen)
+    on_rotate(core, hooks.rotate)
     running = Running()
+    if notify.watchdog:
+        running.tasks.append(_background(core, _feed_watchdog(notify, core.clock)))
     anvil = build_anvil(core)
     qmgr = build_qmgr(core, helper)
     pickup = Pickup(config.fill(PickupSettings), core.store, core.cleanup, os.getuid(), core.log, core.clock)
     await core.store.recover()
     on_stdin = build_stdin_smtpd(core)
     running.smtpd.append(on_stdin)
+    access = Access(core.users, core.tables)
     submit = SubmitServer(
-        config.fill(SubmitSettings), core.cleanup, core.users, Access(core.users, core.tables), core.log, core.clock,
+        config.fill(SubmitSettings), core.cleanup, core.users, access, core.log, core.clock,
         core.fsio.entropy(8), serve_smtp=SmtpOnStdin(on_stdin).serve, find_key=core.store.submit_keys.get,
     )  # fmt: skip
-    await _listen_unix(running, core, sockets, qmgr, pickup, submit, anvil)
+    control = Control(
+        core.store, qmgr.flush, pickup.poke, core.clock, core.log, config.fill(ControlSettings), access
+    )  # fmt: skip
+    await _listen_unix(running, core, sockets, control, submit, LinkServer(anvil, qmgr.arrived, core.log))
     if listen:
         await listen_smtp(running, core, anvil, sockets)
     running.tasks += [_background(core, qmgr.run()), _background(core, pickup.run())]
-    if notify.watchdog:
-        running.tasks.append(_background(core, _feed_watchdog(notify, core.clock)))
-    notify.send(f"READY=1\nMAINPID={os.getppid() if not listen else os.getpid()}")
+    hooks.serving()
     await stop.wait()
-    if listen:  # else only this process ends, perhaps to be replaced after a reload
-        notify.send("STOPPING=1")
     await running.stop_listening()
-    await asyncio.gather(running.drain_sessions(DRAIN), submit.drain(DRAIN))
-    await qmgr.drain(DRAIN)
+    await asyncio.gather(running.drain_sessions(DRAIN), submit.drain(DRAIN), qmgr.drain(DRAIN))
     await running.cancel()
     await core.close()
     return 0
 
 
 async def _listen_unix(
-    running: Running, core: Core, sockets: Sockets, qmgr: QueueManager, pickup: Pickup, submit: SubmitServer,
-    anvil: Anvil,
-) -> None:  # fmt: skip
+    running: Running, core: Core, sockets: Sockets, control: Control, submit: SubmitServer, link: LinkServer
+) -> None:
     loop = asyncio.get_running_loop()
-    control = Control(core.store, qmgr.flush, pickup.poke, core.clock, core.log)
-    link = LinkServer(anvil, qmgr.arrived, core.log)
     handlers = {
         "showq": guarded(control.showq, core.log),
         "flush": guarded(control.flush, core.log),

@@ -135,14 +135,32 @@ def listen_unix(path: str, mode: int) -> socket.socket:
     return sock
 
 
+def close_unix(sock: socket.socket, *, remove: bool) -> None:
+    """Close a unix listener; remove: its name in the file system too."""
+    path = sock.getsockname()
+    sock.close()
+    if remove:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+
+
 def inherited(environ: Mapping[str, str], pid: int) -> list[socket.socket]:
-    """Sockets that systemd handed to this process, [] without systemd."""
+    """Listening sockets that systemd handed to this process, [] without systemd; other descriptors are closed."""
     if environ.get("LISTEN_PID") != str(pid) or not environ.get("LISTEN_FDS", "").isdigit():
         return []
     sockets = []
     for fd in range(LISTEN_FDS_START, LISTEN_FDS_START + int(environ["LISTEN_FDS"])):
-        os.set_inheritable(fd, False)
-        sock = socket.socket(fileno=fd)
+        try:
+            os.set_inheritable(fd, False)
+            sock = socket.socket(fileno=fd)
+        except OSError:  # no socket, or nothing at all
+            with contextlib.suppress(OSError):
+                os.close(fd)
+            continue
+        families = (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)
+        if sock.family not in families or not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            sock.close()
+            continue
         sock.setblocking(False)
         sockets.append(sock)
     return sockets

@@ -1,37 +1,61 @@
 """An smtpd worker process: accepts, talks SMTP, commits into the shared spool, announces each message.
 
 It owns nothing of the queue: it only drafts and commits.  Counters of clients are the scheduler's, over the
-link.  SIGTERM: stop listening, let transactions end, leave.
+link.  SIGTERM: stop listening, let transactions end, leave.  SIGHUP, a successor listens already: stop listening,
+let clients go when they like (for LEAVE seconds), then as SIGTERM.
 """
 
 import asyncio
 import os
-import signal
 
 from mta.config.config import Config
 from mta.master_build import build_core
-from mta.master_scheduler import DRAIN, Running, Sockets, listen_smtp, run_loop
+from mta.master_process import Serving
+from mta.master_scheduler import DRAIN, Running, Sockets, listen_smtp, on_rotate, run_loop
 from mta.worker_link import LinkClient
 
+LEAVE = 300.0  # seconds a session may go on after a reload, with the old settings
+LOOK = 0.2
 
-def run_worker(config: Config, sockets: Sockets) -> int:
+
+def run_worker(config: Config, sockets: Sockets, serving: Serving) -> int:
     """The process's whole life; returns its exit status."""
-    return run_loop(lambda stop: _serve(config, sockets, stop))
+    leave = asyncio.Event()
+
+    def hang_up() -> bool:
+        leave.set()
+        return False
+
+    return run_loop(lambda stop: _serve(config, sockets, serving, stop, leave), hang_up)
 
 
-async def _serve(config: Config, sockets: Sockets, stop: asyncio.Event) -> int:
+async def _serve(
+    config: Config, sockets: Sockets, serving: Serving, stop: asyncio.Event, leave: asyncio.Event
+) -> int:
     core = build_core(config, owner=False)
-    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, core.log.reopen)
+    on_rotate(core)
     path = os.path.join(config.text("queue_directory"), "private", "qmgr")
     link = LinkClient(path, core.clock, core.log)
     core.store.arrived = link.arrived
     running = Running()
     running.tasks.append(asyncio.get_running_loop().create_task(link.run()))
     await listen_smtp(running, core, link, sockets)
-    await stop.wait()
+    serving()
+    await _either(stop, leave)
     await running.stop_listening()
+    latest = core.clock.monotonic() + LEAVE
+    while running.session_count() and not stop.is_set() and core.clock.monotonic() < latest:
+        await core.clock.sleep(LOOK)
     await running.drain_sessions(DRAIN)
     await link.settled(DRAIN)
     await running.cancel()
     await core.close()
     return 0
+
+
+async def _either(*events: asyncio.Event) -> None:
+    """Wait for one of them."""
+    waits = [asyncio.create_task(event.wait()) for event in events]
+    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    for wait in waits:
+        wait.cancel()
