@@ -147,7 +147,7 @@ class Pickup:
         given.recipients = recipients
         if not requeued:
             given.attributes = {k: v for k, v in given.attributes.items() if k == "rewrite_context"}
-            given.arrival = min(given.arrival, self._clock.now()) or file.mtime
+            given.arrival = min(given.arrival if given.arrival > 0 else max(0.0, file.mtime), self._clock.now())
             given.warn_time = 0.0
         return given
 

@@ -77,18 +77,21 @@ class Cleanup:
             self._log.warning("cleanup", f"{error}; message not accepted, try again later")
             raise LookupFailedError("address rewriting") from error
         draft = await self._store.draft(envelope.arrival)
-        self._attributes(origin, stored)
-        if self.settings.delay_warning_time and not stored.warn_time:
-            stored.warn_time = stored.arrival + self.settings.delay_warning_time
-        draft.envelope(stored)
-        date = self._date(envelope.arrival)
-        only = envelope.recipients[0].address if len(envelope.recipients) == 1 else ""
-        settings = self.settings
-        trace = received(origin, settings.myhostname, settings.mail_name, draft.queue_id, only, date)
-        lines = b"".join(clean(line) + b"\n" for line in prepend)
-        draft.write(lines + trace)
-        intake = self._intake(origin, stored, draft, date, hold=hold, internal=internal, extra=attributes or {})
-        return intake
+        try:
+            self._attributes(origin, stored)
+            if self.settings.delay_warning_time and not stored.warn_time:
+                stored.warn_time = stored.arrival + self.settings.delay_warning_time
+            draft.envelope(stored)
+            date = self._date(envelope.arrival)
+            only = envelope.recipients[0].address if len(envelope.recipients) == 1 else ""
+            settings = self.settings
+            trace = received(origin, settings.myhostname, settings.mail_name, draft.queue_id, only, date)
+            lines = b"".join(clean(line) + b"\n" for line in prepend)
+            draft.write(lines + trace)
+            return self._intake(origin, stored, draft, date, hold=hold, internal=internal, extra=attributes or {})
+        except BaseException:  # nothing may keep its descriptor
+            draft.abort()
+            raise
 
     def _intake(
         self,

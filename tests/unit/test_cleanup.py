@@ -1,5 +1,6 @@
 """The door into the queue: envelopes, headers, limits and errors; on the real store."""
 
+import os
 from collections.abc import AsyncIterator
 
 import pytest
@@ -191,3 +192,12 @@ async def test_the_time_of_the_delay_notice_is_stored_with_the_message() -> None
     async with World() as world:
         _, message = await put(world, REMOTE, MESSAGE)
         assert message is not None and message.envelope.warn_time == 0.0
+
+
+async def test_a_message_that_cannot_be_begun_keeps_neither_file_nor_descriptor(world: World) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(20):
+        with pytest.raises((ValueError, OverflowError, OSError)):
+            await world.cleanup.open(LOCAL, Envelope("s@s.test", [Recipient("bob")], -9e15))
+    assert len(os.listdir("/proc/self/fd")) - before < 10
+    assert list((world.queue / "incoming").iterdir()) == []

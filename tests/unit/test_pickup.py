@@ -106,3 +106,13 @@ async def test_a_file_that_cannot_be_removed_leaves_no_copy_behind(world: World)
     assert await world.pickup.scan() == 1
     assert len(await world.queued()) == 1
     assert not path.exists()
+
+
+@pytest.mark.parametrize("time", [b"-9000000000000000 0", b"9000000000000000 0", b"0 0", b"-1 0"])
+async def test_a_time_that_cannot_be_is_that_of_the_file_at_most_now(world: World, time: bytes) -> None:
+    path = drop(world, message().replace(record(b"T", b"1800000000 0"), record(b"T", time)))
+    os.utime(path, (1e9, 1e9))
+    assert await world.pickup.scan() == 1
+    (found,) = await world.queued()
+    assert found.envelope.arrival == 1e9 or time[:1] == b"9"
+    assert found.envelope.arrival <= world.clock.now()
