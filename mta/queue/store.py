@@ -46,6 +46,7 @@ __all__ = ["MaildropFile", "SpoolStore", "StoreSettings", "create_spool"]
 
 READ_SIZE = 32768  # bytes read at a time: twice as much after decoding and with CRLF is one chunk
 REASONS_LIMIT = 4 << 20  # bytes of defer/ID
+UNREADABLE = (errno.EIO, errno.EBADMSG, errno.EUCLEAN)  # what a device or file system says of a damaged file
 PROBE_INTERVAL = 1.0  # seconds between tries after a disk error
 
 
@@ -277,7 +278,7 @@ class SpoolStore:
     # -- content ------------------------------------------------------------------------------------
 
     async def content(self, job: Job, eol: bytes) -> AsyncIterator[bytes]:
-        """See QueueStore."""
+        """See QueueStore.  QueueError when it cannot be read now."""
         held = self._claimed(job)
         crc, damage = 0, ""
         reader = ContentReader(held.file.content_offset)
@@ -286,7 +287,12 @@ class SpoolStore:
                 raise FencedError(f"{job.queue_id}: not held any more")
             try:
                 text = reader.feed(await self.fsio.read(held.fd, READ_SIZE, reader.offset))
-            except (DamagedError, OSError) as error:
+            except DamagedError as error:
+                damage = str(error)
+                break
+            except OSError as error:
+                if error.errno not in UNREADABLE:  # our trouble, not the file's
+                    raise queue_error(error, f"{job.queue_id}: read") from error
                 damage = str(error)
                 break
             crc = zlib.crc32(text, crc)

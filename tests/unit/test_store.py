@@ -401,6 +401,24 @@ async def test_damage_in_a_block_file_is_found_at_the_end_of_the_content(spool: 
     assert 'queue "corrupt"' in spool.log.lines[0]
 
 
+@pytest.mark.parametrize(("number", "queue"), [(errno.ENOMEM, "deferred"), (errno.EIO, "corrupt")])
+async def test_only_a_device_that_cannot_read_a_message_makes_it_a_damaged_one(
+    spool: Spooled, monkeypatch: pytest.MonkeyPatch, number: int, queue: str
+) -> None:
+    queue_id = await spool.accept()
+    job = await spool.store.claim(queue_id)
+    assert job is not None
+
+    async def read(fd: int, size: int, offset: int) -> bytes:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(spool.store.fsio, "read", read)
+    with pytest.raises(CorruptContentError if queue == "corrupt" else QueueError):
+        await spool.store.header(job, 100)
+    await spool.store.defer(job, NOW, {})
+    assert spool.names(queue) == [queue_id]
+
+
 async def test_a_second_damaged_file_does_not_replace_the_first(spool: Spooled) -> None:
     for content in (b"one", b"two"):
         path = spool.path("incoming", "ABC123")
