@@ -18,6 +18,7 @@ See also: mta/INTERNALS.md "settle", qmgr(8)
 """
 
 import asyncio
+import contextlib
 import heapq
 import traceback
 from collections import deque
@@ -222,6 +223,9 @@ class QueueManager:
                     await self._attempt(job)
             except FencedError:
                 raise
+            except asyncio.CancelledError:
+                await self._cut_off(job)
+                raise
             except Exception:
                 self._log_traceback(queue_id)
                 await self._clock.sleep(SETTLE_RETRY)  # its crash is counted: in the end that puts it on hold
@@ -234,6 +238,13 @@ class QueueManager:
         finally:
             self._active.pop(queue_id, None)
             self._wake.set()
+
+    async def _cut_off(self, job: Job) -> None:
+        """The time of a shutdown is over: no fault of the message.  With children it is left to recover()."""
+        attempt = self._active.get(job.queue_id)
+        if attempt is None or not attempt.children:
+            with contextlib.suppress(QueueError):
+                await self._store.give_back(job)
 
     async def _attempt(self, job: Job) -> None:
         envelope = job.envelope

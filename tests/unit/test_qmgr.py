@@ -433,6 +433,34 @@ def test_drain_gives_back_what_was_not_delivered(tmp_path: Path, count: int) -> 
     run_virtual(main, patience=0.0)
 
 
+def test_stops_in_the_middle_of_a_slow_delivery_are_no_crashes_of_the_message(tmp_path: Path) -> None:
+    async def main(clock: Clock) -> None:
+        for number in range(8):
+            world = World(tmp_path, clock, lambda r, n: OK)
+            if number == 0:
+                queue_id = await world.submit("x@b.test")
+            await world.store.recover()
+            slow = asyncio.Event()
+
+            async def never(request: DeliveryRequest, slow: asyncio.Event = slow) -> None:
+                slow.set()
+                await asyncio.Event().wait()
+
+            world.agent.deliver = never  # type: ignore[method-assign]  # a peer that takes its time
+            task = asyncio.ensure_future(world.qmgr.run())
+            async with clock.timeout(60):
+                await slow.wait()
+            await world.qmgr.drain(5.0)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            assert [name for name, _ in await world.store.scan(Queue.INCOMING)] == [queue_id]
+            world.store.close()
+            world.fsio.close()
+            world.log.close()
+
+    run_virtual(main, patience=0.0)
+
+
 def test_drain_reports_what_is_known_of_a_message_that_is_given_back(tmp_path: Path) -> None:
     async def main(clock: Clock) -> None:
         world = World(tmp_path, clock, lambda r, n: NEVER if r.address == "no@b.test" else OK)
