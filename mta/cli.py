@@ -170,6 +170,9 @@ def logrotate(config: Config, pid: int) -> int:
     try:
         old = rotate_file(path, config.text("maillog_file_rotate_suffix"))
         if pid:
+            if not os.path.exists(path):
+                owner = os.stat(f"/proc/{pid}")
+                make_log(path, 0o640, owner.st_uid, owner.st_gid)
             os.kill(pid, signal.SIGUSR1)
         compressor = config.text("maillog_file_compressor")
         if old and compressor:
@@ -182,10 +185,7 @@ def logrotate(config: Config, pid: int) -> int:
 
 
 def rotate_file(path: str, suffix: str) -> str:
-    """Rename a log that has content; make sure a new one is there, with the same owner; return the old one's name.
-
-    The new one is made here because mail_owner may not be allowed to make files in that directory.
-    """
+    """Rename a log that has content and make a new one, with the same owner; return the old one's name."""
     try:
         info = os.lstat(path)
     except FileNotFoundError:
@@ -194,14 +194,19 @@ def rotate_file(path: str, suffix: str) -> str:
         return ""
     old = f"{path}.{datetime.fromtimestamp(Clock().now()).strftime(suffix)}"
     os.rename(path, old)
+    make_log(path, stat.S_IMODE(info.st_mode), info.st_uid, info.st_gid)
+    return old
+
+
+def make_log(path: str, mode: int, uid: int, gid: int) -> None:
+    """An empty log file, made here because mail_owner may not be allowed to make files in that directory."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         if os.geteuid() == 0:
-            os.fchown(fd, info.st_uid, info.st_gid)
-        os.fchmod(fd, stat.S_IMODE(info.st_mode))
+            os.fchown(fd, uid, gid)
+        os.fchmod(fd, mode)
     finally:
         os.close(fd)
-    return old
 
 
 def signal_master(verb: str, pid: int, spool: str) -> int:

@@ -146,6 +146,7 @@ class Supervisor:
             status = stop.code if isinstance(stop.code, int) else EX_SOFTWARE
         except BaseException:
             traceback.print_exc()
+            self.log.reopen()
             for line in traceback.format_exc().splitlines():
                 self.log.warning("master", f"{spec.name}: {line}")
         finally:
@@ -155,6 +156,7 @@ class Supervisor:
             os._exit(status)
 
     def _say_serving(self, parent: int) -> None:
+        self.log.close()  # a child that serves has one of its own; this one would hold a rotated file open
         if self.detach:
             leave_terminal()
         os.write(self._pipe[1], b"%d\n" % os.getpid())

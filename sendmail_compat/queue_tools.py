@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypedDict
 
-from mta.message_address import quote
 from sendmail_compat.config import Config
 
 TIMEOUT = 30.0  # seconds without an answer
@@ -24,6 +23,14 @@ class DownError(Exception):
     """The daemon cannot be reached; str() is the reason."""
 
 
+class RefusedError(Exception):
+    """The daemon does not show the queue to us; status, and text for the user."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
 class RecipientRow(TypedDict, total=False):
     """One entry of "recipients"."""
 
@@ -32,7 +39,7 @@ class RecipientRow(TypedDict, total=False):
 
 
 class Row(TypedDict):
-    """One line of the showq socket, as `postqueue -j` prints it."""
+    """One line of the showq socket, as `postqueue -j` prints it; addresses are quoted where they have to be."""
 
     queue_name: str
     queue_id: str
@@ -60,6 +67,9 @@ def rows(config: Config) -> Iterator[Row]:
     sock = connect(config, "showq")
     with sock, sock.makefile("r", encoding="utf-8", errors="replace") as lines:
         for line in lines:
+            if not line.startswith("{"):  # "STATUS text": we may not look
+                status, _, text = line.strip().partition(" ")
+                raise RefusedError(int(status) if status.isdigit() else EX_UNAVAILABLE, text)
             yield json.loads(line)
 
 
@@ -89,7 +99,7 @@ def format_row(row: Row, *, wide: bool) -> str:
     mark = _MARKS.get(row["queue_name"], "") + "#" * row["forced_expire"]
     when = time.asctime(time.localtime(row["arrival_time"]))
     head = f"{row['queue_id']}{mark}"
-    sender = row["sender"] if row["sender"] == "MAILER-DAEMON" else quote(row["sender"])
+    sender = row["sender"]
     if wide:
         lines = [f"{head:<17} {row['message_size']:8d} {when[:19]:>19} {sender}"]
     else:
@@ -101,7 +111,7 @@ def format_row(row: Row, *, wide: bool) -> str:
         if why and why != reason:
             lines.append(f"{' ' * max(0, 76 - len(why))}({why})")
         reason = why or reason
-        lines.append(f"{indent}{quote(recipient['address'])}")
+        lines.append(f"{indent}{recipient['address']}")
     return "\n".join([*lines, ""])
 
 
@@ -111,6 +121,9 @@ def mailq(config: Config) -> int:
         show_queue(config, rows(config), _out)
     except DownError as error:
         return _mailq_down(config, str(error))
+    except RefusedError as error:
+        _say(f"fatal: {error}")
+        return error.status
     return 0
 
 
@@ -154,6 +167,9 @@ def flush(config: Config, selection: tuple[str, str, bool]) -> int:
     except DownError:
         _say("fatal: Cannot flush mail queue - mail system is down")
         return EX_UNAVAILABLE
+    except RefusedError as error:
+        _say(f"fatal: {error}")
+        return error.status
 
 
 def _selected(row: Row, kind: str, argument: str) -> bool:
