@@ -1,0 +1,243 @@
+"""What a mail system does when a process of it dies, and when it is told to stop in the middle of work."""
+
+import contextlib
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.system.support_lifecycle import Client, Instance, instance, started, until
+from tests.system.support_system import DOMAIN, local_user, mailbox_of, queued
+
+AS_ROOT = os.getuid() == 0
+USER = f"{local_user()}@{DOMAIN}"
+
+
+def delivered(system: Instance) -> int:
+    return mailbox_of(system).count(b"\nSubject: t")
+
+
+def kill(pid: int) -> None:
+    assert pid
+    os.kill(pid, signal.SIGKILL)
+
+
+# -- kill -9 of one process -----------------------------------------------------------------------
+
+
+def test_a_scheduler_that_dies_is_replaced_and_mail_that_arrives_meanwhile_does_not_wait_for_a_scan() -> None:
+    with started(smtpd_processes="2") as system:
+        with Client(system.port) as before:
+            for round_ in range(3):
+                dead = system.scheduler
+                kill(dead)
+                assert before.send(USER).startswith("250 2.0.0 Ok: queued")
+                with Client(system.port) as client:
+                    assert client.send(USER).startswith("250 2.0.0 Ok: queued")
+                until(lambda dead=dead: system.scheduler not in (0, dead), "another scheduler")
+                until(lambda n=round_: delivered(system) == 2 * n + 2, "delivery")  # queue_run_delay is 300 s
+        assert "process scheduler pid" in system.log_text()
+        until(lambda: not queued(system), "an empty queue")
+
+
+def test_a_worker_that_dies_is_replaced() -> None:
+    with started(smtpd_processes="1") as system:
+        (dead,) = system.workers
+        with Client(system.port) as client:
+            client.begin(USER)
+            kill(dead)
+            with contextlib.suppress(OSError):
+                assert client.finish() == ""
+        with Client(system.port) as client:
+            assert client.send(USER).startswith("250 2.0.0 Ok: queued")
+        assert dead not in system.workers
+        until(lambda: delivered(system) == 1, "one message delivered, not two")
+
+
+@pytest.mark.skipif(not AS_ROOT, reason="mta-local runs as root")
+def test_mta_local_is_forked_again_when_it_dies() -> None:
+    with started(smtpd_processes="1") as system:
+        (keeper,) = system.root_children
+        for round_ in range(2):
+            (dead,) = system.children(keeper)
+            kill(dead)
+            with Client(system.port) as client:
+                client.send(USER)
+            until(lambda n=round_: delivered(system) == n + 1, "delivery")
+        system.must("stop")
+        assert system.all_processes() == []
+
+
+@pytest.mark.parametrize("count", ["0", "1", "2"])
+def test_when_the_first_process_dies_all_are_gone_within_a_second(count: str) -> None:
+    with started(smtpd_processes=count) as system:
+        with Client(system.port) as client:
+            client.send(USER)
+        kill(system.pid)
+        until(lambda: not system.all_processes(), "children gone", 1.0)
+        system.must("start")
+        until(lambda: delivered(system) == 1, "delivery")
+        system.must("stop")
+
+
+# -- counters of clients --------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def clients(port: int, count: int) -> Iterator[list[Client]]:
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(Client(port)) for _ in range(count)]
+
+
+def welcome(found: list[Client]) -> int:
+    assert all(c.greeting.startswith(("220 ", "421 4.7.0 mx.test.example Error: too many conn")) for c in found)
+    return sum(c.greeting.startswith("220 ") for c in found)
+
+
+def test_the_connection_limit_holds_over_all_workers_and_over_their_deaths() -> None:
+    limit = {"smtpd_client_connection_count_limit": "3", "smtpd_client_event_limit_exceptions": ""}
+    with started(smtpd_processes="2", **limit) as system:
+
+        def all_free() -> bool:
+            with clients(system.port, 3) as found:
+                return welcome(found) == 3
+
+        until(all_free, "the links are up")
+        time.sleep(0.2)
+        with clients(system.port, 12) as first:
+            assert welcome(first) == 3
+            dead = system.scheduler
+            kill(dead)
+            until(lambda: system.scheduler not in (0, dead), "another scheduler")
+            until(lambda: refused(system.port), "the new one knows who is connected")
+        until(all_free, "released by their ends")
+        with clients(system.port, 3) as held:
+            assert welcome(held) == 3
+            for worker in system.workers:
+                kill(worker)
+            until(all_free, "released by the workers' deaths")
+
+
+def refused(port: int) -> bool:
+    with Client(port) as client:
+        return client.greeting.startswith("421 ")
+
+
+def test_clients_are_served_while_nobody_counts_them() -> None:
+    with started(smtpd_processes="1", smtpd_client_connection_count_limit="3") as system:
+        os.kill(system.scheduler, signal.SIGSTOP)
+        try:
+            begun = time.monotonic()
+            with Client(system.port) as client:
+                assert client.send(USER).startswith("250 2.0.0 Ok: queued")
+            assert time.monotonic() - begun < 15
+        finally:
+            os.kill(system.scheduler, signal.SIGCONT)
+        until(lambda: delivered(system) == 1, "delivery")
+
+
+# -- stop in the middle of work -------------------------------------------------------------------
+
+
+class SlowSink(threading.Thread):
+    """A host that takes `pause` seconds over the end of data; counts what it has promised."""
+
+    def __init__(self, pause: float) -> None:
+        super().__init__(daemon=True)
+        self.pause, self.received = pause, 0
+        self.in_data = threading.Event()
+        self.gone = threading.Event()
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listener.getsockname()[1]
+        self.start()
+
+    def run(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                sock, _ = self.listener.accept()
+                with sock, contextlib.suppress(OSError):
+                    self._talk(sock)
+
+    def _talk(self, sock: socket.socket) -> None:
+        file = sock.makefile("rb")
+        sock.sendall(b"220 slow ESMTP\r\n")
+        while line := file.readline():
+            if line.upper().startswith(b"DATA"):
+                sock.sendall(b"354 go\r\n")
+                while file.readline() not in (b".\r\n", b""):
+                    pass
+                self.in_data.set()
+                self.gone.wait(self.pause)
+                self.received += 1
+            sock.sendall(b"250 2.0.0 fine\r\n")
+
+    def close(self) -> None:
+        self.gone.set()
+        self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
+
+
+@pytest.mark.parametrize("count", ["0", "1"])
+def test_stop_lets_a_transaction_and_a_delivery_end(count: str) -> None:
+    sink = SlowSink(1.5)
+    with started(smtpd_processes=count, relayhost=f"[127.0.0.1]:{sink.port}") as system:
+        with Client(system.port) as client:
+            client.send("a@elsewhere.example", f"b@{DOMAIN}")
+        assert sink.in_data.wait(30)
+        with Client(system.port) as client, Client(system.port) as idle:
+            client.begin(USER)
+            pid = system.pid
+            os.kill(pid, signal.SIGTERM)
+            time.sleep(0.3)
+            os.kill(pid, signal.SIGTERM)
+            assert idle.reply().startswith("421 4.3.2 ")
+            assert client.finish().startswith("250 2.0.0 Ok: queued")
+        until(lambda: not system.all_processes(), "the end")
+        assert sink.received == 1
+        assert "status=sent (250 2.0.0 fine)" in system.log_text()
+        left = queued(system)
+        system.must("start")
+        until(lambda: delivered(system) == 1, f"what was accepted last ({left})")
+        until(lambda: not queued(system), "an empty queue")
+        assert sink.received == 1
+    sink.close()
+
+
+def test_a_delivery_that_does_not_end_is_given_back_at_a_stop() -> None:
+    sink = SlowSink(300)
+    with started(smtpd_processes="1", relayhost=f"[127.0.0.1]:{sink.port}") as system:
+        with Client(system.port) as client:
+            client.send("a@elsewhere.example", f"b@{DOMAIN}")
+        assert sink.in_data.wait(30)
+        begun = time.monotonic()
+        system.must("stop")
+        assert time.monotonic() - begun < 40
+        assert len(queued(system)) == 1
+        sink.close()
+        assert "Traceback" not in system.log_text()
+
+
+# -- figures --------------------------------------------------------------------------------------
+
+
+def test_idle_it_is_small_and_it_starts_quickly() -> None:
+    with instance(smtpd_processes="1") as system:
+        begun = time.monotonic()
+        system.must("start")
+        with Client(system.port) as client:
+            assert client.greeting.startswith("220 ")
+        took = time.monotonic() - begun
+        with Client(system.port) as client:
+            client.send(USER)
+        until(lambda: delivered(system) == 1, "delivery")
+        sizes = {}
+        for pid in system.all_processes():
+            text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+            sizes[pid] = next(int(line.split()[1]) for line in text.splitlines() if line.startswith("Pss:"))
+        print(f"start to first 220: {took:.2f} s; idle PSS {sizes}: {sum(sizes.values()) / 1024:.1f} MiB")
+        assert took < 15
