@@ -125,17 +125,19 @@ def _integer(data: bytes | str) -> int:
     return number
 
 
-def decode(read_at: ReadAt) -> QueueFile:
+def decode(read_at: ReadAt, limit: int = 0) -> QueueFile:
     """Read everything but the content and check it; DamagedError when it is not whole.
 
-    A file with a C record is not read from M to X, so this costs the same for any size of message.
+    A file with a C record is not read from M to X, so this costs the same for any size of message.  limit: most
+    records of an envelope from strangers, because each may cost a hundred times its size; 0 = none.
     """
-    return _Decoder(read_at).run()
+    return _Decoder(read_at, limit).run()
 
 
 class _Decoder:
-    def __init__(self, read_at: ReadAt) -> None:
+    def __init__(self, read_at: ReadAt, limit: int) -> None:
         self._read_at = read_at
+        self._left = limit or HUGE
         self._buffer = read_at(0, FIRST_READ)
         self.file = QueueFile(Envelope("", [], 0.0))
         self._own: dict[str, str] = {}
@@ -149,6 +151,7 @@ class _Decoder:
         file, seen_sender = self.file, False
         attributes = file.envelope.attributes
         for kind, data, offset in records(self._read_at, 0, self._buffer):
+            self._count()
             if kind == _A:
                 name, _, value = data.decode("utf-8", "surrogateescape").partition("=")
                 if name in _WITH_FIELD:
@@ -212,6 +215,11 @@ class _Decoder:
         )
         self._forget_dsn()
 
+    def _count(self) -> None:
+        self._left -= 1
+        if self._left < 0:
+            raise DamagedError("too many envelope records")
+
     def _attribute(self, name: str, value: str) -> None:
         envelope = self.file.envelope
         match name:
@@ -246,6 +254,7 @@ class _Decoder:
             if first and kind != _X:
                 raise DamagedError(f"no extracted segment at {offset}")
             first = False
+            self._count()
             if kind == _E:
                 self.file.end = at + 2
                 return

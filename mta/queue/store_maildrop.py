@@ -24,6 +24,7 @@ from mta.queue.store_spool import QueueLog, Spool, queue_error
 COMPLETE = stat.S_IXUSR  # set by the injector as the last thing
 LEFTOVER_AGE = 3600.0  # seconds after which an unfinished file is removed
 READ_SIZE = 32768
+MAX_RECORDS = 250_000  # of an envelope: a memory of tens of megabytes while it is read
 MAX_COMPLAINTS = 1000  # names remembered, so that each refusal is logged once
 _REFUSED = (errno.ELOOP, errno.ENXIO, errno.EISDIR)
 
@@ -42,7 +43,7 @@ class MaildropFile:
 
     async def read(self) -> QueueFile:
         """Decode the envelope; DamagedError when it is no message.  Nothing in it has been checked."""
-        return await self.fsio.run(decode, self._read_at)
+        return await self.fsio.run(decode, self._read_at, MAX_RECORDS)
 
     def _read_at(self, offset: int, size: int) -> bytes:
         return self.fsio.pread(self.fd, max(0, min(size, self.size - offset)), offset)

@@ -116,3 +116,11 @@ async def test_a_time_that_cannot_be_is_that_of_the_file_at_most_now(world: Worl
     (found,) = await world.queued()
     assert found.envelope.arrival == 1e9 or time[:1] == b"9"
     assert found.envelope.arrival <= world.clock.now()
+
+
+async def test_an_envelope_that_would_fill_the_memory_is_not_read(world: World) -> None:
+    path = drop(world, message(recipients=(b"b",) * 300_000))
+    assert await world.pickup.scan() == 0
+    assert path.exists()
+    assert await world.queued() == []
+    assert any("too many envelope records" in line for line in world.log)
