@@ -11,7 +11,7 @@ TEST_TOOLS := pytest 'pytest-asyncio>=1.5' pytest-xdist hypothesis cryptography
 PEERS_ARGS ?=
 KILLS ?= 100
 
-.PHONY: help venv run check lint test test-lower test-peers crash full bench clean distclean
+.PHONY: help venv run check lint test test-root test-lower test-peers crash full bench clean distclean
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -31,6 +31,10 @@ lint: $(VENV)/.dev
 ## make test        the whole test suite, as any user
 test: $(VENV)/.dev
 	$(PY) -m pytest -n auto
+
+## make test-root   the tests that only root can run (they are in make test too, when root calls it)
+test-root: $(VENV)/.dev
+	$(PY) -m pytest -n auto -m needs_root
 
 ## make test-lower  unit tests with the oldest supported dependencies (those of Debian 12)
 test-lower: $(LOWER)/.installed

@@ -46,6 +46,18 @@ def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> M
     return {name: factory for name, factory in FACTORIES.items() if wanted in ("all", name)}
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests marked needs_root: skipped for a user; in CI left to the run of root (make test-root)."""
+    if os.geteuid() == 0:
+        return
+    theirs = [item for item in items if item.get_closest_marker("needs_root")]
+    if IN_CI:
+        config.hook.pytest_deselected(items=theirs)
+        items[:] = [item for item in items if item not in set(theirs)]
+    for item in theirs:
+        item.add_marker(pytest.mark.skip(reason="needs root"))
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]

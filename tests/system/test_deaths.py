@@ -14,7 +14,6 @@ import pytest
 from tests.system.support_lifecycle import Client, Instance, instance, started, until
 from tests.system.support_system import DOMAIN, local_user, mailbox_of, queued
 
-AS_ROOT = os.getuid() == 0
 USER = f"{local_user()}@{DOMAIN}"
 
 
@@ -59,7 +58,7 @@ def test_a_worker_that_dies_is_replaced() -> None:
         until(lambda: delivered(system) == 1, "one message delivered, not two")
 
 
-@pytest.mark.skipif(not AS_ROOT, reason="mta-local runs as root")
+@pytest.mark.needs_root
 def test_mta_local_is_forked_again_when_it_dies() -> None:
     with started(smtpd_processes="1") as system:
         (keeper,) = system.root_children

@@ -164,7 +164,7 @@ def test_a_broken_configuration_starts_nothing_and_every_error_has_its_place(
         assert not system.spool.exists()
 
 
-@pytest.mark.skipif(not AS_ROOT, reason="only root becomes somebody else")
+@pytest.mark.needs_root
 @pytest.mark.parametrize(("name", "text"), [("nosuchuser-x", "no such user"), ("root", "must not be root")])
 def test_root_needs_a_mail_owner(name: str, text: str) -> None:
     with instance(mail_owner=name) as system:

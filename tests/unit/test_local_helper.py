@@ -28,7 +28,7 @@ from tests.unit.test_local import Lines
 CONTENT = b"Subject: test\n\nHello\n"
 OWNER_UID = 60009
 ME = os.geteuid() or 60001  # uid of alice and bob; never root's
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user needs root")
+needs_root = pytest.mark.needs_root
 
 
 def nobody_else(_user: User, _groups: Iterable[int], _gid: int) -> None:
