@@ -138,7 +138,7 @@ class Control:
         """Exit status and text."""
         verb, _, argument = request.partition(" ")
         try:
-            if verb == "flush":
+            if verb == "flush" and not argument:
                 return 0, f"{await self._flush(None)} messages"
             if verb == "id" and argument.isalnum():
                 return 0, f"{await self._flush([argument])} messages"

@@ -1,0 +1,171 @@
+"""showq, flush and pickup on real sockets over a real queue."""
+
+import asyncio
+import contextlib
+import json
+import tempfile
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from mta import control
+from mta.clock import Clock
+from mta.control import Control, ControlSettings, guarded, listing_json
+from mta.lookup.table import Maps, TableError
+from mta.maillog import Maillog, MaillogSettings
+from mta.queue.api import Listing, Queue
+from mta.submit_users import Access, User
+from tests.queue_support import Spooled, spooled
+from tests.unit.test_resolver import Lines
+
+
+class Nobody:
+    """A name service that knows nobody, or does not answer."""
+
+    failing = False
+
+    async def by_uid(self, uid: int) -> User | None:
+        if self.failing:
+            raise TableError("no name service")
+        return None
+
+
+def no_tables(names: tuple[str, ...]) -> Maps:
+    raise AssertionError(names)
+
+
+class Sockets:
+    """A Control that listens."""
+
+    def __init__(self, spool: Spooled) -> None:
+        self.spool, self.sink = spool, Lines()
+        self.flushed: list[Sequence[str] | None] = []
+        self.poked = asyncio.Event()
+        self.users = Nobody()
+        self.log = Maillog(MaillogSettings("", "postfix", "host"), Clock(), self.sink)
+        settings = ControlSettings(("!unknown", "static:anyone"), ("root",))
+        self.control = Control(
+            spool.store, self.flush, self.poked.set, Clock(), self.log, settings, Access(self.users, no_tables)
+        )
+        self.directory = ""
+
+    async def flush(self, ids: Sequence[str] | None) -> int:
+        self.flushed.append(ids)
+        return 7
+
+    async def ask(self, name: str, request: bytes = b"", *, end: bool = False) -> bytes:
+        """Everything that comes back."""
+        reader, writer = await asyncio.open_unix_connection(f"{self.directory}/{name}")
+        writer.write(request)
+        if end:
+            writer.write_eof()
+        async with asyncio.timeout(20):
+            answer = await reader.read()
+        writer.close()
+        return answer
+
+
+@pytest.fixture
+async def sockets(tmp_path: Path) -> AsyncIterator[Sockets]:
+    with spooled(tmp_path / "q") as spool, tempfile.TemporaryDirectory(prefix="ctl-", dir="/tmp") as directory:
+        made = Sockets(spool)
+        made.directory = directory
+        servers = []
+        for name in ("showq", "flush", "pickup"):
+            handler = guarded(getattr(made.control, name), made.log)
+            servers.append(await asyncio.start_unix_server(handler, f"{directory}/{name}"))
+        yield made
+        for server in servers:
+            server.close()
+        await asyncio.sleep(0.01)
+
+
+def test_a_row_is_written_as_postqueue_j_writes_it() -> None:
+    reasons = {"b@x.test": 'host "h" said:\t\x01\\'}
+    row = Listing(Queue.DEFERRED, "4FAB", 1795217804.9, 282, False, 'a "b"@x.test', ("b@x.test", "ü@x.test"), reasons)
+    assert listing_json(row) == (
+        '{"queue_name": "deferred", "queue_id": "4FAB", "arrival_time": 1795217804, "message_size": 282, '
+        '"forced_expire": false, "sender": "\\"a \\\\\\"b\\\\\\"\\"@x.test", "recipients": '
+        '[{"address": "b@x.test", "delay_reason": "host \\"h\\" said:\\t\\u0001\\\\"}, {"address": "ü@x.test"}]}'
+    )
+    bounce = Listing(Queue.HOLD, "4FAC", 1.0, 1, True, "", ("\udcff@x.test",), {})
+    assert listing_json(bounce) == (
+        '{"queue_name": "hold", "queue_id": "4FAC", "arrival_time": 1, "message_size": 1, "forced_expire": true, '
+        '"sender": "MAILER-DAEMON", "recipients": [{"address": "?@x.test"}]}'
+    )
+    assert json.loads(listing_json(row))["recipients"][0]["delay_reason"] == reasons["b@x.test"]
+
+
+async def test_showq_lists_the_queue_and_an_empty_queue_is_nothing(sockets: Sockets) -> None:
+    assert await sockets.ask("showq") == b""
+    ids = {await sockets.spool.accept("b@dst.test") for _ in range(120)}
+    rows = [json.loads(line) for line in (await sockets.ask("showq")).splitlines()]
+    assert {row["queue_id"] for row in rows} == ids
+
+
+async def test_flush_answers_with_the_callers_exit_status(sockets: Sockets) -> None:
+    assert await sockets.ask("flush", b"flush\n") == b"0 7 messages\n"
+    assert await sockets.ask("flush", b"id 4FAB\n") == b"0 7 messages\n"
+    assert sockets.flushed == [None, ["4FAB"]]
+    assert await sockets.ask("flush", b"id ***\n") == b'69 Cannot flush queue ID - invalid name: "***"\n'
+    refused = b'69 Flush service is not configured for destination "r.test"\n'
+    assert await sockets.ask("flush", b"site r.test\n") == refused
+
+
+async def test_garbage_ends_its_own_connection_only(sockets: Sockets) -> None:
+    for rubbish in (b"\0\xff\xfe\n", b"x" * 100_000, b"flush " * 60, b"\n"):
+        with contextlib.suppress(ConnectionError):
+            assert (await sockets.ask("flush", rubbish)).startswith(b"69 ")
+    with contextlib.suppress(ConnectionError):
+        assert (await sockets.ask("flush", b"", end=True)).startswith(b"69 ")
+    await sockets.ask("pickup", b"\0")
+    assert sockets.poked.is_set()
+    assert sockets.flushed == []
+    assert await sockets.ask("flush", b"flush\n") == b"0 7 messages\n"
+    assert [line for line in sockets.sink.lines if "control socket" in line] == []
+
+
+async def test_who_does_not_read_or_write_is_cut(sockets: Sockets, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "TIMEOUT", 0.3)
+    people = [f"{'r' * 60}{n}@dst.test" for n in range(2000)]
+    for _ in range(6):
+        await sockets.spool.accept(*people)
+    reader, writer = await asyncio.open_unix_connection(f"{sockets.directory}/showq", limit=1)
+    assert await sockets.ask("flush") == b"", "nothing was asked"
+    await asyncio.sleep(1.0)
+    received = b""
+    with contextlib.suppress(ConnectionError):
+        async with asyncio.timeout(10):
+            received = await reader.read()
+    assert len(received) < 6 * 2000 * 60
+    writer.close()
+    assert (await sockets.ask("showq")).count(b"\n") == 6
+
+
+async def test_who_is_not_authorized_is_told_so(sockets: Sockets, monkeypatch: pytest.MonkeyPatch) -> None:
+    await sockets.spool.accept("b@dst.test")
+    monkeypatch.setattr(control, "peer_uid", lambda writer: 4_000_000)
+    shown, flushed = b"view the mail queue\n", b"flush the mail queue\n"
+    assert await sockets.ask("showq") == b"69 User unknown(4000000) is not allowed to " + shown
+    assert await sockets.ask("flush", b"flush\n") == b"69 User unknown(4000000) is not allowed to " + flushed
+    assert sockets.flushed == []
+    sockets.users.failing = True
+    assert await sockets.ask("flush", b"flush\n") == b"75 Temporary lookup failure\n"
+    monkeypatch.setattr(control, "peer_uid", lambda writer: 0)
+    assert await sockets.ask("flush", b"flush\n") == b"0 7 messages\n"
+    assert (await sockets.ask("showq")).startswith(b"{")
+
+
+async def test_more_connections_than_allowed_are_closed_at_once(
+    sockets: Sockets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "MAX_CLIENTS", 2)
+    waiting = [await asyncio.open_unix_connection(f"{sockets.directory}/flush") for _ in range(2)]
+    await asyncio.sleep(0.05)
+    with contextlib.suppress(ConnectionError):
+        assert await sockets.ask("flush", b"flush\n") == b""
+    for reader, writer in waiting:
+        writer.write(b"flush\n")
+        assert await reader.read() == b"0 7 messages\n"
+        writer.close()

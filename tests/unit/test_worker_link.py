@@ -1,0 +1,176 @@
+"""The link between worker and scheduler: nothing announced is lost, nobody is counted twice."""
+
+import asyncio
+import contextlib
+import tempfile
+from collections.abc import AsyncIterator
+
+import pytest
+
+from mta import worker_link
+from mta.clock import Clock
+from mta.lookup.match_list import NetworkList
+from mta.maillog import Maillog, MaillogSettings
+from mta.smtpd.anvil import Anvil, AnvilSettings
+from mta.smtpd.facts import PERMIT
+from mta.worker_link import LinkClient, LinkServer
+from tests.unit.lookup_fixture import World
+from tests.unit.test_resolver import Lines
+
+IP = "192.0.2.1"
+
+
+class Ends:
+    """A scheduler's end that can be replaced, and workers."""
+
+    def __init__(self, path: str) -> None:
+        self.path, self.sink = path, Lines()
+        self.log = Maillog(MaillogSettings("", "postfix", "host"), Clock(), self.sink)
+        self.arrived: list[str] = []
+        self.tasks: list[asyncio.Task[None]] = []
+        self.server: asyncio.Server | None = None
+        self.writers: list[asyncio.StreamWriter] = []
+        self.deaf = False
+
+    async def scheduler(self) -> None:
+        """A new one, which knows nothing."""
+        world = World(clock=Clock())
+        exceptions = NetworkList("smtpd_client_event_limit_exceptions", "", world.context)
+        anvil = Anvil(AnvilSettings("mx.test", 2, 0, 0, 0, 60.0), exceptions, Clock(), world.context.warn)
+        link = LinkServer(anvil, self.arrived.append, self.log)
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            self.writers.append(writer)
+            if self.deaf:
+                writer.write(b"H\n")
+                await reader.read()
+                writer.close()
+                return
+            await link.serve(reader, writer)
+
+        self.server = await asyncio.start_unix_server(serve, self.path)
+
+    async def kill_scheduler(self) -> None:
+        assert self.server is not None
+        self.server.close()
+        for writer in self.writers:
+            writer.transport.abort()
+        self.writers.clear()
+        await asyncio.sleep(0.02)
+
+    def worker(self) -> LinkClient:
+        client = LinkClient(self.path, Clock(), self.log)
+        self.tasks.append(asyncio.get_running_loop().create_task(client.run()))
+        return client
+
+
+async def until(condition: "object") -> None:
+    assert callable(condition)
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110  (of any kind of condition)
+            await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+async def ends() -> AsyncIterator[Ends]:
+    with tempfile.TemporaryDirectory(prefix="link-", dir="/tmp") as directory:
+        made = Ends(f"{directory}/qmgr")
+        yield made
+        for task in made.tasks:
+            task.cancel()
+        await asyncio.gather(*made.tasks, return_exceptions=True)
+        if made.server is not None:
+            await made.kill_scheduler()
+
+
+async def test_what_is_announced_while_nobody_listens_is_announced_later(ends: Ends) -> None:
+    worker = ends.worker()
+    worker.arrived("4FA1")
+    await ends.scheduler()
+    await until(lambda: ends.arrived == ["4FA1"])
+    worker.arrived("4FA2")
+    await until(lambda: ends.arrived == ["4FA1", "4FA2"])
+    await worker.settled(10)
+    await ends.kill_scheduler()
+    await until(lambda: not worker.up)
+    worker.arrived("4FA3")
+    await ends.scheduler()
+    await until(lambda: ends.arrived[2:] == ["4FA3"])
+
+
+async def test_an_announcement_without_an_answer_is_repeated_to_the_next_scheduler(ends: Ends) -> None:
+    ends.deaf = True
+    await ends.scheduler()
+    worker = ends.worker()
+    await until(lambda: worker.up)
+    worker.arrived("4FA1")
+    await asyncio.sleep(0.05)
+    await ends.kill_scheduler()
+    ends.deaf = False
+    await ends.scheduler()
+    await until(lambda: ends.arrived == ["4FA1"])
+
+
+async def test_workers_share_their_counters_and_a_lost_worker_holds_nothing(ends: Ends) -> None:
+    await ends.scheduler()
+    one, two = ends.worker(), ends.worker()
+    await until(lambda: one.up and two.up)
+    assert await one.connect(IP) is PERMIT
+    assert await two.connect(IP) is PERMIT
+    refused = await one.connect(IP)
+    assert refused.reply is not None
+    assert str(refused.reply) == f"421 4.7.0 mx.test Error: too many connections from {IP}"
+    assert refused.close
+    one.disconnect(IP)
+    one.disconnect(IP)
+    assert await one.mail(IP) is PERMIT
+    assert await two.connect(IP) is PERMIT
+    ends.tasks[1].cancel()  # two dies with both of its clients
+    await asyncio.sleep(0.05)
+    assert await one.connect(IP) is PERMIT
+    assert await one.connect(IP) is PERMIT
+    assert (await one.connect(IP)).reply is not None
+
+
+async def test_a_new_scheduler_is_told_who_is_connected(ends: Ends) -> None:
+    await ends.scheduler()
+    worker = ends.worker()
+    await until(lambda: worker.up)
+    for _ in range(2):
+        assert await worker.connect(IP) is PERMIT
+    await ends.kill_scheduler()
+    await until(lambda: not worker.up)
+    worker.disconnect(IP)
+    assert await worker.connect(IP) is PERMIT, "uncounted"
+    await ends.scheduler()
+    await until(lambda: worker.up)
+    assert (await worker.connect(IP)).reply is not None
+    worker.disconnect(IP)
+    worker.disconnect(IP)
+    assert await worker.connect(IP) is PERMIT
+
+
+async def test_a_scheduler_that_does_not_answer_delays_nobody_for_long(
+    ends: Ends, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_link, "ANSWER", 0.1)
+    ends.deaf = True
+    await ends.scheduler()
+    worker = ends.worker()
+    await until(lambda: worker.up)
+    assert await worker.connect(IP) is PERMIT
+    assert await worker.rcpt("unknown peer") is PERMIT
+
+
+async def test_rubbish_ends_one_link_only(ends: Ends) -> None:
+    await ends.scheduler()
+    worker = ends.worker()
+    await until(lambda: worker.up)
+    for rubbish in (b"X 1 2\n", b"\xff" * 200_000, b"Q\n"):
+        reader, writer = await asyncio.open_unix_connection(ends.path)
+        writer.write(rubbish)
+        with contextlib.suppress(ConnectionError):
+            assert await reader.read() == b"H\n"
+        writer.close()
+    assert worker.up
+    assert await worker.connect(IP) is PERMIT
