@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from mta.clock import Clock
-from mta.deliver.request import DeliveryAgent, Result
+from mta.deliver.request import CorruptContentError, DeliveryAgent, Result
 from mta.envelope import Recipient
 from mta.maillog import Maillog
 from mta.qmgr.attempt import Attempt, Bounces, Injector, request_for
@@ -189,6 +189,8 @@ class QueueManager:
                 await work
             except FencedError:
                 self._log.write("qmgr", f"{queue_id}: taken over by another process, forgotten")
+            except CorruptContentError as damage:
+                self._log.warning("qmgr", f"{damage}: not delivered")
             except Exception:
                 self._log_traceback(queue_id)
 

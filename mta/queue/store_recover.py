@@ -175,9 +175,10 @@ class Recovery:
     # -- 3 ------------------------------------------------------------------------------------------
 
     def _small_queues(self) -> Iterator[tuple[Queue, os.DirEntry[str]]]:
+        """Regular files only: what else lies there is nobody's message, and keeps its name."""
         for queue in (Queue.HOLD, Queue.ACTIVE, Queue.INCOMING):
             for entry in list(files(self._fsio, f"{self._spool.root}/{queue}")):
-                if ids.is_queue_id(entry.name):
+                if ids.is_queue_id(entry.name) and entry.is_file(follow_symlinks=False):
                     yield queue, entry
 
     def _doubles(self) -> None:
@@ -261,7 +262,7 @@ class Recovery:
         """Put files of a hashed queue where their id says; also under an id that fits their inode."""
         entries = list(islice(walk, SLICE))
         for entry in entries:
-            if not ids.is_queue_id(entry.name):
+            if not ids.is_queue_id(entry.name) or not entry.is_file(follow_symlinks=False):
                 continue
             with self._logged(entry.name):
                 name, path = entry.name, entry.path

@@ -6,6 +6,7 @@ get there.
 
 import contextlib
 import os
+import pwd
 import shutil
 import subprocess
 import tempfile
@@ -121,8 +122,9 @@ def spool_of(system: System) -> Iterator[Spooled]:
         made.now = time.time()
         yield made
     if ROOT_TESTS:
+        nobody = pwd.getpwnam("nobody")
         for path in system.spool.rglob("*"):
-            shutil.chown(path, "nobody")
+            os.chown(path, nobody.pw_uid, nobody.pw_gid, follow_symlinks=False)
 
 
 def mailq(system: System) -> str:
@@ -133,3 +135,10 @@ def mailq(system: System) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def sendmail(system: System, recipient: str, content: bytes) -> int:
+    """`sendmail -i recipient < content`; the exit status."""
+    stub = str(install(system.directory))
+    command = [stub, "-C", str(system.etc), "-i", recipient]
+    return subprocess.run(command, check=False, input=content, capture_output=True, timeout=WAIT).returncode
