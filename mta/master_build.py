@@ -241,7 +241,7 @@ def build_qmgr(core: Core, helper: HelperConnection | None) -> QueueManager:
 
     async def resolve(recipient: Recipient, sender: str) -> Target:
         route = await rewriter.resolve(recipient.address, sender)
-        return Target(route.transport, route.nexthop)
+        return Target(route.transport, route.nexthop, route.recipient)
 
     qmgr = QueueManager(
         replace(settings, qmgr_message_active_limit=active), config.fill(BackoffSettings), core.store,

@@ -134,6 +134,22 @@ def test_a_message_goes_from_ehlo_to_settle_through_two_mtas(tmp_path: Path) -> 
     play(story)
 
 
+def test_a_percent_in_a_local_part_is_an_address_to_the_end_of_the_way(tmp_path: Path) -> None:
+    a = configure(tmp_path / "a", "a", "192.0.2.10", relayhost="[192.0.2.20]")
+    b = configure(tmp_path / "b", "b", "192.0.2.20", local_recipient_maps="unix:passwd.byname")
+
+    async def story(clock: Clock) -> None:
+        net = MemoryNet()
+        async with running(a, clock, net, "192.0.2.10") as one, running(b, clock, net, "192.0.2.20") as two:
+            await send(net, clock, "192.0.2.10", message("s@a.example", "games%b.example%b.example@a.example"))
+            await clock.sleep(30)
+            assert "to=<games%b.example@b.example>, orig_to=<games%b.example%b.example@a.example>" in one.lines()
+            assert "to=<games@b.example>, orig_to=<games%b.example@b.example>, relay=local" in two.lines()
+            assert "status=sent (delivered to mailbox)" in two.lines()
+
+    play(story)
+
+
 def test_a_site_that_is_down_for_an_hour_costs_only_retries(tmp_path: Path) -> None:
     a = configure(tmp_path / "a", "a", "192.0.2.10", relayhost="[192.0.2.20]")
     b = configure(tmp_path / "b", "b", "192.0.2.20")
