@@ -185,6 +185,7 @@ class Helper:
         self._tasks: set[asyncio.Task[None]] = set()
         self._children = asyncio.Semaphore(MAX_CHILDREN)
         self._stopped = asyncio.Event()
+        self._accepted = 0
 
     async def run(self) -> None:
         """Serve."""
@@ -204,6 +205,14 @@ class Helper:
         """Take nothing new; run() returns when deliveries have ended."""
         self._stopped.set()
 
+    async def stop_when_idle(self, seconds: float) -> None:
+        """Stop after so many seconds without a request; what comes then waits for a successor."""
+        seen = -1
+        while self._tasks or seen != self._accepted:
+            seen = self._accepted
+            await self._clock.sleep(seconds)
+        self.stop()
+
     def _accept(self) -> None:
         try:
             connection = self._doorway.next()
@@ -215,6 +224,7 @@ class Helper:
         if len(self._tasks) >= MAX_CONNECTIONS:
             connection.close()
             return
+        self._accepted += 1
         connection.setblocking(False)
         task = asyncio.get_running_loop().create_task(self._serve(connection))
         self._tasks.add(task)

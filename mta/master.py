@@ -52,6 +52,7 @@ EX_OSERR, EX_TEMPFAIL, EX_CONFIG = 71, 75, 78
 START_LIMIT = 300.0  # seconds `mta start` waits for the mail system to serve (a large queue is looked through)
 FIXED = ("queue_directory", "data_directory", "mail_owner", "submit_socket")
 """A running instance cannot change these."""
+HELPER_LIMIT = 10.0  # seconds; then the kernel kills it with us
 LOCK_TRIES, LOCK_PAUSE = 5, 0.05  # `mta status` holds the lock for a moment, too
 
 
@@ -216,9 +217,21 @@ def serve(master: Master, *, detach: bool) -> int:
         status = RELOAD
         while status == RELOAD:
             status = run_scheduler(master.config, master.sockets, master.helper, hooks, listen=True)
+    end_helper(master)
     master.log.write("master", "terminating on signal 15" if not status else f"terminating with status {status}")
     master.log.close()
     return status
+
+
+def end_helper(master: Master) -> None:
+    """Close the channel to mta-local and wait for its processes, whose last deliveries may be under way."""
+    if master.channel is None:
+        return
+    master.channel.close()
+    deadline = master.clock.now() + HELPER_LIMIT
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG) == (0, 0) and master.clock.now() < deadline:
+            master.clock.block(0.01)
 
 
 def become_owner(master: Master, owner: User, *, detach: bool) -> None:

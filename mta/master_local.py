@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import gc
 import os
+import select
 import signal
 import socket
 import sys
@@ -36,6 +37,7 @@ from mta.trivial_rewrite import Rewriter, RewriterSettings
 
 SOCKET = "private/local"
 EX_CONFIG = 78
+MAX_IDLE = 100.0  # seconds, as max_idle of postconf(5)
 
 
 @dataclass(slots=True)
@@ -125,8 +127,10 @@ Opening = Callable[[Callable[[], None]], Doorway]
 """Makes the doorway; is given what reopens the log."""
 
 
-def serve(directory: str, opening: Opening, overrides: Mapping[str, str] | None = None) -> int:
-    """Serve until the doorway ends or SIGTERM; returns the exit status."""
+def serve(
+    directory: str, opening: Opening, overrides: Mapping[str, str] | None = None, *, max_idle: float | None = None
+) -> int:
+    """Serve until the doorway ends, SIGTERM, or max_idle seconds without a request; returns the exit status."""
     clock = Clock()
     users = UserDb(InlineWorker(), clock)
     try:
@@ -144,7 +148,10 @@ def serve(directory: str, opening: Opening, overrides: Mapping[str, str] | None 
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, helper.stop)
         loop.add_signal_handler(signal.SIGUSR1, log.reopen)
+        idle = None if max_idle is None else loop.create_task(helper.stop_when_idle(max_idle))
         await helper.run()
+        if idle is not None:
+            idle.cancel()
 
     asyncio.run(run())
     log.close()
@@ -154,8 +161,8 @@ def serve(directory: str, opening: Opening, overrides: Mapping[str, str] | None 
 def serve_channel(directory: str, overrides: Mapping[str, str], *, detach: bool) -> Callable[[socket.socket], int]:
     """For fork_helper: a process that stays root and does nothing but keep one that serves the channel.
 
-    The first process cannot fork mta-local again once it has dropped root, so this one does when it has died.
-    What was sent meanwhile waits in the channel, which this process keeps open too.
+    The first process cannot fork mta-local again once it has dropped root, so this one does: when something is in
+    the channel, which it keeps open too.  After MAX_IDLE seconds without work there is none, which saves 10 MB.
     """
 
     def run(sock: socket.socket) -> int:
@@ -164,13 +171,17 @@ def serve_channel(directory: str, overrides: Mapping[str, str], *, detach: bool)
         gc.freeze()
         for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):  # of a terminal: the channel says when to end
             signal.signal(number, signal.SIG_IGN)
-        return keep(sock, lambda: serve(directory, lambda rotate: Channel(sock, rotate), overrides), Clock())
+
+        def serve_once() -> int:
+            return serve(directory, lambda rotate: Channel(sock, rotate), overrides, max_idle=MAX_IDLE)
+
+        return keep(sock, serve_once, Clock())
 
     return run
 
 
 def keep(sock: socket.socket, run: Callable[[], int], clock: Clock) -> int:
-    """Fork a child that runs, again whenever it ends, until the other end of the channel is closed."""
+    """Fork a child that runs when the channel has something for it, until the other end is closed."""
     pause = 0.0
     while not _closed(sock):
         born = clock.now()
@@ -182,18 +193,27 @@ def keep(sock: socket.socket, run: Callable[[], int], clock: Clock) -> int:
                 die_with_parent(parent)
                 status = run()
             os._exit(status)
-        os.waitpid(pid, 0)
-        if _closed(sock):
+        _, status = os.waitpid(pid, 0)
+        if _closed(sock, wait=False):
             break
-        pause = min(MAX_PAUSE, pause * 2 or 1.0) if clock.now() - born < YOUNG else 0.0
-        clock.block(pause)
+        pause = min(MAX_PAUSE, pause * 2 or 1.0) if status and clock.now() - born < YOUNG else 0.0
+        _hung_up(sock, pause)
     return 0
 
 
-def _closed(sock: socket.socket) -> bool:
+def _hung_up(sock: socket.socket, seconds: float) -> None:
+    """Wait so long, or until the other end is closed."""
+    poll = select.poll()
+    poll.register(sock, 0)
+    poll.poll(seconds * 1000)
+
+
+def _closed(sock: socket.socket, *, wait: bool = True) -> bool:
+    """Has the other end been closed?  wait: until it has, or something is there to be read."""
+    select.select([sock], [], [], None if wait else 0)
     try:
         return sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
-    except OSError:  # nothing has been sent
+    except BlockingIOError:
         return False
 
 
