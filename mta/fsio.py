@@ -86,6 +86,7 @@ class Fsio:
         self.pid = os.getpid()
         self._want_aio = aio
         self._flusher: Flusher | None = None
+        self._retired: Flusher | None = None  # may still have other requests in flight
         self._commits = _Groups(self, FSYNC)
         self._marks = _Groups(self, FDSYNC)
         self._workers: ThreadPoolExecutor | None = None
@@ -294,6 +295,13 @@ class Fsio:
             self._flusher = self._flusher or ThreadFlusher(loop)
         return self._flusher
 
+    def without_aio(self) -> bool:
+        """The kernel does not do this kind of flush: use threads from now on.  False when we already do."""
+        if isinstance(self._flusher, ThreadFlusher) or self._flusher is None:
+            return False
+        self._retired, self._flusher, self._want_aio = self._flusher, None, False
+        return True
+
     # -- the worker -------------------------------------------------------------------------------
 
     async def run(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -309,9 +317,10 @@ class Fsio:
 
     def close(self) -> None:
         """Finish what is in flight and release threads and descriptors."""
-        if self._flusher is not None:
-            self._flusher.close()
-            self._flusher = None
+        for flusher in (self._flusher, self._retired):
+            if flusher is not None:
+                flusher.close()
+        self._flusher = self._retired = None
         if self._workers is not None:
             self._workers.shutdown(cancel_futures=True)
             self._workers = None
@@ -374,6 +383,11 @@ class _Groups:
             fds = [fd for fd in fds if fd not in errors]
 
         def finished(results: list[OSError | None]) -> None:
+            failed = [error.errno for error in results if error is not None]
+            refused = failed and all(number in _NOT_SUPPORTED for number in failed)
+            if refused and self._fsio.without_aio():  # not tried at all, so trying again is no lie
+                self._submit(name, fds, op, done)
+                return
             for fd, error in zip(fds, results, strict=True):
                 if error is not None and not (name == "flush_directory" and error.errno == errno.EINVAL):
                     errors[fd] = error  # EINVAL: a file system without fsync of directories

@@ -4,14 +4,14 @@ import asyncio
 import errno
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import pytest
 
 from mta.fsio import Fsio, ThreadFlusher
-from mta.linux_aio import CONTEXT_SIZE, FSYNC, LinuxAio
+from mta.linux_aio import CONTEXT_SIZE, FSYNC, Done, LinuxAio
 
 
 class Opener(Protocol):
@@ -220,3 +220,31 @@ async def test_close_waits_for_what_is_in_flight_and_a_new_start_works(tmp_path:
     fsio.close()
     await fsio.flush(fsio.directory(str(tmp_path)))
     fsio.close()
+
+
+class _NoFsyncInAio:
+    """A kernel whose AIO knows no flush."""
+
+    def __init__(self) -> None:
+        self.closed = False
+
+    def submit(self, fds: Sequence[int], op: int, done: Done) -> None:
+        results: list[OSError | None] = [OSError(errno.EINVAL, "io_submit") for _ in fds]
+        asyncio.get_running_loop().call_soon(done, results)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+async def test_a_kernel_whose_aio_cannot_flush_is_served_by_threads(tmp_path: Path) -> None:
+    fsio, kernel = Fsio(), _NoFsyncInAio()
+    fsio._flusher = kernel
+    fd = fsio.open_excl(str(tmp_path / "f"), 0o600)
+    try:
+        await fsio.flush(fd)
+        await fsio.flush_data(fd)
+        assert isinstance(fsio._flusher, ThreadFlusher)
+    finally:
+        fsio.close_fd(fd)
+        fsio.close()
+    assert kernel.closed
