@@ -22,4 +22,4 @@ def test_no_promise_is_broken_by_kills_at_random_moments(tmp_path: Path, capsys:
         print(f"\nkill9: seed {SEED}: {outcome}")
     assert outcome.wrong == [], f"seed {SEED}"
     assert outcome.promised > 0
-    assert outcome.in_flight * 2 >= outcome.kills
+    assert outcome.in_flight * 2 >= outcome.kills or KILLS < 50  # of a few kills nothing can be said
