@@ -260,15 +260,15 @@ class Mbox:
         try:
             fd = os.open(lock, os.O_RDONLY | _FLAGS)
             try:
-                pid = int(os.read(fd, 16))
+                words = os.read(fd, 64).split()
             finally:
                 os.close(fd)
-            os.kill(pid, 0)
+            os.kill(int(words[0]), 0)
+            return len(words) > 1 and words[1] != _start_time(int(words[0]))  # another process with this number
         except ProcessLookupError:
             return True
-        except (OSError, ValueError, OverflowError):
+        except (OSError, ValueError, OverflowError, IndexError):
             return False
-        return False
 
     def _open(self) -> int:
         """Open what is there, or create it; never something that only has the right name."""
@@ -357,13 +357,20 @@ def _separator(fd: int, length: int) -> bytes:
     return b"\n" if end.endswith(b"\n") else b"\n\n"
 
 
+def _start_time(pid: int) -> bytes:
+    """When a process began, in clock ticks since boot: numbers of processes are used again, soon on a busy machine."""
+    with contextlib.suppress(OSError, IndexError), open(f"/proc/{pid}/stat", "rb") as file:
+        return file.read().rpartition(b")")[2].split()[19]
+    return b""
+
+
 def _create_lock(lock: str) -> None:
     """Make a lock file that has our pid in it from its first moment; FileExistsError when there is one.
 
     It is written without a name and linked: a process killed in between leaves nothing.  Where the file system
     cannot do that, a lock that was left behind empty is stale only by its age.
     """
-    pid = b"%d\n" % os.getpid()
+    pid = b"%d\n%b\n" % (os.getpid(), _start_time(os.getpid()))
     try:
         fd = os.open(os.path.dirname(lock), os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, LOCK_MODE)
     except OSError as error:

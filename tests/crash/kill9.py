@@ -136,12 +136,34 @@ def run(directory: Path, kills: int, seed: int, *, settings: dict[str, str] | No
         system.kill()
         sink.close()
     read_mailbox(system, ledger)
-    left = {name: files for name, files in system.queue().items() if files}
+    queued = {key for files in system.queue().values() for file in files for key in still_promised(file)}
+    left = {name: files for name, files in system.queue().items() if files and name in ("hold", "corrupt")}
     refused = frozenset(r for _, r in ledger.bounced if r.startswith("perm"))
-    wrong = ledger.verdict(set(), refused)
+    wrong = ledger.verdict(queued, refused)
     wrong += [f"left in {name}: {[f.name for f in files[:5]]}" for name, files in left.items()]
     return Outcome(wrong, len(ledger.promised), len(ledger.delivered), len(ledger.bounced), kills,
                    ledger.kills_in_flight)  # fmt: skip
+
+
+def still_promised(file: Path) -> set[tuple[str, str]]:
+    """(message, recipient) for which a queue file, or a report in one, still stands; reads the records itself."""
+    data, at, name, addresses = file.read_bytes(), 0, "", []
+    while at + 1 < len(data):
+        kind, size, shift, at = data[at : at + 1], 0, 0, at + 1
+        while at < len(data):
+            size |= (data[at] & 127) << shift
+            shift, at = shift + 7, at + 1
+            if data[at - 1] < 128:
+                break
+        record, at = data[at : at + size], at + size
+        if kind == b"R":
+            addresses.append(record.decode())
+        for line in record.split(b"\n") if kind in b"NL" else ():
+            if line.startswith(b"X-Test-Id: ") and not name:
+                name = line[11:].strip().decode()
+            elif line.startswith(b"Final-Recipient: rfc822; "):
+                addresses.append(line[25:].strip().decode())
+    return {(name, address) for address in addresses}
 
 
 def _busy_moment(senders: list[Sender], sink: Sink) -> bool:

@@ -426,7 +426,11 @@ def test_a_lock_file_of_a_dead_process_is_removed_at_once_and_that_of_a_living_o
     lock.write_text(f"{gone.pid}\n")
     lab.deliver(settings=replace(SETTINGS, stale_lock_time=1e12))
     assert not lock.exists()
-    lock.write_text(f"{os.getpid()}\n")
-    with pytest.raises(MailboxError):
-        lab.deliver(settings=replace(SETTINGS, stale_lock_time=1e12))
-    assert lock.exists()
+    lock.write_text(f"{os.getpid()}\n1\n")  # this number, but begun at another time: it was used again
+    lab.deliver(settings=replace(SETTINGS, stale_lock_time=1e12))
+    started = Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]
+    for text in (f"{os.getpid()}\n", f"{os.getpid()}\n{started}\n"):
+        lock.write_text(text)
+        with pytest.raises(MailboxError):
+            lab.deliver(settings=replace(SETTINGS, stale_lock_time=1e12))
+        assert lock.exists()
