@@ -17,7 +17,6 @@ class BackoffSettings:
     maximal_backoff_time: float
     maximal_queue_lifetime: float
     bounce_queue_lifetime: float
-    delay_warning_time: float
 
 
 def next_attempt(arrival: float, now: float, settings: BackoffSettings) -> float:

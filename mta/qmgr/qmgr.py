@@ -53,7 +53,6 @@ class QmgrSettings:
 
     queue_run_delay: float
     qmgr_message_active_limit: int
-    delay_warning_time: float
     soft_bounce: bool
     defer_transports: tuple[str, ...]
 
@@ -423,10 +422,6 @@ class QueueManager:
         count = await self._store.wake(queue_ids)
         await self.rescan()
         return count
-
-    def waiting(self, transport: str, nexthop: str) -> int:
-        """How many deliveries wait for a destination; an SMTP agent keeps its connection while there are some."""
-        return self._scheduler.waiting(transport, nexthop)
 
     async def drain(self, limit: float) -> None:
         """Start nothing new, let deliveries in flight end within `limit` seconds, give everything back."""

@@ -68,7 +68,6 @@ class _Destination:
     failed_cohorts: float = 0.0
     dead_until: float = 0.0
     reason: Reply | None = None
-    waiting: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -104,7 +103,6 @@ class Scheduler:
         if destination.dead_until:
             self._revive(destination)
         destination.jobs.setdefault(entry.job_id, deque()).append(entry)
-        destination.waiting += 1
         self._set_ready(transport, entry.destination, destination)
         return None
 
@@ -153,12 +151,6 @@ class Scheduler:
                     if not destination.busy and not destination.jobs:
                         del transport.destinations[nexthop]
 
-    def waiting(self, transport: str, nexthop: str) -> int:
-        """How many entries wait for this destination (an agent keeps its connection open while there are some)."""
-        known = self._transports.get(transport)
-        destination = known.destinations.get(nexthop) if known else None
-        return destination.waiting if destination else 0
-
     def withdraw(self) -> list[Entry]:
         """Take back everything that waits (shutdown)."""
         taken: list[Entry] = []
@@ -181,14 +173,12 @@ class Scheduler:
         entry = entries.popleft()
         if entries:
             destination.jobs[job_id] = entries
-        destination.waiting -= 1
         return entry
 
     @staticmethod
     def _drain(destination: _Destination) -> list[Entry]:
         taken = [entry for entries in destination.jobs.values() for entry in entries]
         destination.jobs.clear()
-        destination.waiting = 0
         return taken
 
     @staticmethod

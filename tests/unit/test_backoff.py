@@ -9,7 +9,6 @@ SETTINGS = BackoffSettings(
     maximal_backoff_time=4000.0,
     maximal_queue_lifetime=432000.0,
     bounce_queue_lifetime=86400.0,
-    delay_warning_time=0.0,
 )
 
 

@@ -93,9 +93,9 @@ class World:
         self.store = SpoolStore(settings, self.fsio, clock, self.log)
         self.agent = Agent(fate)
         self.notices = Notices(self.store, clock)
-        backoff = BackoffSettings(300.0, 4000.0, 432000.0, 432000.0, 0.0)
+        backoff = BackoffSettings(300.0, 4000.0, 432000.0, 432000.0)
         self.qmgr = QueueManager(
-            QmgrSettings(300.0, 100, 0.0, False, ()), backoff, self.store,
+            QmgrSettings(300.0, 100, False, ()), backoff, self.store,
             Scheduler(SchedulerSettings(5, 1, 300.0), {}, TransportLimits(100, 20, 50)),
             self.resolve, {"smtp": self.agent}, self.notices, self, clock, self.log,
         )  # fmt: skip

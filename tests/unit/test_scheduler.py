@@ -30,7 +30,7 @@ def test_a_new_destination_starts_with_the_initial_window() -> None:
     for i in range(30):
         assert s.enqueue(entry(f"j{i}"), 0.0) is None
     assert len(drain(s)) == 5
-    assert s.waiting("smtp", "a.test") == 25
+    assert len(s.withdraw()) == 25
 
 
 def test_the_window_grows_by_one_per_cohort_of_successes_up_to_the_limit() -> None:
