@@ -1,5 +1,7 @@
 """A whole MTA in processes of its own, under a temporary directory, for tests that kill it."""
 
+import contextlib
+import ctypes
 import os
 import signal
 import socket
@@ -10,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+_PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
 
 def free_port() -> int:
@@ -21,11 +24,17 @@ def free_port() -> int:
 
 
 class System:
-    """One configured MTA.  settings: further main.cf lines.  prefix: a command that runs it, as prlimit(1)."""
+    """One configured MTA.  settings: further main.cf lines.  prefix: a command that runs it, as prlimit(1).
 
-    def __init__(self, directory: Path, settings: dict[str, str], *, prefix: Sequence[str] = ()) -> None:
+    program: what follows the interpreter's name, up to the arguments of mta.
+    """
+
+    def __init__(
+        self, directory: Path, settings: dict[str, str], *, prefix: Sequence[str] = (),
+        program: Sequence[str] = ("-m", "mta"),
+    ) -> None:  # fmt: skip
         self.directory = directory
-        self.prefix = tuple(prefix)
+        self.prefix, self.program = tuple(prefix), tuple(program)
         self.port = free_port()
         self.spool = directory / "spool"
         self.log = directory / "maillog"
@@ -70,7 +79,7 @@ class System:
         """Start it and wait until it greets."""
         with (self.directory / "stdout").open("ab") as out:
             self.process = subprocess.Popen(
-                [*self.prefix, sys.executable, "-m", "mta", "-c", str(self.etc), "start-fg"], cwd=ROOT,
+                [*self.prefix, sys.executable, *self.program, "-c", str(self.etc), "start-fg"], cwd=ROOT,
                 start_new_session=True,
                 stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
             )  # fmt: skip
@@ -93,8 +102,14 @@ class System:
         process = self.process
         if process is None:
             return
+        prctl = ctypes.CDLL(None).prctl
+        prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # its children become ours: many a process 1 takes a second
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+        with contextlib.suppress(ChildProcessError):
+            while True:
+                os.waitpid(-process.pid, 0)
+        prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
         while True:
             try:
                 os.killpg(process.pid, 0)
