@@ -33,7 +33,10 @@ DEFAULT_LIMIT = 10_240_000  # message_size_limit
 ENVIRONMENT = (b"NAME", b"LOGNAME", b"USER", b"TZ", b"LANG", b"LC_ALL", b"MAIL_CONFIG")
 EX_OK, EX_DATAERR, EX_NOINPUT, EX_OSERR, EX_TEMPFAIL = 0, 65, 66, 71, 75
 
-_SLOW_NAMES = ("mailq", "newaliases", "smtpd", "hoststat", "purgestat", "runq")
+_SLOW_NAMES = (
+    *("mailq", "newaliases", "rmail", "runq", "rsmtp", "makemap", "smtpd", "hoststat", "purgestat"),
+    *("postqueue", "postsuper", "postcat", "qshape", "postdrop", "postlog", "postkick"),
+)
 _WITH_ARGUMENT = "ABCFLNORVXefhopr"
 _OPTIONAL_ARGUMENT = "EJ"
 _FLAGS = "GUcimnstvx"

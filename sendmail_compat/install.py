@@ -1,4 +1,4 @@
-"""`python -m sendmail_compat.install PREFIX`: write PREFIX/bin/sendmail with the links mailq and newaliases.
+"""`python -m sendmail_compat.install PREFIX`: write PREFIX/bin/sendmail with the links of commands.py (mailq ...).
 
 The stub names an interpreter that starts fast (the distribution's /usr/bin/python3, not a shim first on PATH) and
 the directory of this package, and fast.py is compiled for that interpreter.  Also for packages: `--library` and
@@ -12,8 +12,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from sendmail_compat.commands import LINKS, STUB
+
 SYSTEM_PYTHON = "/usr/bin/python3"
-LINKS = ("mailq", "newaliases")
 _CHECK = "import sys; sys.exit(sys.version_info < (3, 11))"
 _COMPILE = (
     "import py_compile, sys; py_compile.compile(sys.argv[1], doraise=True,"
@@ -48,16 +49,16 @@ def install(prefix: Path, *, python: str = "", library: str = "", destdir: str =
     package = Path(__file__).resolve().parent
     folder = Path(f"{destdir}{prefix}") / "bin"
     folder.mkdir(parents=True, exist_ok=True)
-    stub = folder / "sendmail"
+    stub = folder / STUB.name
     fresh = folder / f".sendmail.{os.getpid()}"
     fresh.write_text(stub_text(python, library or str(package.parent)))
     fresh.chmod(0o755)
     fresh.rename(stub)
-    for name in LINKS:
-        link = folder / name
+    for command in LINKS:
+        link = folder / command.name
         with contextlib.suppress(FileNotFoundError):
             link.unlink()
-        link.symlink_to("sendmail")
+        link.symlink_to(STUB.name)
     # Read-only: the stub then compiles at each start, which is slower but works.
     subprocess.run([python, "-I", "-c", _COMPILE, str(package / "fast.py")], capture_output=True, check=False)  # noqa: S603
     return stub
