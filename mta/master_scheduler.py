@@ -99,7 +99,10 @@ async def listen_smtp(running: Running, core: Core, anvil: Anvil | LinkClient, s
         server = build_smtpd(core, config, anvil, "smtpd")
         running.smtpd.append(server)
         tls = server.tls if config.boolean("smtpd_tls_wrappermode") else None
-        running.servers.append(await loop.create_server(server.factory, sock=sock.dup(), ssl=tls))
+        limit = server.settings.smtpd_starttls_timeout if tls else None
+        running.servers.append(
+            await loop.create_server(server.factory, sock=sock.dup(), ssl=tls, ssl_handshake_timeout=limit)
+        )
 
 
 def run_scheduler(

@@ -50,6 +50,7 @@ class TlsServerSettings:
     smtpd_tls_security_level: str
     smtpd_use_tls: bool
     smtpd_enforce_tls: bool
+    smtpd_tls_wrappermode: bool
     smtpd_tls_chain_files: tuple[str, ...]
     smtpd_tls_cert_file: str
     smtpd_tls_key_file: str
@@ -71,7 +72,9 @@ def client_level(settings: TlsClientSettings) -> str:
 
 
 def server_level(settings: TlsServerSettings) -> str:
-    """As client_level, for smtpd_tls_security_level."""
+    """As client_level, for smtpd_tls_security_level; wrapper mode is nothing but encrypted."""
+    if settings.smtpd_tls_wrappermode:
+        return "encrypt"
     level = settings.smtpd_tls_security_level
     if level:
         return level
@@ -111,9 +114,9 @@ def client_context(settings: TlsClientSettings) -> ssl.SSLContext | None:
 
 
 def server_context(settings: TlsServerSettings) -> ssl.SSLContext | None:
-    """Context for STARTTLS, None when the level is none or no certificate is configured.
+    """Context for STARTTLS or wrapper mode, None when the level is none or no certificate is configured.
 
-    TlsError: a certificate or key cannot be read or does not fit.
+    TlsError: a certificate or key cannot be read or does not fit, or wrapper mode has none.
     """
     if server_level(settings) == "none":
         return None
@@ -125,6 +128,8 @@ def server_context(settings: TlsServerSettings) -> ssl.SSLContext | None:
         ):
             if certificate and certificate != "none":
                 pairs.append((certificate, key or certificate))
+    if not pairs and settings.smtpd_tls_wrappermode:
+        raise TlsError("smtpd_tls_wrappermode = yes needs a certificate: set smtpd_tls_chain_files")
     if not pairs:
         return None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

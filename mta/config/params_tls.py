@@ -25,6 +25,8 @@ _MANDATORY = "Only for levels above may, which are refused."
 SERVER: tuple[Param, ...] = (
     word("smtpd_tls_security_level", "", "none; may: offer STARTTLS.", "", "none", "may", later=_LATER),
     yes_no("smtpd_use_tls", "no", "Old form of smtpd_tls_security_level = may; counts when that is empty."),
+    yes_no("smtpd_tls_wrappermode", "no",
+           "TLS from the first byte, as on port 465; for -o in master.cf. Needs a certificate, whatever the level."),
     items("smtpd_tls_chain_files", "", "PEM files: a key followed by its certificates, repeated."),
     path("smtpd_tls_cert_file", "", "PEM file with the server's certificate and its intermediates."),
     path("smtpd_tls_key_file", "$smtpd_tls_cert_file", "Its key."),
@@ -35,7 +37,6 @@ SERVER: tuple[Param, ...] = (
     items("smtpd_tls_exclude_ciphers", "", "Ciphers not used."),
     count("smtpd_tls_loglevel", "0", "0: nothing, 1: one line per handshake, more: for debugging.", 0, 4),
     only_default(yes_no("smtpd_enforce_tls", "no", "Old form of level encrypt."), _LEVEL),
-    only_default(yes_no("smtpd_tls_wrappermode", "no", "TLS from the first byte, as on port 465."), _LEVEL),
     only_default(yes_no("smtpd_tls_req_ccert", "no", "Demand a client certificate."), _LEVEL),
     ignored_by_design(yes_no("smtpd_tls_auth_only", "no", "AUTH is not offered, in the clear or otherwise.")),
     ignored_by_design(text("smtpd_tls_mandatory_protocols", ">=TLSv1", _MANDATORY)),

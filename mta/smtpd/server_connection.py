@@ -262,6 +262,9 @@ class Connection(asyncio.BufferedProtocol):
         if self.transport is None:
             return PERMIT
         server.log.write(server.service, f"connect from {facts.client}")
+        if facts.tls and server.settings.smtpd_tls_loglevel:  # wrapper mode
+            text = f"Anonymous TLS connection established from {facts.client}: {facts.tls}"
+            server.log.write(server.service, text)
         self._counted = True
         return await server.anvil.connect(facts.client_address)
 

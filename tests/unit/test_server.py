@@ -245,6 +245,9 @@ async def test_implicit_tls(tmp_path: Path) -> None:
         assert await client.say("STARTTLS") == ["554 5.5.1 Error: TLS already active\r\n"]
         await client.close()
     assert cleanup.messages[0].origin.protocol == "ESMTPS"
+    logged = [line for line in rooms.log.lines if "onnect" in line]
+    assert logged[0] == "smtpd: connect from client.example[127.0.0.1]"
+    assert logged[1].startswith("smtpd: Anonymous TLS connection established from client.example[127.0.0.1]: TLSv1.3 w")
 
 
 async def test_drain_ends_idle_sessions_and_lets_a_transaction_end() -> None:

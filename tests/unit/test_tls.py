@@ -20,7 +20,8 @@ from mta.tls import (
 from tests.smtp_peer import Certificates
 
 CLIENT = TlsClientSettings("may", False, False, ">=TLSv1", "medium", (), 0, "HIGH", "HIGH:MEDIUM")
-SERVER = TlsServerSettings("may", False, False, (), "", "", "", "", ">=TLSv1", "medium", (), "HIGH", "HIGH:MEDIUM")
+_FILES = ((), "", "", "", "")
+SERVER = TlsServerSettings("may", False, False, False, *_FILES, ">=TLSv1", "medium", (), "HIGH", "HIGH:MEDIUM")
 
 
 @pytest.mark.parametrize(
@@ -71,6 +72,13 @@ def test_a_server_needs_a_certificate_that_can_be_read(tmp_path: Path) -> None:
     for bad in ("/gone", str(tmp_path / "junk")):
         with pytest.raises(TlsError, match="cannot use certificate"):
             server_context(replace(SERVER, smtpd_tls_eccert_file=bad))
+
+
+def test_wrapper_mode_needs_a_certificate_and_no_level(tmp_path: Path) -> None:
+    wrapped = replace(SERVER, smtpd_tls_security_level="", smtpd_tls_wrappermode=True)
+    with pytest.raises(TlsError, match="smtpd_tls_wrappermode = yes needs a certificate"):
+        server_context(wrapped)
+    assert server_context(replace(wrapped, smtpd_tls_cert_file=str(Certificates(tmp_path).file))) is not None
 
 
 def test_a_connection_without_tls_is_described_as_unknown() -> None:

@@ -1,0 +1,46 @@
+"""TLS from the first byte (smtpd_tls_wrappermode), as on port 465."""
+
+import smtplib
+import socket
+import ssl
+
+from tests.smtp_peer import Certificates
+from tests.system.support_lifecycle import instance
+
+SERVICE = "{} inet n - n - - smtpd -o syslog_name=postfix/smtps -o smtpd_tls_wrappermode={} {}\n"
+
+
+def test_a_port_in_wrapper_mode_speaks_tls_from_the_first_byte_and_takes_mail() -> None:
+    with instance(smtpd_tls_loglevel="1") as system:
+        chain = Certificates(system.etc).file
+        master = (system.etc / "master.cf").read_text().partition("\n")[2]
+        (system.etc / "master.cf").write_text(
+            SERVICE.format(system.port, "yes", f"-o smtpd_tls_chain_files={chain}") + master
+        )
+        system.must("start")
+        with socket.create_connection(("127.0.0.1", system.port), 20) as plain:
+            trusting = ssl.create_default_context()
+            trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE
+            with smtplib.SMTP_SSL("127.0.0.1", system.port, context=trusting, timeout=20) as client:
+                client.ehlo("c.example")
+                assert not client.has_extn("starttls")
+                client.sendmail("a@src.test", ["postmaster@[127.0.0.1]"], "Subject: x\r\n\r\nx\r\n")
+            plain.sendall(b"EHLO in.the.clear\r\n" * 10)
+            plain.settimeout(20)
+            try:
+                said = plain.recv(4096)
+            except ConnectionResetError:
+                said = b""
+            assert b"220" not in said and b"250" not in said
+        system.must("stop")
+        assert "postfix/smtps/smtpd[" in system.log_text()
+        assert "TLS connection established from" in system.log_text()
+
+
+def test_wrapper_mode_without_a_certificate_does_not_start() -> None:
+    with instance() as system:
+        (system.etc / "master.cf").write_text(SERVICE.format(system.port, "yes", ""))
+        done = system.mta("start")
+        assert done.returncode == 78
+        assert "smtpd_tls_wrappermode = yes needs a certificate: set smtpd_tls_chain_files" in done.stderr
+        assert "master.cf:1: " in done.stderr
