@@ -11,7 +11,7 @@ TEST_TOOLS := pytest 'pytest-asyncio>=1.5' pytest-xdist hypothesis cryptography
 PEERS_ARGS ?=
 KILLS ?= 100
 
-.PHONY: help venv run check lint test test-root test-lower test-peers crash full bench clean distclean
+.PHONY: help venv deb run check lint test test-root test-lower test-peers crash full bench clean distclean
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -54,6 +54,10 @@ full: check test test-lower test-peers crash
 ## make bench       messages per second and injection time beside Postfix's, in its chroot (root)
 bench: $(VENV)/.dev
 	$(PY) -m tests.bench
+
+## make deb         dist/aiomta_VERSION_all.deb for Debian 12 (needs dpkg-deb and python3, nothing else)
+deb:
+	$(PYTHON) -m scripts.build_deb
 
 ## make venv        the development environment in .venv
 venv: $(VENV)/.dev
