@@ -1,12 +1,15 @@
-"""Writes conf/main.cf.default and docs/parameters.md from the declarations: `python -m mta.config.document`.
+"""Writes conf/main.cf.default, docs/parameters.md and man/mta-main.cf.5 from the declarations.
 
-Both are checked in; a test makes them again and compares.
+    python -m mta.config.document
+
+They are checked in; a test makes them again and compares.
 """
 
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from mta.config.document_roff import main_cf_man
 from mta.config.param import Kind, Param
 from mta.config.params import PARAMS, PER_TRANSPORT, TOPICS, declared
 
@@ -126,10 +129,11 @@ def _names(names: list[str]) -> Iterator[str]:
 
 
 def main() -> int:
-    """Write both files below the current directory, or below the one given."""
+    """Write the files below the current directory, or below the one given."""
     root = Path(sys.argv[1] if len(sys.argv) > 1 else ".")
     (root / "conf/main.cf.default").write_text(main_cf_default(), "utf-8")
     (root / "docs/parameters.md").write_text(parameters_md(), "utf-8")
+    (root / "man/mta-main.cf.5").write_text(main_cf_man(), "utf-8")
     return 0
 
 

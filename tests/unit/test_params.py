@@ -48,8 +48,11 @@ def test_a_declaration_is_complete(param: Param) -> None:
 
 @pytest.mark.parametrize(
     ("file", "made"),
-    [("conf/main.cf.default", document.main_cf_default), ("docs/parameters.md", document.parameters_md)],
-)
+    [
+        ("conf/main.cf.default", document.main_cf_default), ("docs/parameters.md", document.parameters_md),
+        ("man/mta-main.cf.5", document.main_cf_man),
+    ],
+)  # fmt: skip
 def test_generated_files_are_what_the_declarations_give(file: str, made: object) -> None:
     assert callable(made)
     assert (ROOT / file).read_text() == made(), "run: python -m mta.config.document"
