@@ -5,7 +5,9 @@ time and size, and its errors end only itself.
 
 - showq: the server writes one JSON object per message, in the form and key order of `postqueue -j`.
 - flush: the client sends "flush\\n", "id QUEUEID\\n" or "site DOMAIN\\n"; the answer is "STATUS text\\n" where
-  STATUS is the exit status for the caller.
+  STATUS is the exit status for the caller.  Root and mail_owner may also send "admin VERB [QUEUE,...]\\n" with ids,
+  one per line ("ALL" = all of them), and an empty line; the answer is "OUTCOME ID\\n" for each, then "0 done\\n",
+  and another such request may follow.  VERB: hold release requeue expire delete, flush.
 - pickup: any byte means "look into maildrop now"; no answer.
 
 Whom authorized_mailq_users or authorized_flush_users does not name (by SO_PEERCRED) gets "STATUS text\\n" too.
@@ -17,6 +19,7 @@ import asyncio
 import os
 import socket
 import struct
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
@@ -24,14 +27,17 @@ from mta.clock import Clock
 from mta.envelope import MAILER_DAEMON
 from mta.lookup.table import TableError
 from mta.maillog import Maillog
-from mta.queue.api import Listing, QueueError, QueueStore
+from mta.queue.api import Listing, Queue, QueueError, QueueStore
 from mta.queue.reasons import quoted
+from mta.queue.store_admin import Administrator, Outcome, Verb
 from mta.submit_users import Access
 
 TIMEOUT = 30.0  # seconds a client may take to read or write
 MAX_REQUEST = 300  # bytes
 MAX_CLIENTS = 100  # connections of one kind at once
-EX_UNAVAILABLE, EX_TEMPFAIL = 69, 75
+MAX_PER_UID = 20  # of one user who is not root
+MAX_IDS = 1000  # queue ids in one request
+EX_UNAVAILABLE, EX_IOERR, EX_TEMPFAIL, EX_NOPERM = 69, 74, 75, 77
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -81,7 +87,10 @@ class Control:
         log: Maillog,
         settings: ControlSettings | None = None,
         access: Access | None = None,
+        administrator: Administrator | None = None,
     ) -> None:
+        """administrator: None = "admin" requests are not answered."""
+        self._administrator = administrator
         self._store, self._flush, self._pickup = store, flush, pickup
         self._clock, self._log = clock, log
         self._settings, self._access = settings, access
@@ -100,12 +109,59 @@ class Control:
         await self._sent(writer)
 
     async def flush(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Do one request."""
+        """Do one request, or several of an administrator."""
+        lines = _Lines(reader, self._clock)
+        line = await lines.next()
+        if line.startswith("admin ") and self._administrator is not None:
+            await self._administer(self._administrator, line, lines, writer)
+            return
         allowed = self._settings.authorized_flush_users if self._settings else ()
         answer = await self._refused(writer, allowed, "flush the mail queue")
-        async with self._clock.timeout(TIMEOUT):
-            line = await _line(reader)
-        await self._answer(writer, answer or await self._request(line.decode("ascii", "replace").strip()))
+        await self._answer(writer, answer or await self._request(line))
+
+    async def _administer(
+        self, administrator: Administrator, line: str, lines: "_Lines", writer: asyncio.StreamWriter
+    ) -> None:
+        """Requests until the client has no more; what can be delivered now is looked for once, at the end."""
+        if peer_uid(writer) not in (0, os.geteuid()):
+            await self._answer(writer, (EX_NOPERM, "this is reserved for the superuser and the owner of the queue"))
+            return
+        again: set[str] = set()
+        try:
+            while line:
+                _, verb, *rest = line.split(" ")
+                queues = [Queue(name) for name in (rest[0].split(",") if rest else ())]
+                queue_ids = []
+                while queue_id := await lines.next():
+                    queue_ids.append(queue_id)
+                    if len(queue_ids) > MAX_IDS:
+                        raise ValueError("too many ids")
+                again.add(verb)
+                await self._do(administrator, verb, queue_ids, queues, writer)
+                line = await lines.next()
+        except OSError as error:
+            self._log.warning("qmgr", f"queue administration: {error}")
+            await self._answer(writer, (EX_IOERR, f"queue: {error.strerror}"))
+        finally:
+            if again & {Verb.RELEASE, Verb.EXPIRE, "flush"}:
+                await self._flush([])
+            if Verb.REQUEUE in again:
+                self._pickup()
+
+    async def _do(
+        self, administrator: Administrator, verb: str, queue_ids: list[str], queues: list[Queue],
+        writer: asyncio.StreamWriter,
+    ) -> None:  # fmt: skip
+        if verb == "flush":
+            await self._store.wake(queue_ids)
+            found = dict.fromkeys(queue_ids, Outcome.DONE)
+        else:
+            if queue_ids == ["ALL"]:
+                queue_ids = await administrator.everything(Verb(verb), queues)
+            found = await administrator.act(Verb(verb), queue_ids, queues)
+        for queue_id, outcome in found.items():
+            writer.write(f"{outcome} {queue_id}\n".encode("utf-8", "replace"))
+        await self._answer(writer, (0, "done"))
 
     async def _answer(self, writer: asyncio.StreamWriter, answer: tuple[int, str]) -> None:
         status, text = answer
@@ -118,9 +174,7 @@ class Control:
         async with self._clock.timeout(TIMEOUT):
             await writer.drain()
 
-    async def _refused(
-        self, writer: asyncio.StreamWriter, allowed: Sequence[str], what: str
-    ) -> tuple[int, str] | None:
+    async def _refused(self, writer: asyncio.StreamWriter, allowed: Sequence[str], what: str) -> tuple[int, str] | None:
         """None when the user at the other end may; else the answer."""
         if self._access is None:
             return None
@@ -156,15 +210,22 @@ class Control:
         self._pickup()
 
 
-async def _line(reader: asyncio.StreamReader) -> bytes:
-    """A request; what is longer than MAX_REQUEST, or ends without a newline, is cut there."""
-    line = b""
-    while len(line) < MAX_REQUEST and not line.endswith(b"\n"):
-        piece = await reader.read(MAX_REQUEST - len(line))
-        if not piece:
-            break
-        line += piece
-    return line.partition(b"\n")[0]
+class _Lines:
+    """Requests of one client; what is longer than MAX_REQUEST, or ends without a newline, is cut there."""
+
+    def __init__(self, reader: asyncio.StreamReader, clock: Clock) -> None:
+        self._reader, self._clock, self._rest = reader, clock, b""
+
+    async def next(self) -> str:
+        """One line; "" at the end."""
+        async with self._clock.timeout(TIMEOUT):
+            while len(self._rest) < MAX_REQUEST and b"\n" not in self._rest:
+                piece = await self._reader.read(4096)
+                if not piece:
+                    break
+                self._rest += piece
+        line, _, self._rest = self._rest.partition(b"\n")
+        return line[:MAX_REQUEST].decode("ascii", "replace").strip()
 
 
 def peer_uid(writer: asyncio.StreamWriter) -> int:
@@ -175,14 +236,17 @@ def peer_uid(writer: asyncio.StreamWriter) -> int:
 
 
 def guarded(handler: Handler, log: Maillog) -> Handler:
-    """Close the connection whatever happens; an error is logged and ends only this connection."""
-    clients = 0
+    """Close the connection whatever happens; an error is logged and ends only this connection.
+
+    Connections beyond MAX_CLIENTS, or MAX_PER_UID of one user, are closed at once.
+    """
+    clients: Counter[int] = Counter()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal clients
-        clients += 1
+        uid = peer_uid(writer)
+        clients[uid] += 1
         try:
-            if clients <= MAX_CLIENTS:
+            if clients.total() <= MAX_CLIENTS and (clients[uid] <= MAX_PER_UID or uid in (0, os.geteuid())):
                 await handler(reader, writer)
             writer.close()
         except (OSError, TimeoutError, ValueError):
@@ -191,6 +255,8 @@ def guarded(handler: Handler, log: Maillog) -> Handler:
             log.warning("master", f"control socket: {type(error).__name__}: {error}")
             writer.transport.abort()
         finally:
-            clients -= 1
+            clients[uid] -= 1
+            if not clients[uid]:
+                del clients[uid]
 
     return serve

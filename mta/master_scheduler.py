@@ -21,6 +21,7 @@ from mta.deliver.local_client import HelperConnection
 from mta.master_build import Core, build_anvil, build_core, build_qmgr, build_smtpd, build_stdin_smtpd
 from mta.master_notify import Notify
 from mta.pickup import Pickup, PickupSettings
+from mta.queue.store_admin import Administrator
 from mta.smtpd.anvil import Anvil
 from mta.smtpd.server import SMTPServer
 from mta.submit import SubmitServer, SubmitSettings
@@ -208,13 +209,14 @@ async def _serve(
     await core.store.recover()
     on_stdin = build_stdin_smtpd(core)
     running.smtpd.append(on_stdin)
-    access = Access(core.users, core.tables)
+    access = Access(core.users, core.context, owner=os.getuid())
     submit = SubmitServer(
         config.fill(SubmitSettings), core.cleanup, core.users, access, core.log, core.clock,
         core.fsio.entropy(8), serve_smtp=SmtpOnStdin(on_stdin).serve, find_key=core.store.submit_keys.get,
     )  # fmt: skip
     control = Control(
-        core.store, qmgr.flush, pickup.poke, core.clock, core.log, config.fill(ControlSettings), access
+        core.store, qmgr.flush, pickup.poke, core.clock, core.log, config.fill(ControlSettings), access,
+        Administrator(core.store.spool, core.fsio, core.clock),
     )  # fmt: skip
     await _listen_unix(running, core, sockets, control, submit, LinkServer(anvil, qmgr.arrived, core.log))
     if listen:

@@ -12,9 +12,12 @@ import pytest
 from mta import control
 from mta.clock import Clock
 from mta.control import Control, ControlSettings, guarded, listing_json
-from mta.lookup.table import Maps, TableError
+from mta.lookup.context import LookupContext
+from mta.lookup.table import TableError
+from mta.lookup.unix import UserDb
 from mta.maillog import Maillog, MaillogSettings
 from mta.queue.api import Listing, Queue
+from mta.queue.store_admin import Administrator
 from mta.submit_users import Access, User
 from tests.queue_support import Spooled, spooled
 from tests.unit.test_resolver import Lines
@@ -31,10 +34,6 @@ class Nobody:
         return None
 
 
-def no_tables(names: tuple[str, ...]) -> Maps:
-    raise AssertionError(names)
-
-
 class Sockets:
     """A Control that listens."""
 
@@ -45,9 +44,11 @@ class Sockets:
         self.users = Nobody()
         self.log = Maillog(MaillogSettings("", "postfix", "host"), Clock(), self.sink)
         settings = ControlSettings(("!unknown", "static:anyone"), ("root",))
+        self.context = LookupContext(spool.fsio, Clock(), self.log, UserDb(spool.fsio, Clock()))
         self.control = Control(
-            spool.store, self.flush, self.poked.set, Clock(), self.log, settings, Access(self.users, no_tables)
-        )
+            spool.store, self.flush, self.poked.set, Clock(), self.log, settings, Access(self.users, self.context),
+            Administrator(spool.store.spool, spool.fsio, Clock()),
+        )  # fmt: skip
         self.directory = ""
 
     async def flush(self, ids: Sequence[str] | None) -> int:
@@ -169,3 +170,42 @@ async def test_more_connections_than_allowed_are_closed_at_once(
         writer.write(b"flush\n")
         assert await reader.read() == b"0 7 messages\n"
         writer.close()
+
+
+async def test_root_and_the_owner_administer_the_queue_over_the_socket(
+    sockets: Sockets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = sorted([await sockets.spool.accept("b@dst.test") for _ in range(3)])
+    request = f"admin hold\n{ids[0]}\nNOSUCH\n\nadmin delete incoming\nALL\n\n".encode()
+    answer = (await sockets.ask("flush", request, end=True)).decode().splitlines()
+    assert answer[:3] == [f"done {ids[0]}", "absent NOSUCH", "0 done"]
+    assert sorted(answer[3:]) == ["0 done", f"done {ids[1]}", f"done {ids[2]}"]
+    assert sockets.flushed == []
+    assert (await sockets.ask("flush", f"admin release\n{ids[0]}\n\n".encode(), end=True)).startswith(b"done ")
+    assert sockets.flushed == [[]], "the queue is looked at once, afterwards"
+    assert (await sockets.ask("flush", f"admin requeue\n{ids[0]}\n\n".encode(), end=True)).startswith(b"done ")
+    assert sockets.poked.is_set() and sockets.spool.names("maildrop") == [ids[0]]
+    monkeypatch.setattr(control, "peer_uid", lambda writer: 4_000_000)
+    refused = await sockets.ask("flush", f"admin delete\n{ids[0]}\n\n".encode(), end=True)
+    assert refused.startswith(b"77 ") and sockets.spool.names("maildrop") == [ids[0]]
+
+
+async def test_nonsense_to_the_administrator_ends_its_own_connection(sockets: Sockets) -> None:
+    kept = await sockets.spool.accept("b@dst.test")
+    many = b"admin delete\n" + b"X\n" * 2000
+    for rubbish in (b"admin\n", b"admin burn\nx\n\n", b"admin delete nosuch\nALL\n\n", many):
+        with contextlib.suppress(ConnectionError):
+            assert b"0 done" not in await sockets.ask("flush", rubbish, end=True)
+    assert sockets.spool.names("incoming") == [kept]
+
+
+async def test_one_user_cannot_take_all_connections(sockets: Sockets, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "MAX_PER_UID", 1)
+    monkeypatch.setattr(control, "peer_uid", lambda writer: 4_000_000)
+    waiting = await asyncio.open_unix_connection(f"{sockets.directory}/flush")
+    await asyncio.sleep(0.05)
+    with contextlib.suppress(ConnectionError):
+        assert await sockets.ask("flush", b"flush\n") == b""
+    monkeypatch.setattr(control, "peer_uid", lambda writer: 0)
+    assert await sockets.ask("flush", b"flush\n") == b"0 7 messages\n"
+    waiting[1].close()
