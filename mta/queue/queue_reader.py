@@ -256,6 +256,8 @@ class _Decoder:
             first = False
             self._count()
             if kind == _E:
+                if data:  # one bit makes it of an A, and a file without attributes would need no checksum
+                    raise DamagedError(f"end with data at {at}")
                 self.file.end = at + 2
                 return
             if kind == _A:
@@ -277,6 +279,8 @@ class _Decoder:
         ours = {"uid", "content_crc32", "envelope_crc32", "crashes"}
         present = ours & own.keys()
         if not present:
+            if file.size and self._skip_content() != extracted:
+                raise DamagedError("size record")  # of a file of ours it may have led into the text
             file.content_8bit = file.envelope.encoding == "8bit"
             return
         if present != ours:

@@ -250,3 +250,36 @@ def test_what_is_written_is_read_back(envelope: Envelope, content: bytes, blocks
         content += b"\n"
     assert text_of(raw, file, 1000) == (content or (b"\n" if blocks else b""))
     assert file.content_crc == zlib.crc32(content)
+
+
+def test_no_flipped_bit_makes_a_file_of_ours_one_without_checksums() -> None:
+    """It is damaged, or still the same message by its own checksums."""
+    raw = encoded(simple(), b"Subject: x\n\nhello\n")
+    whole, in_place = decoded(raw), {decoded(raw).crashes_offset}
+    for at in range(len(raw)):
+        for bit in range(8):
+            broken = bytearray(raw)
+            broken[at] ^= 1 << bit
+            try:
+                file = decoded(bytes(broken))
+            except DamagedError:
+                continue
+            assert (file.uid, file.content_crc, file.envelope) == (whole.uid, whole.content_crc, whole.envelope)
+            assert at in in_place or whole.content_offset <= at < whole.content_offset + whole.size
+
+
+def test_a_size_that_leads_into_the_text_is_damage_also_where_the_text_looks_like_the_end_of_a_file() -> None:
+    """Without attributes of ours nothing else would tell; what the text says there would be a recipient."""
+    trap = b"X\0R\x0devil@dst.testE\0"
+    raw = encoded(simple(), b"x" * 8 + trap + b"y" * (LINE_LIMIT - 8 - len(trap)) + b"\n")
+    file = decoded(raw)
+    inside = raw.index(trap) - file.content_offset
+    broken = raw.replace(b"%15d" % file.size, b"%15d" % inside, 1)
+    with pytest.raises(DamagedError, match="size record"):
+        decoded(broken)
+
+
+def test_an_end_with_data_is_damage() -> None:
+    raw = encoded(simple(), b"hello\n")
+    with pytest.raises(DamagedError, match="end with data"):
+        decoded(raw.replace(b"X\0A", b"X\0E", 1))
