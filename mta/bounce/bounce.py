@@ -223,14 +223,17 @@ class BounceWriter:
         )
 
     async def _original(self, job: Job, *, headers_only: bool) -> _Original:
-        """Look at what is to be returned before the first byte is written: can it be read, how much, 8-bit?"""
+        """Look at what is to be returned before the first byte is written: can it be read, how much, 8-bit?
+
+        All of it is read, also when only the header goes back: its checksum is known at the end.
+        """
         try:
             header = _header_of(await self._store.header(job, HEADER_LIMIT))
-            if headers_only or job.size > self._settings.bounce_size_limit:
-                return _Original("headers", header, not header.isascii())
             ascii_only = True
             async for chunk in self._store.content(job, b"\n"):
                 ascii_only = ascii_only and chunk.isascii()
+            if headers_only or job.size > self._settings.bounce_size_limit:
+                return _Original("headers", header, not header.isascii())
             return _Original("message", header, not ascii_only)
         except (CorruptContentError, QueueError, OSError) as error:
             self._log.warning(SERVICE, f"{job.queue_id}: notice without the original, which cannot be read: {error}")

@@ -270,6 +270,17 @@ async def test_a_damaged_original_is_left_out_and_the_sender_hears_of_the_failur
     assert any("notice without the original" in line for line in office.lines())
 
 
+async def test_a_damaged_original_is_left_out_also_when_only_its_header_goes_back(
+    office: Office, tmp_path: Path
+) -> None:
+    job = await office.job(body=b"x-pad: 0123456789\n" * 5000, ret=Ret.HDRS)
+    (path,) = (tmp_path / "spool").rglob(job.queue_id)
+    path.write_bytes(path.read_bytes().replace(b"0123456789", b"0123x56789", 1))
+    _, message, raw = await office.read(await office.writer.bounce(job, about(job, REFUSED)))
+    assert message.is_multipart() and len(message.get_payload()) == 2
+    assert b"0123x" not in raw
+
+
 async def test_two_notices_about_one_message_have_different_boundaries(office: Office) -> None:
     job = await office.job()
     first = await office.read(await office.writer.bounce(job, about(job, REFUSED)))
