@@ -3,12 +3,14 @@
 import argparse
 import dataclasses
 import json
+import shutil
 import statistics
 import sys
 from pathlib import Path
 
 from tests.bench.cases import CASES, Relay
 from tests.bench.lab import Lab, enter
+from tests.bench.profile import Profiler, Symbols, report
 from tests.bench.relay import Sample, relay
 from tests.bench.systems import System, choose
 
@@ -43,6 +45,21 @@ def one_case(lab: Lab, systems: list[System], case: Relay, rounds: int, scale: f
     return samples
 
 
+def one_profile(lab: Lab, system: System, case: Relay, out: Path) -> None:
+    """Sample the processes of ours during one run."""
+    relay(lab, system.group, system.port, dataclasses.replace(case.load, messages=case.load.messages // 4))
+    profiler = Profiler(system.group, lab.run)
+    sample = relay(lab, system.group, system.port, case.load)
+    text = f"{case.name}: {case.title}\n{sample}\n{report(profiler.end(), case.load.messages)}"
+    if shutil.which("perf"):
+        symbols = Symbols(system.group, lab.run)
+        sample = relay(lab, system.group, system.port, case.load)
+        text += f"\nagain, with perf: {sample}\n{symbols.end(case.load.messages)}"
+    print(text, flush=True)
+    with out.open("a") as file:
+        file.write(text)
+
+
 def inside(options: argparse.Namespace) -> int:
     """Measure, in the namespaces."""
     lab = Lab()
@@ -52,6 +69,10 @@ def inside(options: argparse.Namespace) -> int:
     results = {}
     for system in systems:
         system.start({})
+    if options.profile:
+        for case in wanted:
+            one_profile(lab, systems[0], case, options.profile)
+        return 0
     for case in wanted:
         results[case.name] = one_case(lab, systems, case, options.rounds or rounds, scale)
     for system in systems:
@@ -76,9 +97,10 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, help="measured runs of each system and case (3)")
     parser.add_argument("--quick", action="store_true", help="one short round")
     parser.add_argument("--json", type=Path, help="write all samples there")
+    parser.add_argument("--profile", type=Path, metavar="FILE", help="no comparison: sample ours, tables to FILE")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    for name in ("tree", "against", "json"):
+    for name in ("tree", "against", "json", "profile"):
         if getattr(options, name):
             setattr(options, name, getattr(options, name).resolve())
     if options.inside:
