@@ -1,20 +1,19 @@
 """The log: one function per event, in Postfix's line formats, so that pflogsumm, fail2ban and logwatch read it.
 
 A line is "Nov 21 00:01:03 host postfix/smtpd[812]: text".  It goes to a file (maillog_file), to stdout
-(maillog_file = /dev/stdout, or start-fg), or to syslog at /dev/log.  Lines of one loop turn are written in one
-system call.  Whatever is not printable becomes "?", here and nowhere else, so no peer can forge a line or
-move a terminal's cursor.
+(maillog_file = /dev/stdout, or start-fg), to the journal when our output is connected to it, or to syslog at
+/dev/log.  Lines of one loop turn are written to a file in one system call.  Whatever is not printable becomes "?",
+here and nowhere else, so no peer can forge a line or move a terminal's cursor.
 
 A log that cannot be written is no reason to stop mail: the line is dropped and counted, and the count is
 the first thing logged when writing works again.
 
-See also: sendmail-compatible tools' expectations in docs/queue.md, RFC 3164 (syslog)
+See also: docs/logs.md, mta/maillog_sinks.py, RFC 3164 (syslog)
 """
 
 import asyncio
 import contextlib
 import os
-import socket
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,10 +22,7 @@ from typing import Protocol
 from mta.clock import Clock, syslog_date
 from mta.deliver.request import Result
 from mta.envelope import Recipient
-
-_MAIL_INFO = 2 * 8 + 6  # facility mail, severity info
-_MAIL_WARNING = 2 * 8 + 4
-BUFFER_LIMIT = 1 << 20  # bytes kept while a write fails
+from mta.maillog_sinks import JournalSink, SyslogSink, is_journal
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,38 +86,11 @@ class FileSink:
         self._fd = -1
 
 
-class SyslogSink:
-    """Datagrams to /dev/log; one per line, without host name as the local socket expects."""
-
-    with_header = False
-
-    def __init__(self, path: str = "/dev/log") -> None:
-        self._path = path
-        self._sock: socket.socket | None = None
-
-    def reopen(self) -> None:
-        """Connect again at the next line (syslogd was restarted)."""
-        self.close()
-
-    def write(self, lines: list[str]) -> bool:
-        """Send each line; a full or absent socket loses it."""
-        try:
-            if self._sock is None:
-                self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-                self._sock.connect(self._path)
-            for line in lines:
-                priority = _MAIL_WARNING if ": warning: " in line else _MAIL_INFO
-                self._sock.send(f"<{priority}>{line}".encode("utf-8", "replace"))
-        except OSError:
-            self.close()
-            return False
-        return True
-
-    def close(self) -> None:
-        """Release the socket."""
-        if self._sock is not None:
-            self._sock.close()
-            self._sock = None
+def sink_for(settings: MaillogSettings) -> Sink:
+    """A file, or standard output, or syslog; the journal instead of the last two when we are connected to it."""
+    if settings.maillog_file in ("", "/dev/stdout") and is_journal(os.environ):
+        return JournalSink()
+    return FileSink(settings.maillog_file) if settings.maillog_file else SyslogSink()
 
 
 def printable(text: str) -> str:
@@ -139,7 +108,7 @@ class Maillog:
         self._host = settings.myhostname.partition(".")[0]
         self._clock = clock
         self._pid = os.getpid()
-        self._sink: Sink = sink or (FileSink(settings.maillog_file) if settings.maillog_file else SyslogSink())
+        self._sink: Sink = sink or sink_for(settings)
         self._lines: list[str] = []
         self._second = -1
         self._date = ""

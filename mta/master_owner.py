@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from mta.config.config import Config, Problem
 from mta.lookup.unix import User, UserLookup
-from mta.maillog import FileSink, MaillogSettings, Sink, SyslogSink
+from mta.maillog import FileSink, MaillogSettings, Sink, sink_for
 
 
 class OwnerProblemError(Exception):
@@ -81,6 +81,6 @@ class OwnersFileSink(FileSink):
 
 def log_sink(settings: MaillogSettings, owner: User | None) -> Sink:
     """Where a process that may be root writes its log."""
-    if not settings.maillog_file:
-        return SyslogSink()
-    return OwnersFileSink(settings.maillog_file, owner) if owner else FileSink(settings.maillog_file)
+    if owner is None or settings.maillog_file in ("", "/dev/stdout"):
+        return sink_for(settings)
+    return OwnersFileSink(settings.maillog_file, owner)
