@@ -9,9 +9,13 @@ LOWER := .venv-lower
 LOWER_BOUNDS := aiosmtpd==1.4.3 dnspython==2.3.0 aiofiles==23.1.0
 TEST_TOOLS := pytest 'pytest-asyncio>=1.5' pytest-xdist hypothesis cryptography
 PEERS_ARGS ?=
+BENCH := .venv-bench
+BENCH_PYTHON ?= $(shell /usr/bin/python3 -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' \
+	2>/dev/null && echo /usr/bin/python3 || echo $(PYTHON))
+BENCH_ARGS ?= --chart
 KILLS ?= 100
 
-.PHONY: help venv deb run check lint test test-root test-lower test-peers crash full bench clean distclean
+.PHONY: help venv deb run check lint test test-root test-lower test-peers crash full bench bench-venv clean distclean
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -51,9 +55,12 @@ crash: $(VENV)/.dev
 ## make full        everything above
 full: check test test-lower test-peers crash
 
-## make bench       messages per second and injection time beside Postfix's, in its chroot (root)
-bench: $(VENV)/.dev
-	$(PY) -m tests.bench
+## make bench       beside Postfix, Exim and OpenSMTPD; makes docs/bench.svg anew; BENCH_ARGS (root)
+bench: $(BENCH)/.installed
+	$(BENCH)/bin/python -m tests.bench $(BENCH_ARGS)
+
+## make bench-venv  the environment of the benchmark in .venv-bench, with the Python of the distribution
+bench-venv: $(BENCH)/.installed
 
 ## make deb         dist/aiomta_VERSION_all.deb for Debian 12 (needs dpkg-deb and python3, nothing else)
 deb:
@@ -82,10 +89,15 @@ $(LOWER)/.installed: pyproject.toml Makefile
 	$(LOWER)/bin/python -m pip --disable-pip-version-check -q install $(LOWER_BOUNDS) -e . $(TEST_TOOLS)
 	@touch $@
 
+$(BENCH)/.installed: pyproject.toml
+	$(BENCH_PYTHON) -m venv $(BENCH)
+	$(BENCH)/bin/python -m pip --disable-pip-version-check -q install -e '.[bench]'
+	@touch $@
+
 ## make clean       remove what was built and ./var; distclean: the environments too
 clean:
 	rm -rf var build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
 
 distclean: clean
-	rm -rf $(VENV) $(LOWER)
+	rm -rf $(VENV) $(LOWER) $(BENCH)

@@ -67,7 +67,7 @@ class Aiomta:
         self.tree = tree.resolve()
         self.etc = lab.run / name / "etc"
         self._spool, self._log = lab.spool(name), lab.run / name / "maillog"
-        python = self.tree / ".venv/bin/python"
+        python = ROOT / ".venv-bench/bin/python"
         self._python = str(python) if python.exists() else sys.executable
         self._process: subprocess.Popen[bytes] | None = None
 
