@@ -44,6 +44,7 @@ _FULL = (errno.EDQUOT, errno.EFBIG)
 _LATER = (errno.EAGAIN, errno.ESTALE)
 
 LOCK_MODE = 0o444  # others may read whose it is
+EMPTY_LOCK = 2.0  # seconds until a lock of ours without content was left by a power cut
 _FLAGS = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
@@ -254,7 +255,10 @@ class Mbox:
                 os.unlink(lock)
 
     def _holder_is_dead(self, lock: str, found: os.stat_result) -> bool:
-        """True when a lock of this user holds the pid of no process; as lockfile_create(3) judges."""
+        """True when a lock of this user holds the pid of no process; as lockfile_create(3) judges.
+
+        A power cut can leave the name of a lock without its content.
+        """
         if found.st_uid != self._system.uid or not stat.S_ISREG(found.st_mode):
             return False
         try:
@@ -263,6 +267,8 @@ class Mbox:
                 words = os.read(fd, 64).split()
             finally:
                 os.close(fd)
+            if not words and not found.st_mode & 0o222:
+                return self._system.now() > found.st_ctime + EMPTY_LOCK
             os.kill(int(words[0]), 0)
             return len(words) > 1 and words[1] != _start_time(int(words[0]))  # another process with this number
         except ProcessLookupError:
@@ -368,7 +374,7 @@ def _create_lock(lock: str) -> None:
     """Make a lock file that has our pid in it from its first moment; FileExistsError when there is one.
 
     It is written without a name and linked: a process killed in between leaves nothing.  Where the file system
-    cannot do that, a lock that was left behind empty is stale only by its age.
+    cannot do that, a lock that was left behind empty is stale after EMPTY_LOCK.
     """
     pid = b"%d\n%b\n" % (os.getpid(), _start_time(os.getpid()))
     try:

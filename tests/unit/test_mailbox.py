@@ -1,5 +1,6 @@
 """Mailboxes: the format, all or nothing, and what a hostile path can do (nothing)."""
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -216,6 +217,25 @@ def test_a_lock_file_left_by_a_crash_is_removed(lab: Laboratory) -> None:
     finally:
         os.close(fd)
     assert not lock.exists()
+
+
+@pytest.mark.parametrize(("mode", "age", "taken"), [(0o400, 3.0, True), (0o400, 1.0, False), (0o600, 3.0, False)])
+def test_a_lock_file_of_ours_that_a_power_cut_emptied_is_removed(
+    lab: Laboratory, mode: int, age: float, taken: bool
+) -> None:
+    """Its name can be on the disk without its content; 500 s would pass until stale_lock_time."""
+    lock = Path(f"{lab.path}.lock")
+    lock.touch()
+    lock.chmod(mode)
+    system_now = lock.stat().st_ctime + age
+    fd = os.memfd_create("content")
+    try:
+        system = System(lab.fsync, lab.wait, lambda: system_now, os.geteuid())
+        with contextlib.nullcontext() if taken else pytest.raises(MailboxError, match="File exists"):
+            deliver(str(lab.path), Message(fd, "", "", "", NOW), SETTINGS, system)
+    finally:
+        os.close(fd)
+    assert lab.path.exists() == taken
 
 
 @pytest.mark.parametrize("how", ["fcntl", "flock"])
