@@ -14,8 +14,9 @@ BENCH_PYTHON ?= $(shell /usr/bin/python3 -c 'import sys, venv, ensurepip; sys.ex
 	2>/dev/null && echo /usr/bin/python3 || echo $(PYTHON))
 BENCH_ARGS ?= --chart
 KILLS ?= 100
+TABLE ?= var/kill-matrix.txt
 
-.PHONY: help venv deb run check lint test test-root test-lower test-peers crash full bench bench-venv clean distclean
+.PHONY: help venv deb run check lint test test-root test-lower test-peers crash crash-full full bench bench-venv clean distclean
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -48,9 +49,14 @@ test-lower: $(LOWER)/.installed
 test-peers: $(VENV)/.dev
 	$(PY) -m tests.peers $(PEERS_ARGS)
 
-## make crash       kill -9 at KILLS random points (100) under load
+## make crash       kill -9 at KILLS random points (100) under load, and at each fifth step of every scenario: minutes
 crash: $(VENV)/.dev
-	AIOMTA_KILLS=$(KILLS) $(PY) -m pytest tests/crash
+	AIOMTA_KILLS=$(KILLS) AIOMTA_STRIDE=5 $(PY) -m pytest -n 2 --loops asyncio tests/crash
+
+## make crash-full  kill -9 at every step of every scenario, the table in TABLE (var/kill-matrix.txt)
+crash-full: $(VENV)/.dev crash
+	@mkdir -p $(dir $(TABLE))
+	$(PY) -m tests.crash.kill_matrix --table $(TABLE)
 
 ## make full        everything above
 full: check test test-lower test-peers crash
