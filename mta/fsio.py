@@ -4,8 +4,10 @@ What the store does goes through one Fsio object, so that a simulated disk can t
 count the operations and kill the process, or fail, at the n-th (`hook`).
 
 Flushing is done in groups.  Whoever is ready while a group is in flight joins the next one, so the group
-grows with the load and nobody waits for a timer.  commit() flushes the files of a group together, then their
-directories together: one submission is not ordered within itself.  With Linux AIO the kernel does it; without,
+grows with the load.  While drafts are open that may commit any moment, a group waits for them up to GATHER seconds: a
+flush costs the machine more than a message does.  commit() flushes the files of a group together, then their
+directories together: one submission is not ordered within itself.  flush_soon() is for names that went away: nobody
+waits for it.  With Linux AIO the kernel does it; without,
 8 threads with one fsync each, never one thread in turn (each would pay for a journal commit of its own).
 
 Never flush a descriptor again after an error: the kernel marks the pages clean and the second call lies.
@@ -25,11 +27,14 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
 from typing import ParamSpec, Protocol, TypeVar
 
+from mta.clock import Clock
 from mta.linux_aio import FDSYNC, FSYNC, Done, LinuxAio
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
+GATHER = 0.003  # seconds a group waits for drafts that are about to commit
+SOON = 0.02  # seconds until a directory given to flush_soon() is flushed
 WORKERS = 8  # threads for blocking work, and as many for flushing where there is no AIO
 _NOT_SUPPORTED = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 
@@ -80,9 +85,11 @@ class ThreadFlusher:
 class Fsio:
     """Disk operations.  Paths are absolute; OSError as from the system call."""
 
-    def __init__(self, *, aio: bool = True, hook: Hook | None = None) -> None:
+    def __init__(self, *, aio: bool = True, hook: Hook | None = None, clock: Clock | None = None) -> None:
         """aio: False takes threads even where the kernel has AIO."""
         self.hook = hook
+        self.clock = clock or Clock()
+        self.drafts = 0  # open ones: each may join the next group
         self.pid = os.getpid()
         self._want_aio = aio
         self._flusher: Flusher | None = None
@@ -91,6 +98,7 @@ class Fsio:
         self._marks = _Groups(self, FDSYNC)
         self._workers: ThreadPoolExecutor | None = None
         self._directories: dict[str, int] = {}
+        self._changed: dict[int, Finished] = {}  # directories to be flushed soon
         self._nowait = True
 
     # -- files ------------------------------------------------------------------------------------
@@ -267,6 +275,17 @@ class Fsio:
         """
         self._commits.add(fd, directory, done)
 
+    def flush_soon(self, directory: int, done: Finished) -> None:
+        """Flush a directory within SOON seconds; done(error) is called on the loop, once for all who asked."""
+        if not self._changed:
+            self.clock.call_later(SOON, self._flush_changed)
+        self._changed[directory] = done
+
+    def _flush_changed(self) -> None:
+        changed, self._changed = self._changed, {}
+        for directory, done in changed.items():
+            self._commits.add(directory, -1, done)
+
     async def flush(self, fd: int) -> None:
         """Wait until a file or directory is on the device with all its attributes."""
         await self._wait(self._commits, fd)
@@ -317,6 +336,10 @@ class Fsio:
 
     def close(self) -> None:
         """Finish what is in flight and release threads and descriptors."""
+        for directory in self._changed:
+            with contextlib.suppress(OSError):
+                os.fsync(directory)
+        self._changed.clear()
         for flusher in (self._flusher, self._retired):
             if flusher is not None:
                 flusher.close()
@@ -336,6 +359,7 @@ class _Groups:
         self._fsio, self._op = fsio, op
         self._waiting: list[tuple[int, int, Finished]] = []
         self._busy = False
+        self._timer: asyncio.TimerHandle | None = None  # a group waits for drafts
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def add(self, fd: int, directory: int, done: Finished) -> None:
@@ -344,9 +368,20 @@ class _Groups:
         if not self._busy:
             self._busy = True
             self._loop = asyncio.get_running_loop()
-            self._loop.call_soon(self._start)
+            self._loop.call_soon(self._gather)
+        elif self._timer is not None and not self._fsio.drafts:
+            self._timer.cancel()
+            self._timer = None
+            asyncio.get_running_loop().call_soon(self._start)
+
+    def _gather(self) -> None:
+        if self._fsio.drafts:
+            self._timer = self._fsio.clock.call_later(GATHER, self._start)
+        else:
+            self._start()
 
     def _start(self) -> None:
+        self._timer = None
         group, self._waiting = self._waiting, []
         fds = list({fd for fd, _, _ in group})
         self._submit("flush", fds, self._op, lambda errors: self._files_done(group, errors))
@@ -368,7 +403,7 @@ class _Groups:
                 if self._loop is not None:
                     self._loop.call_exception_handler({"message": "after flush", "exception": bug})
         if self._waiting:
-            self._start()
+            self._gather()
         else:
             self._busy = False
 

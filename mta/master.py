@@ -35,6 +35,7 @@ from mta.fsio import Fsio
 from mta.lookup.table import TableError
 from mta.lookup.unix import User, UserLookup
 from mta.maillog import Maillog, MaillogSettings
+from mta.master_build import rehearse
 from mta.master_check import check_services
 from mta.master_listen import open_sockets, refreshed
 from mta.master_local import serve_channel
@@ -83,11 +84,12 @@ class Master:
         """The processes this configuration asks for."""
         config, sockets, helper = self.config, self.sockets, self.helper
         scheduler = ChildSpec(
-            "scheduler", lambda serving: run_scheduler(config, sockets, helper, Hooks(serving), listen=False)
+            "scheduler",
+            lambda parent: run_scheduler(config, sockets, helper, Hooks(parent.serving, parent.call), listen=False),
         )
         count = config.integer("smtpd_processes") if sockets.tcp else 0
         worker = partial(run_worker, config, sockets)
-        return (scheduler, *(ChildSpec(f"smtpd{n}", worker, signal.SIGHUP) for n in range(count)))
+        return (scheduler, *(ChildSpec(f"smtpd{n}", worker, signal.SIGHUP, when_called=True) for n in range(count)))
 
     def reread(self) -> bool:
         """Read the configuration again; a broken one, or one that needs a new start, is logged and changes nothing."""
@@ -178,6 +180,7 @@ def _start(config: Config, *, foreground: bool, overrides: Mapping[str, str]) ->
     notify = Notify(os.environ)
     master = Master(config, overrides, log, clock, open_sockets(config, given, log), notify, locks=locks)
     master.started.append(partial(notify.send, f"READY=1\nMAINPID={os.getpid()}"))
+    rehearse(config, [name for name, _ in master.sockets.tcp])
     if tell is not None:
         master.started.append(partial(tell_parent, tell))
     if owner:
@@ -211,7 +214,7 @@ def serve(master: Master, *, detach: bool) -> int:
         )  # fmt: skip
         status = supervisor.run()
     else:
-        hooks = Hooks(master.ready, master.rotate_all, master.reread)
+        hooks = Hooks(master.ready, rotate=master.rotate_all, reload=master.reread)
         signal.pthread_sigmask(signal.SIG_BLOCK, TOLD)
         gc.freeze()
         status = RELOAD

@@ -7,10 +7,11 @@ the fork, so one process can hold two MTAs, and tests do.
 import contextlib
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from ipaddress import ip_address, ip_network
+from ssl import SSLContext
 
 from mta import descriptors
 from mta.bounce.bounce import BounceSettings, BounceWriter
@@ -125,6 +126,23 @@ def local_clients(config: Config) -> Callable[[str], bool]:
     return is_local
 
 
+def rehearse(config: Config, inet: Sequence[str]) -> None:
+    """Build and throw away what the processes will build, in the process that forks them.
+
+    What cannot be built stops the start; what is remembered on the way (settings) is shared by the processes.
+    inet: names of the services that are listened to.
+    """
+    core = build_core(config, owner=True, fsio=Fsio(aio=False))
+    build_anvil(core)
+    services = {service.name: service for service in config.services if service.type == "inet"}
+    for name in inet:
+        own = config.for_service(services[name])
+        own.fill(ServerSettings)
+        _server_parts(core, own)
+    build_qmgr(core, None)
+    core.log.close()
+
+
 # -- receiving ------------------------------------------------------------------------------------
 
 
@@ -169,11 +187,7 @@ def build_stdin_smtpd(core: Core) -> SMTPServer:
 
 def build_smtpd(core: Core, config: Config, anvil: Anvil, service: str) -> SMTPServer:
     """The server of one inet service; config: with that service's -o settings."""
-    restrictions = Restrictions(
-        config.fill(RestrictionSettings), core.rewriter, core.context, core.resolver,
-        classes=config.restriction_classes(), own_addresses=config.own_addresses(),
-    )  # fmt: skip
-    tls = server_context(config.fill(TlsServerSettings))
+    restrictions, tls = _server_parts(core, config)
     syslog_name = config.text("syslog_name")
     prefix = syslog_name.partition("/")[2]
     name = f"{prefix}/smtpd" if prefix else service
@@ -181,6 +195,14 @@ def build_smtpd(core: Core, config: Config, anvil: Anvil, service: str) -> SMTPS
         config.fill(ServerSettings), restrictions, core.cleanup, anvil, core.resolver, core.log, core.clock, tls,
         service=name,
     )  # fmt: skip
+
+
+def _server_parts(core: Core, config: Config) -> tuple[Restrictions, SSLContext | None]:
+    restrictions = Restrictions(
+        config.fill(RestrictionSettings), core.rewriter, core.context, core.resolver,
+        classes=config.restriction_classes(), own_addresses=config.own_addresses(),
+    )  # fmt: skip
+    return restrictions, server_context(config.fill(TlsServerSettings))
 
 
 # -- delivering -----------------------------------------------------------------------------------

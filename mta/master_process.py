@@ -25,6 +25,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from mta.clock import Clock
 from mta.maillog import Maillog
@@ -38,9 +39,16 @@ _HELD = {signal.SIGHUP, signal.SIGUSR1}
 YOUNG = 10.0  # seconds; a child that lives shorter counts as failing
 MAX_PAUSE = 60
 EX_SOFTWARE = 70
+_CALL = b"+"
 
-Serving = Callable[[], None]
-"""Called once in a child, when it serves."""
+class Parent(Protocol):
+    """What a child can say to the first process."""
+
+    def serving(self) -> None:
+        """It serves; to be called once."""
+
+    def call(self) -> None:
+        """Children that start when called for are wanted."""
 
 
 def _nothing() -> None:
@@ -52,12 +60,14 @@ class ChildSpec:
     """A process to keep running.
 
     run is called in the child, with default signals (SIGHUP and SIGUSR1 blocked), and returns its exit status.
-    leave: what tells it that a successor has been forked.
+    leave: what tells it that a successor has been forked.  when_called: not forked before another child calls for
+    it, and again only when called once it has ended with status 0.
     """
 
     name: str
-    run: Callable[[Serving], int]
+    run: Callable[[Parent], int]
     leave: signal.Signals = signal.SIGTERM
+    when_called: bool = False
 
 
 @dataclass(slots=True)
@@ -97,7 +107,8 @@ class Supervisor:
         gc.freeze()
         self._pipe = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         for spec in self.specs:
-            self._fork(spec)
+            if not spec.when_called:
+                self._fork(spec)
         while not self._failed:
             match signal.sigwait(_SIGNALS):
                 case signal.SIGTERM | signal.SIGINT:
@@ -141,7 +152,7 @@ class Supervisor:
             die_with_parent(parent)
             signal.alarm(0)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS - _HELD)
-            status = spec.run(lambda: self._say_serving(parent))
+            status = spec.run(_Voice(self, parent))
         except SystemExit as stop:
             status = stop.code if isinstance(stop.code, int) else EX_SOFTWARE
         except BaseException:
@@ -155,21 +166,27 @@ class Supervisor:
                 sys.stderr.flush()
             os._exit(status)
 
-    def _say_serving(self, parent: int) -> None:
-        self.log.close()  # a child that serves has one of its own; this one would hold a rotated file open
-        if self.detach:
-            leave_terminal()
-        os.write(self._pipe[1], b"%d\n" % os.getpid())
+    def _say(self, what: bytes, parent: int) -> None:
+        os.write(self._pipe[1], what)
         os.kill(parent, signal.SIGUSR2)
 
     def _heard(self) -> None:
-        """Children say that they serve; several signals may have been merged into one."""
+        """Children say that they serve, or call; several signals may have been merged into one."""
         with contextlib.suppress(BlockingIOError):
-            for pid in os.read(self._pipe[0], 4096).split():
-                self._starting.discard(int(pid))
+            for word in os.read(self._pipe[0], 4096).split():
+                if word == _CALL:
+                    self._called()
+                else:
+                    self._starting.discard(int(word))
         if not self._starting and not self._started:
             self._started = True
             self.ready()
+
+    def _called(self) -> None:
+        there = {child.spec.name for child in self._children.values() if not child.leaving}
+        for spec in self.specs:
+            if spec.when_called and spec.name not in there and spec.name not in self._postponed:
+                self._fork(spec)
 
     # -- deaths -----------------------------------------------------------------------------------
 
@@ -183,7 +200,7 @@ class Supervisor:
             if pid == 0:
                 return
             child = self._children.pop(pid, None)
-            if child is not None and not child.leaving:
+            if child is not None and not child.leaving and not (child.spec.when_called and status == 0):
                 self._lost(child, pid, os.waitstatus_to_exitcode(status))
 
     def _lost(self, child: _Child, pid: int, status: int) -> None:
@@ -227,7 +244,8 @@ class Supervisor:
         self._pauses.clear()
         old = [(pid, child) for pid, child in self._children.items() if not child.leaving]
         for spec in specs:
-            self._fork(spec)
+            if not spec.when_called:
+                self._fork(spec)
         for pid, child in old:
             child.leaving = True
             self._starting.discard(pid)
@@ -251,6 +269,25 @@ class Supervisor:
             pid, _ = os.waitpid(-1, 0)
             self._children.pop(pid, None)
         return 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Voice:
+    """Implements Parent in a child."""
+
+    supervisor: Supervisor
+    parent: int
+
+    def serving(self) -> None:
+        """A child that serves has a log of its own; ours would hold a rotated file open."""
+        self.supervisor.log.close()
+        if self.supervisor.detach:
+            leave_terminal()
+        self.supervisor._say(b"%d\n" % os.getpid(), self.parent)
+
+    def call(self) -> None:
+        """See Parent."""
+        self.supervisor._say(_CALL + b"\n", self.parent)
 
 
 def die_with_parent(parent: int) -> None:

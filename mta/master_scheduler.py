@@ -19,6 +19,7 @@ from mta.config.config import Config
 from mta.control import Control, ControlSettings, guarded
 from mta.deliver.local_client import HelperConnection
 from mta.master_build import Core, build_anvil, build_core, build_qmgr, build_smtpd, build_stdin_smtpd
+from mta.master_demand import Demand
 from mta.master_notify import Notify
 from mta.pickup import Pickup, PickupSettings
 from mta.queue.store_admin import Administrator
@@ -52,11 +53,13 @@ def _nothing() -> None:
 class Hooks:
     """What the first process is told by a process that serves.
 
-    serving: it serves.  rotate: SIGUSR1, after the log was opened again.  reload: SIGHUP; True = end, in order to
-    be run again with another configuration.  None: SIGHUP stays as it is.
+    serving: it serves.  call: a client knocks and there is no smtpd worker.  rotate: SIGUSR1, after the log was
+    opened again.  reload: SIGHUP; True = end, in order to be run again with another configuration.  None: SIGHUP
+    stays as it is.
     """
 
     serving: Callable[[], None] = _nothing
+    call: Callable[[], None] = _nothing
     rotate: Callable[[], None] = _nothing
     reload: Callable[[], bool] | None = None
 
@@ -218,12 +221,16 @@ async def _serve(
         core.store, qmgr.flush, pickup.poke, core.clock, core.log, config.fill(ControlSettings), access,
         Administrator(core.store.spool, core.fsio, core.clock),
     )  # fmt: skip
-    await _listen_unix(running, core, sockets, control, submit, LinkServer(anvil, qmgr.arrived, core.log))
+    demand = Demand([] if listen else [sock for _, sock in sockets.tcp], hooks.call, core.clock)
+    link = LinkServer(anvil, qmgr.arrived, core.log, demand.linked)
+    await _listen_unix(running, core, sockets, control, submit, link)
     if listen:
         await listen_smtp(running, core, anvil, sockets)
+    demand.start()
     running.tasks += [_background(core, qmgr.run()), _background(core, pickup.run())]
     hooks.serving()
     await stop.wait()
+    demand.stop()
     await running.stop_listening()
     await asyncio.gather(running.drain_sessions(DRAIN), submit.drain(DRAIN), qmgr.drain(DRAIN))
     await running.cancel()

@@ -2,15 +2,17 @@
 
 It owns nothing of the queue: it only drafts and commits.  Counters of clients are the scheduler's, over the
 link.  SIGTERM: stop listening, let transactions end, leave.  SIGHUP, a successor listens already: stop listening,
-let clients go when they like (for LEAVE seconds), then as SIGTERM.
+let clients go when they like (for LEAVE seconds), then as SIGTERM.  The same after max_idle seconds without a
+client: it is forked again when the next one knocks (mta/master_demand.py).
 """
 
 import asyncio
 import os
 
+from mta.clock import Clock
 from mta.config.config import Config
 from mta.master_build import build_core
-from mta.master_process import Serving
+from mta.master_process import Parent
 from mta.master_scheduler import DRAIN, Running, Sockets, listen_smtp, on_rotate, run_loop
 from mta.worker_link import LinkClient
 
@@ -18,7 +20,7 @@ LEAVE = 300.0  # seconds a session may go on after a reload, with the old settin
 LOOK = 0.2
 
 
-def run_worker(config: Config, sockets: Sockets, serving: Serving) -> int:
+def run_worker(config: Config, sockets: Sockets, parent: Parent) -> int:
     """The process's whole life; returns its exit status."""
     leave = asyncio.Event()
 
@@ -26,11 +28,11 @@ def run_worker(config: Config, sockets: Sockets, serving: Serving) -> int:
         leave.set()
         return False
 
-    return run_loop(lambda stop: _serve(config, sockets, serving, stop, leave), hang_up)
+    return run_loop(lambda stop: _serve(config, sockets, parent, stop, leave), hang_up)
 
 
 async def _serve(
-    config: Config, sockets: Sockets, serving: Serving, stop: asyncio.Event, leave: asyncio.Event
+    config: Config, sockets: Sockets, parent: Parent, stop: asyncio.Event, leave: asyncio.Event
 ) -> int:
     core = build_core(config, owner=False)
     on_rotate(core)
@@ -40,7 +42,9 @@ async def _serve(
     running = Running()
     running.tasks.append(asyncio.get_running_loop().create_task(link.run()))
     await listen_smtp(running, core, link, sockets)
-    serving()
+    parent.serving()
+    idle = _leave_when_idle(running, leave, config.seconds("max_idle"), core.clock)
+    running.tasks.append(asyncio.get_running_loop().create_task(idle))
     await _either(stop, leave)
     await running.stop_listening()
     latest = core.clock.monotonic() + LEAVE
@@ -51,6 +55,16 @@ async def _serve(
     await running.cancel()
     await core.close()
     return 0
+
+
+async def _leave_when_idle(running: Running, leave: asyncio.Event, limit: float, clock: Clock) -> None:
+    """Set `leave` when no client was seen for `limit` seconds."""
+    since = clock.monotonic()
+    while clock.monotonic() - since < limit:
+        await clock.sleep(limit / 10)
+        if running.session_count():
+            since = clock.monotonic()
+    leave.set()
 
 
 async def _either(*events: asyncio.Event) -> None:

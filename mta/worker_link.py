@@ -32,15 +32,23 @@ MAX_UNSENT = 1 << 20  # bytes waiting for a scheduler that does not read
 MAX_UNACKNOWLEDGED = 100_000  # ids; the oldest are left to the scan of incoming
 
 
+def _nothing(_change: int) -> None:
+    pass
+
+
 class LinkServer:
     """The scheduler's end."""
 
-    def __init__(self, anvil: Anvil, arrived: Callable[[str], None], log: Maillog) -> None:
-        self._anvil, self._arrived, self._log = anvil, arrived, log
+    def __init__(
+        self, anvil: Anvil, arrived: Callable[[str], None], log: Maillog, linked: Callable[[int], None] = _nothing
+    ) -> None:
+        """linked: told 1 when a worker has come, -1 when it has gone."""
+        self._anvil, self._arrived, self._log, self._linked = anvil, arrived, log, linked
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Handle one worker until it goes away, then release the clients it held."""
         held: dict[str, int] = {}
+        self._linked(1)
         writer.write(b"H\n")
         try:
             while line := await reader.readline():
@@ -52,6 +60,7 @@ class LinkServer:
         except OSError:  # the worker was killed
             pass
         finally:
+            self._linked(-1)
             for address, count in held.items():
                 for _ in range(count):
                     self._anvil.disconnect(address)

@@ -10,6 +10,7 @@ from mta.config.declare import (
     path,
     tables,
     text,
+    time,
     word,
     yes_no,
 )
@@ -58,6 +59,7 @@ PARAMS: tuple[Param, ...] = (
          "Word before the / in log lines; log tools look for the default."),
     path("maillog_file", "", "Log to this file or to /dev/stdout; empty: syslog."),
     items("maillog_file_prefixes", "/var, /dev/stdout", "maillog_file must begin with one of these."),
+    time("max_idle", "100s", "An smtpd worker without a client ends after so long, until the next one knocks."),
     text("maillog_file_compressor", "gzip", "Program that `mta logrotate` compresses the old log with; empty: none."),
     text("maillog_file_rotate_suffix", "%Y%m%d-%H%M%S", "strftime(3) suffix of a rotated log."),
     count("default_process_limit", "100", "Deliveries at once per transport whose master.cf line has - as maxproc.", 1),

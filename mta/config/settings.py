@@ -55,6 +55,8 @@ class Config:
         self._service = service
         self._texts: dict[str, str] = {}
         self._evaluating: list[str] = []
+        self._filled: dict[type, object] = {}
+        self._per_service: dict[int, Config] = {}
 
     # What there is
 
@@ -130,8 +132,14 @@ class Config:
 
         Field types: str, int, float (seconds), bool, tuple[str, ...]; a list parameter may also be a str.  For a
         name that begins with a digit the field begins with "_" ("_2bounce_notice_recipient").  TypeError is a
-        bug of the dataclass: no such parameter, or a type that does not fit it.
+        bug of the dataclass: no such parameter, or a type that does not fit it.  Remembered: instances are frozen.
         """
+        known = self._filled.get(cls)
+        if not isinstance(known, cls):
+            known = self._filled[cls] = self._new(cls)
+        return known
+
+    def _new(self, cls: type[T]) -> T:
         if not dataclasses.is_dataclass(cls):
             raise TypeError(f"{cls.__name__} is not a dataclass")
         hints = get_type_hints(cls)
@@ -152,10 +160,13 @@ class Config:
 
     def for_service(self, service: Service) -> "Config":
         """The configuration that a service sees: with the -o settings of its master.cf line."""
-        over = {n: Setting(n, v, service.file, service.line) for n, v in service.overrides.items()}
-        return Config(
-            self.directory, {**self._settings, **over}, self.services, self.host, self.problems, service=service
-        )
+        known = self._per_service.get(service.line)
+        if known is None:
+            over = {n: Setting(n, v, service.file, service.line) for n, v in service.overrides.items()}
+            known = self._per_service[service.line] = Config(
+                self.directory, {**self._settings, **over}, self.services, self.host, self.problems, service=service
+            )
+        return known
 
     @property
     def service(self) -> Service | None:

@@ -370,8 +370,8 @@ class QueueManager:
             try:
                 await attempt.forward(self._injector, self._clock)
                 await self._notices(attempt)
-                await self._store.flush_marks(job)
                 if attempt.children:
+                    await self._store.flush_marks(job)
                     await self._store.release(attempt.children)
                 if job.todo:
                     await self._defer(attempt)
@@ -406,8 +406,8 @@ class QueueManager:
         """Shutdown in the middle: keep and report what is known, give the rest back untouched."""
         await attempt.forward(self._injector, self._clock)
         await attempt.notify(self._bounces, expired=False, delayed=False)
-        await self._store.flush_marks(attempt.job)
         if attempt.children:
+            await self._store.flush_marks(attempt.job)
             await self._store.release(attempt.children)
         if attempt.job.todo:
             await self._store.give_back(attempt.job)

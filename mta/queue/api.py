@@ -172,7 +172,10 @@ class QueueStore(Protocol):
         """The parents' marks are durable: these children may be claimed now."""
 
     async def finish(self, job: Job) -> None:
-        """All recipients are done and the marks durable: remove the message and its reasons."""
+        """All recipients are done, and children released: remove the message and its reasons.
+
+        This is the mark of all recipients at once, durable a moment later; nobody waits for it.
+        """
 
     async def defer(self, job: Job, next_attempt: float, reasons: Mapping[int, Reason]) -> None:
         """Recipients remain: keep reasons[recipient offset] for mailq; -> DEFERRED until next_attempt; let go."""

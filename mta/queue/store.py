@@ -372,18 +372,22 @@ class SpoolStore:
             child.release()
 
     async def finish(self, job: Job) -> None:
-        """See QueueStore."""
+        """See QueueStore.  Taking the name away is the mark of all recipients; its flush follows within SOON."""
         held = self._claimed(job)
-        await self.flush_marks(job)
         try:
             self._remove_reasons(job, held)
             self.fsio.unlink(held.path)
+            self.fsio.flush_soon(self.fsio.directory(held.path[: -len(job.queue_id) - 1]), self._removed)
         except FileNotFoundError:
             self._let_go(job, held)
             raise FencedError(f"{job.queue_id}: not there any more") from None
         except OSError as error:
             raise queue_error(error, f"{job.queue_id}: remove") from error
         self._let_go(job, held)
+
+    def _removed(self, error: OSError | None) -> None:
+        if error is not None:
+            self.disk_failed(error)
 
     def _remove_reasons(self, job: Job, held: Claimed) -> None:
         """Drop defer/ID, and what a Postfix may have left.  A message of ours in incoming never has any."""

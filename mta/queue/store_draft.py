@@ -56,6 +56,7 @@ class SpoolDraft:
         self._error: OSError | None = None
         self._outcome: asyncio.Future[None] | None = None
         self._child = self._parked = False
+        self._fsio.drafts += 1
 
     def envelope(self, envelope: Envelope) -> None:
         """See Draft."""
@@ -127,6 +128,7 @@ class SpoolDraft:
             self.abort()
             raise
         self.state = State.FLUSHING
+        self._fsio.drafts -= 1
         self._outcome = asyncio.get_running_loop().create_future()
         self._fsio.commit(self._fd, directory, self._flushed)
         await self._outcome
@@ -184,6 +186,8 @@ class SpoolDraft:
         """See Draft.  Also takes back a child that was committed and not yet released."""
         if self.state not in (State.OPEN, State.HELD):
             return
+        if self.state is State.OPEN:
+            self._fsio.drafts -= 1
         self.state = State.GONE
         self._chunks = []
         with contextlib.suppress(OSError):

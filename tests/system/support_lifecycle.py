@@ -76,7 +76,7 @@ class Instance(System):
     @property
     def root_children(self) -> list[int]:
         """The keeper of mta-local, when we are root."""
-        return [pid for pid in self.children() if os.getuid() == 0 and Path(f"/proc/{pid}").stat().st_uid == 0]
+        return [pid for pid in self.children() if os.getuid() == 0 and _owner(pid) == 0]
 
     def end(self) -> None:
         """Whatever happened: nothing of it runs any more."""
@@ -86,6 +86,14 @@ class Instance(System):
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
         until(lambda: not self.all_processes(), "all processes gone")
+
+
+def _owner(pid: int) -> int:
+    """The user a process runs as; -1 when it has ended."""
+    try:
+        return Path(f"/proc/{pid}").stat().st_uid
+    except OSError:
+        return -1
 
 
 def _processes() -> Iterator[tuple[int, list[str]]]:
@@ -111,9 +119,12 @@ def instance(**settings: str) -> Iterator[Instance]:
 
 @contextlib.contextmanager
 def started(**settings: str) -> Iterator[Instance]:
-    """A running one."""
+    """A running one, whose smtpd workers have been called for."""
     with instance(**settings) as made:
         made.must("start")
+        Client(made.port).close()
+        wanted = int(settings.get("smtpd_processes", "0"))
+        until(lambda: len(made.workers) >= wanted, "workers")
         yield made
 
 

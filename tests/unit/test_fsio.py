@@ -51,6 +51,38 @@ async def test_many_commits_share_few_flushes(tmp_path: Path, opener: Opener, ai
         fsio.close_fd(fd)
 
 
+async def test_a_group_waits_a_moment_for_drafts_that_are_about_to_commit(tmp_path: Path, opener: Opener) -> None:
+    fsio = opener()
+    directory = fsio.directory(str(tmp_path))
+    fds = [fsio.open_excl(f"{tmp_path}/{i}", 0o600) for i in range(2)]
+    order: list[str] = []
+    fsio.hook = lambda op, _: order.append(op)
+    fsio.drafts = 1
+    first = committed(fsio, fds[0], directory)
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert order == [], "one draft is open"
+    fsio.drafts = 0
+    await asyncio.gather(first, committed(fsio, fds[1], directory))
+    assert order == ["flush", "flush", "flush_directory"], "both in one group"
+    fsio.drafts = 1
+    assert await committed(fsio, fds[0], directory) is None, "a draft that stalls holds up nobody"
+    for fd in fds:
+        fsio.close_fd(fd)
+
+
+async def test_directories_that_lost_names_are_flushed_once_for_all(tmp_path: Path, opener: Opener) -> None:
+    fsio = opener()
+    directory = fsio.directory(str(tmp_path))
+    order: list[str | int] = []
+    fsio.hook = lambda _, fd: order.append(fd)
+    done: asyncio.Future[OSError | None] = asyncio.get_running_loop().create_future()
+    for _ in range(3):
+        fsio.flush_soon(directory, done.set_result)
+    assert await done is None
+    assert order == [directory]
+
+
 async def test_who_comes_while_a_group_is_in_flight_joins_the_next(tmp_path: Path, opener: Opener) -> None:
     fsio = opener()
     directory = fsio.directory(str(tmp_path))

@@ -1,0 +1,36 @@
+"""smtpd workers come when a client knocks, and leave when there has been none for max_idle."""
+
+import time
+
+from tests.system.support_lifecycle import Client, started, until
+from tests.system.support_system import DOMAIN, local_user, mailbox_of
+
+USER = f"{local_user()}@{DOMAIN}"
+
+
+def test_a_worker_leaves_when_idle_and_the_next_client_is_served_by_a_new_one() -> None:
+    with started(smtpd_processes="2", max_idle="1s") as system:
+        for round_ in range(3):
+            with Client(system.port) as client:
+                assert client.send(USER).startswith("250 2.0.0 Ok: queued")
+                assert len(system.workers) == 2
+            until(lambda n=round_: mailbox_of(system).count(b"\nSubject: t") == n + 1, "delivery")
+            until(lambda: not system.workers, "no worker")
+        assert "process smtpd" not in system.log_text(), "leaving is no failure"
+
+
+def test_a_client_that_stays_keeps_its_worker() -> None:
+    with started(smtpd_processes="1", max_idle="1s") as system, Client(system.port) as client:
+        (worker,) = system.workers
+        for _ in range(3):
+            time.sleep(0.8)
+            assert client.command("NOOP").startswith("250")
+        assert system.workers == [worker]
+
+
+def test_workers_come_back_after_a_reload() -> None:
+    with started(smtpd_processes="1", max_idle="1s") as system:
+        until(lambda: not system.workers, "no worker")
+        system.must("reload")
+        with Client(system.port) as client:
+            assert client.send(USER).startswith("250 2.0.0 Ok: queued")
