@@ -93,12 +93,18 @@ async def test_a_mark_made_during_a_flush_is_not_taken_for_durable(spool: Spoole
 async def test_the_unlink_is_the_mark_of_all_and_its_flush_follows_within_a_moment(spool: Spooled) -> None:
     job = await claimed(spool)
     steps: list[str] = []
-    spool.fsio.hook = lambda op, _: steps.append(op)
+    flushed = asyncio.Event()
+
+    def hook(operation: str, _: str | int) -> None:
+        steps.append(operation)
+        if operation == "flush":
+            flushed.set()
+
+    spool.fsio.hook = hook
     spool.store.mark(job, job.todo[0])
     await spool.store.finish(job)
     assert steps == ["pwrite", "unlink", "close"], "nobody waits"
-    while len(steps) == 3:
-        await asyncio.sleep(0.001)
+    await flushed.wait()
     assert steps[3:] == ["flush"], "of the directory"
     assert spool.names("active") == []
     with pytest.raises(FencedError):
