@@ -16,11 +16,7 @@ BENCH_ARGS ?= --chart
 KILLS ?= 100
 TABLE ?= var/kill-matrix.txt
 
-<<<<<<< HEAD
-.PHONY: help venv deb run check lint test test-root test-lower test-peers crash crash-full full bench bench-venv clean distclean
-=======
-.PHONY: help venv deb run check lint test test-root test-lower test-peers crash load full bench clean distclean
->>>>>>> 778cef2 (crash: a start with 100,000 deferred messages, measured: make load, and 20,000 of them in make crash)
+.PHONY: help venv deb run check lint test test-root test-lower test-peers crash crash-full load full bench bench-venv clean distclean
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -55,20 +51,16 @@ test-peers: $(VENV)/.dev
 
 ## make crash       kill -9 at KILLS random points (100) under load, and at each fifth step of every scenario: minutes
 crash: $(VENV)/.dev
-<<<<<<< HEAD
-	AIOMTA_KILLS=$(KILLS) AIOMTA_STRIDE=5 $(PY) -m pytest -n 2 --loops asyncio tests/crash
+	AIOMTA_KILLS=$(KILLS) AIOMTA_STRIDE=5 AIOMTA_LOAD=20000 $(PY) -m pytest -n 2 --loops asyncio tests/crash
 
 ## make crash-full  kill -9 at every step of every scenario, the table in TABLE (var/kill-matrix.txt)
 crash-full: $(VENV)/.dev crash
 	@mkdir -p $(dir $(TABLE))
 	$(PY) -m tests.crash.kill_matrix --table $(TABLE)
-=======
-	AIOMTA_KILLS=$(KILLS) AIOMTA_LOAD=20000 $(PY) -m pytest tests/crash
 
 ## make load        a start with 100,000 deferred messages: first 250, scan, memory, cost of new mail (disk, minutes)
 load: $(VENV)/.dev
 	nice -n 5 $(PY) -m tests.crash.load --messages 100000
->>>>>>> 778cef2 (crash: a start with 100,000 deferred messages, measured: make load, and 20,000 of them in make crash)
 
 ## make full        everything above
 full: check test test-lower test-peers crash
