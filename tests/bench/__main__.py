@@ -2,62 +2,84 @@
 
 import argparse
 import dataclasses
-import json
 import shutil
-import statistics
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
-from tests.bench.cases import CASES, Relay
+from tests.bench.cases import CASES, Case
 from tests.bench.lab import Lab, enter
 from tests.bench.profile import Profiler, Symbols, report
-from tests.bench.relay import Sample, relay
+from tests.bench.report import Results, compared, line, summary, write_json
+from tests.bench.run import Figures, Load, measure
 from tests.bench.systems import System, choose
 
-LIMIT = 1200.0  # seconds for everything
+LIMIT = 1500.0  # seconds for everything
+WARM = 4  # the run that does not count is so many times shorter
 
 
-def spread(values: list[float]) -> str:
-    """Median [least-most]."""
-    return f"{statistics.median(values):5.2f} [{min(values):.2f}-{max(values):.2f}]"
+def shorter(load: Load, part: float) -> Load:
+    """The same with fewer messages."""
+    return dataclasses.replace(load, messages=max(load.sessions * 2, int(load.messages * part)))
 
 
-def one_case(lab: Lab, systems: list[System], case: Relay, rounds: int, scale: float) -> dict[str, list[Sample]]:
-    """Each system in turn, rounds times, after a short run each that does not count."""
-    samples: dict[str, list[Sample]] = {system.name: [] for system in systems}
-    load = dataclasses.replace(case.load, messages=max(case.load.sessions * 2, int(case.load.messages * scale)))
-    warm = dataclasses.replace(load, messages=max(load.sessions * 2, load.messages // 4))
+def one_case(lab: Lab, systems: list[System], case: Case, rounds: int, part: float) -> dict[str, list[Figures]]:
+    """Each system in turn, rounds times, after a short run each that does not count and shows its memory."""
+    samples: dict[str, list[Figures]] = {system.name: [] for system in systems}
+    load = shorter(case.load, part)
     print(f"\n{case.name}: {case.title}, {load.messages} messages", flush=True)
+    peak = {}
     for system in systems:
-        relay(lab, system.group, system.port, warm)
+        first = measure(lab, system, shorter(load, 1 / WARM), case.generator, case.receiver, peak=True)
+        peak[system.name] = first["peak"]
     for _ in range(rounds):
         for system in systems:
-            sample = relay(lab, system.group, system.port, load)
-            samples[system.name].append(sample)
-            print(f"{system.name:10s} {sample}", flush=True)
-    first, *others = samples
-    for other in others:
-        for what in ("end_to_end", "accept", "cpu"):
-            pairs = zip(samples[first], samples[other], strict=True)
-            ratio = spread([getattr(mine, what) / getattr(theirs, what) for mine, theirs in pairs])
-            goal = f"  (goal {case.target:.1f})" if other == "postfix" and what == "end_to_end" and case.target else ""
-            print(f"  {first} / {other}, {what.replace('_', ' '):10s} {ratio}{goal}", flush=True)
+            figures = measure(lab, system, load, case.generator, case.receiver)
+            figures["peak"] = peak[system.name]
+            samples[system.name].append(figures)
+            print(f"{system.name:10s} {line(figures)}", flush=True)
+    print("\n".join(compared(case, samples)), flush=True)
     return samples
 
 
-def one_profile(lab: Lab, system: System, case: Relay, out: Path) -> None:
+def one_profile(lab: Lab, system: System, case: Case, out: Path) -> None:
     """Sample the processes of ours during one run."""
-    relay(lab, system.group, system.port, dataclasses.replace(case.load, messages=case.load.messages // 4))
+    measure(lab, system, shorter(case.load, 1 / WARM), case.generator, case.receiver)
     profiler = Profiler(system.group, lab.run)
-    sample = relay(lab, system.group, system.port, case.load)
-    text = f"{case.name}: {case.title}\n{sample}\n{report(profiler.end(), case.load.messages)}"
+    figures = measure(lab, system, case.load, case.generator, case.receiver)
+    messages = case.load.messages
+    text = f"{case.name}: {case.title}\n{line(figures)}\n{report(profiler.end(), messages)}"
     if shutil.which("perf"):
         symbols = Symbols(system.group, lab.run)
-        sample = relay(lab, system.group, system.port, case.load)
-        text += f"\nagain, with perf: {sample}\n{symbols.end(case.load.messages)}"
+        figures = measure(lab, system, case.load, case.generator, case.receiver)
+        text += f"\nagain, with perf: {line(figures)}\n{symbols.end(messages)}"
     print(text, flush=True)
     with out.open("a") as file:
         file.write(text)
+
+
+class Running:
+    """Starts the systems, anew for each case."""
+
+    def __init__(self, lab: Lab, systems: list[System]) -> None:
+        self._lab, self._systems = lab, systems
+        self._run = False
+
+    def start(self, settings: Mapping[str, str]) -> None:
+        """All anew with these: what one case leaves (processes, caches) is not the next one's memory."""
+        self.stop()
+        places = {"disk": str(self._lab.disk.path), "certificate": str(self._lab.certificate)}
+        filled = {name: value.format_map(places) for name, value in settings.items()}
+        for system in self._systems:
+            system.start(filled)
+        self._run = True
+
+    def stop(self) -> None:
+        """None runs."""
+        if self._run:
+            for system in self._systems:
+                system.stop()
+        self._run = False
 
 
 def inside(options: argparse.Namespace) -> int:
@@ -65,24 +87,20 @@ def inside(options: argparse.Namespace) -> int:
     lab = Lab()
     systems = choose(lab, options.only.split(","), options.tree, options.against)
     wanted = [case for case in CASES if not options.case or case.name in options.case]
-    rounds, scale = (1, 0.3) if options.quick else (3, 1.0)
-    results = {}
-    for system in systems:
-        system.start({})
-    if options.profile:
-        for case in wanted:
-            one_profile(lab, systems[0], case, options.profile)
-        return 0
+    rounds, part = (1, 0.3) if options.quick else (3, 1.0)
+    running = Running(lab, systems)
+    results: Results = {}
     for case in wanted:
-        results[case.name] = one_case(lab, systems, case, options.rounds or rounds, scale)
-    for system in systems:
-        system.stop()
+        running.start(case.settings)
+        if options.profile:
+            one_profile(lab, systems[0], case, options.profile)
+        else:
+            results[case.name] = one_case(lab, systems, case, options.rounds or rounds, part)
+    running.stop()
+    if results:
+        print(f"\n{summary(wanted, results)}")
     if options.json:
-        plain = {
-            case: {name: [dataclasses.asdict(sample) for sample in samples] for name, samples in by_name.items()}
-            for case, by_name in results.items()
-        }
-        options.json.write_text(json.dumps(plain, indent=1) + "\n")
+        write_json(options.json, results)
     return 0
 
 

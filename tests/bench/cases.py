@@ -1,22 +1,61 @@
 """The cases, and what ours has to reach beside Postfix in each."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
-from tests.bench.relay import Load
+from tests.bench.lab import Lab
+from tests.bench.receivers import Receiver
+from tests.bench.run import Generator, Load, sendmail, smtp, tls, to_mailbox, to_maildir, to_mbox, to_sink
 
 
 @dataclass(frozen=True, slots=True)
-class Relay:
-    """Mail through SMTP to the sink.  target: messages/s end to end, ours / Postfix's."""
+class Case:
+    """One line of the table.
+
+    figure: what is compared, a key of Figures.  target: ours / Postfix's, at least for a rate, at most for a time.
+    settings: of main.cf, besides the common ones; {disk}, {certificate} are filled in.
+    """
 
     name: str
     title: str
     load: Load
     target: float | None = None
+    figure: str = "end_to_end"
+    generator: Generator = smtp
+    receiver: Callable[[Lab, Load], Receiver] = to_sink
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def more_is_better(self) -> bool:
+        """False for times and memory."""
+        return self.figure in ("end_to_end", "accept")
 
 
-CASES: tuple[Relay, ...] = (
-    Relay("5k-1", "5 KB, 1 session", Load(1200, 1), 1.2),
-    Relay("5k-10", "5 KB, 10 sessions", Load(3000, 10), 2.0),
-    Relay("5k-100", "5 KB, 100 sessions", Load(4000, 100), 3.0),
+RATE = "end_to_end"
+LOCAL = {"mydestination": "mx.bench.test", "mail_spool_directory": "{disk}/mail"}
+MAILDIR = {**LOCAL, "home_mailbox": "Maildir/"}
+TLS = {"smtpd_tls_security_level": "may", "smtpd_tls_chain_files": "{certificate}"}
+
+CASES: tuple[Case, ...] = (
+    Case("5k-1", "5 KB, 1 session", Load(1000, 1), 1.2),
+    Case("5k-10", "5 KB, 10 sessions", Load(3000, 10), 2.0),
+    Case("5k-100", "5 KB, 100 sessions", Load(4000, 100), 3.0),
+    Case("5k-10-reuse", "5 KB, 10 sessions, connection reused", Load(3000, 10, reuse=True)),
+    Case("200k-10", "200 KB, 10 sessions", Load(600, 10, 200_000), 1.5),
+    Case("5m-4", "5 MB, 4 sessions", Load(48, 4, 5_000_000), 1.0),
+    Case("50-rcpt", "5 KB to 50 recipients of one domain, 10 sessions", Load(800, 10, recipients=50), 1.0),
+    Case("tls-10", "5 KB, 10 sessions, STARTTLS", Load(1000, 10), generator=tls, settings=TLS),
+    Case("sendmail", "sendmail -t -i, one after the other", Load(150, 1, 1000), 1.0, "median_ms", sendmail),
+    Case("sendmail-10", "sendmail -t -i, 10 at a time", Load(500, 10, 1000), 1.0, generator=sendmail),
+    Case("mbox", "5 KB to one mbox, 10 sessions", Load(800, 10), None, "end_to_end", to_mailbox, to_mbox, LOCAL),
+    Case(
+        "maildir",
+        "5 KB to one Maildir, 10 sessions",
+        Load(1000, 10),
+        None,
+        "end_to_end",
+        to_mailbox,
+        to_maildir,
+        MAILDIR,
+    ),
 )

@@ -26,6 +26,13 @@ PEOPLE = {"aiomta": 7000, "bench": 7001, "_smtpd": 7002}
 """Users that exist in the namespace only: owner of our queue, owner of mailboxes, OpenSMTPD's."""
 
 
+MESSAGE = b"From: bench@mx.bench.test\nTo: b@dst.test\nSubject: bench\n\n" + b"0123456789abcdef\n" * 60
+CERTIFICATE = (
+    "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout /key.pem -out /cert.pem -days 30 "
+    "-subj /CN=mx.bench.test"
+)
+
+
 def built() -> bool:
     """True when the laboratory's layers are there and up to date."""
     stamps = {name: PEERS / "layers" / name / "stamp" for name in LAYERS}
@@ -73,7 +80,7 @@ def tune_network() -> None:
 
 def names(run: Path) -> None:
     """Users, and names that need no resolver: nobody answers here, and everybody is refused at once."""
-    for name, line in {"passwd": "{0}:x:{1}:{1}::/nonexistent:/bin/sh\n", "group": "{0}:x:{1}:\n"}.items():
+    for name, line in {"passwd": f"{{0}}:x:{{1}}:{{1}}::{run}/journal/home:/bin/sh\n", "group": "{0}:x:{1}:\n"}.items():
         text = Path("/etc", name).read_text()
         text = text if text.endswith("\n") else text + "\n"
         copy = run / name
@@ -110,6 +117,26 @@ class Lab:
         names(self.run)
         self.disk = journaled(self.run)
         self.tools = Machine("tools", "127.0.0.1", "postfix", self.run)
+        self.mail, self.home = self.spool("mail"), self.spool("home")
+        self.mail.chmod(0o1777)
+        os.chown(self.home, PEOPLE["bench"], PEOPLE["bench"])
+        self.message, self.certificate = self.run / "message", self.run / "tls.pem"
+        self.message.write_bytes(MESSAGE)
+        self.tools.run("openssl", *CERTIFICATE.split())
+        self.certificate.write_text(self.tools.read("/key.pem") + self.tools.read("/cert.pem"))
+
+    def share(self, machine: Machine) -> None:
+        """What a mail system in a chroot sees under the same path: mailboxes, the message to inject, users."""
+        for path in (self.mail, self.home):
+            inside = machine.path(str(path))
+            inside.mkdir(parents=True)
+            mount("--bind", path, inside)
+        for path in (self.message, self.certificate):
+            machine.write(str(path), path.read_bytes())
+        machine.write("/etc/hosts", Path("/etc/hosts").read_text())
+        for name in ("passwd", "group"):
+            lines = [line for line in Path("/etc", name).read_text().splitlines() if line.startswith("bench:")]
+            machine.write(f"/etc/{name}", machine.read(f"/etc/{name}") + "\n".join(lines) + "\n")
 
     def spool(self, name: str) -> Path:
         """A directory on the common disk."""

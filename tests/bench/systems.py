@@ -46,6 +46,9 @@ class System(Protocol):
     def stop(self) -> None:
         """Stop; returns when it is gone."""
 
+    def sendmail(self) -> tuple[Path, list[str], dict[str, str]]:
+        """Root directory, command and environment of its sendmail."""
+
 
 def greets(port: int) -> bool:
     """True when port says 220."""
@@ -103,6 +106,15 @@ class Aiomta:
         self._process.terminate()
         self._process.wait(60)
 
+    def sendmail(self) -> tuple[Path, list[str], dict[str, str]]:
+        """As `python -m sendmail_compat.install` leaves it."""
+        prefix = self.etc.parent / "prefix"
+        if not prefix.exists():
+            argv = [self._python, "-m", "sendmail_compat.install", str(prefix)]
+            environ = {**os.environ, "PYTHONPATH": str(self.tree)}
+            subprocess.run(argv, cwd=self.tree, env=environ, check=True, stdout=subprocess.DEVNULL, timeout=60)
+        return Path("/"), [str(prefix / "bin/sendmail")], {"MAIL_CONFIG": str(self.etc)}
+
 
 class RealPostfix:
     """Debian's Postfix in a chroot, its queue on the common disk."""
@@ -115,7 +127,7 @@ class RealPostfix:
         spool, inside = lab.spool(self.name) / "spool", self.machine.path("/var/spool/postfix")
         subprocess.run(["cp", "-a", inside, spool], check=True, timeout=60)
         mount("--bind", spool, inside)
-        self.machine.write("/etc/hosts", Path("/etc/hosts").read_text())
+        lab.share(self.machine)
         self.postfix = Postfix(self.machine)
         self.machine.run("postconf", "-M#", "smtp/inet")
         self.machine.run("postconf", "-Me", f"127.0.0.1:{self.port}/inet=127.0.0.1:{self.port} inet n - n - - smtpd")
@@ -135,6 +147,10 @@ class RealPostfix:
     def stop(self) -> None:
         """postfix stop."""
         self.postfix.stop()
+
+    def sendmail(self) -> tuple[Path, list[str], dict[str, str]]:
+        """Debian's."""
+        return self.machine.root, ["/usr/sbin/sendmail"], {}
 
 
 def choose(lab: Lab, names: list[str], tree: Path | None, against: Path | None) -> list[System]:
