@@ -5,7 +5,7 @@ the listening socket outlives it, so a connection alone does not mean that anybo
 
     Q <queue-id>            a message is durable in the spool; answered "A <queue-id>"
     C|D|M|R <seq> <address> a client connects | disconnects | sends MAIL | sends RCPT; C, M, R are answered
-    "V <seq> ok" or "V <seq> <code> <enhanced> <text>"
+    "V <seq> ok" or "V <seq> <code> <enhanced> <text> ;; <for the log>"
 
 State: the worker keeps every id until it is acknowledged, and the addresses of its clients; both are sent again
 after a reconnect.  So an announcement is never lost while the worker lives (else the scan of incoming finds the
@@ -92,14 +92,16 @@ def _encode(seq: str, verdict: Verdict) -> str:
     if verdict.reply is None:
         return f"V {seq} ok\n"
     reply = verdict.reply
-    return f"V {seq} {reply.code} {reply.enhanced or '-'} {reply.text}\n"
+    return f"V {seq} {reply.code} {reply.enhanced or '-'} {reply.text} ;; {' '.join(verdict.log)}\n"
 
 
 def _decode(words: list[str]) -> Verdict:
     if words[0] == "ok":
         return PERMIT
-    code, enhanced, text = int(words[0]), words[1], " ".join(words[2:])
-    return Verdict(Reply(code, "" if enhanced == "-" else enhanced, text), close=code == 421)
+    code, enhanced = int(words[0]), words[1]
+    text, _, log = " ".join(words[2:]).partition(" ;;")
+    reply = Reply(code, "" if enhanced == "-" else enhanced, text)
+    return Verdict(reply, close=code == 421, log=(log.strip(),) if log.strip() else ())
 
 
 def _word(address: str) -> str:

@@ -177,7 +177,8 @@ class FreeAnvil:
         self.now[address] = self.now.get(address, 0) + 1
         if self.limit and self.now[address] > self.limit:
             text = f"mx.test.example Error: too many connections from {address}"
-            return Verdict(Reply(421, "4.7.0", text), close=True)
+            log = (f"Connection concurrency limit exceeded: {self.now[address]}",)
+            return Verdict(Reply(421, "4.7.0", text), close=True, log=log)
         return PERMIT
 
     async def mail(self, address: str) -> Verdict:

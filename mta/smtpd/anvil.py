@@ -17,6 +17,7 @@ from mta.smtp.reply import Reply
 from mta.smtpd.facts import PERMIT, Verdict
 
 MAX_CLIENTS = 20_000
+_OVER = "limit exceeded"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,10 @@ class _Client:
 
 
 class Anvil:
-    """One per mail system.  exceptions: smtpd_client_event_limit_exceptions; warn: for lines of the log."""
+    """One per mail system.  exceptions: smtpd_client_event_limit_exceptions; warn: when these cannot be looked up.
+
+    Verdict.log of a refusal is what the server, who knows the client's name, warns about.
+    """
 
     def __init__(
         self,
@@ -65,11 +69,9 @@ class Anvil:
         text = f"{s.myhostname} Error: too many connections from {address}"
         count, rate = client.open, client.connections
         if 0 < s.smtpd_client_connection_count_limit < count and await self._limited(address):
-            self._warn(f"Connection concurrency limit exceeded: {count} from {address} for service smtp")
-            return Verdict(Reply(421, "4.7.0", text), close=True)
+            return Verdict(Reply(421, "4.7.0", text), close=True, log=(f"Connection concurrency {_OVER}: {count}",))
         if 0 < s.smtpd_client_connection_rate_limit < rate and await self._limited(address):
-            self._warn(f"Connection rate limit exceeded: {rate} from {address} for service smtp")
-            return Verdict(Reply(421, "4.7.0", text), close=True)
+            return Verdict(Reply(421, "4.7.0", text), close=True, log=(f"Connection rate {_OVER}: {rate}",))
         return PERMIT
 
     def disconnect(self, address: str) -> None:
@@ -88,8 +90,8 @@ class Anvil:
         count, limit = client.messages, self._settings.smtpd_client_message_rate_limit
         if not 0 < limit < count or not await self._limited(address):
             return PERMIT
-        self._warn(f"Message delivery request rate limit exceeded: {count} from {address} for service smtp")
-        return Verdict(Reply(450, "4.7.1", f"Error: too much mail from {address}"))
+        reply = Reply(450, "4.7.1", f"Error: too much mail from {address}")
+        return Verdict(reply, log=(f"Message delivery request rate {_OVER}: {count}",))
 
     async def rcpt(self, address: str) -> Verdict:
         """A RCPT command."""
@@ -98,8 +100,8 @@ class Anvil:
         count, limit = client.recipients, self._settings.smtpd_client_recipient_rate_limit
         if not 0 < limit < count or not await self._limited(address):
             return PERMIT
-        self._warn(f"Recipient address rate limit exceeded: {count} from {address} for service smtp")
-        return Verdict(Reply(450, "4.7.1", f"Error: too many recipients from {address}"))
+        reply = Reply(450, "4.7.1", f"Error: too many recipients from {address}")
+        return Verdict(reply, log=(f"Recipient address rate {_OVER}: {count}",))
 
     async def _limited(self, address: str) -> bool:
         """Do limits apply to this client?  When the list of exceptions cannot tell, they do not."""

@@ -16,6 +16,7 @@ import asyncio
 import ssl
 import traceback
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
@@ -266,7 +267,14 @@ class Connection(asyncio.BufferedProtocol):
             text = f"Anonymous TLS connection established from {facts.client}: {facts.tls}"
             server.log.write(server.service, text)
         self._counted = True
-        return await server.anvil.connect(facts.client_address)
+        return self._exceeded(await server.anvil.connect(facts.client_address))
+
+    def _exceeded(self, verdict: Verdict) -> Verdict:
+        """Warn about a client that is over a limit, as Postfix's smtpd does; the verdict without that."""
+        for text in verdict.log:
+            client = self.dialogue.facts.client
+            self.server.log.warning(self.server.service, f"{text} from {client} for service smtp")
+        return replace(verdict, log=()) if verdict.log else verdict
 
     def _introduced(self, verdict: Verdict) -> None:
         session = self.dialogue
@@ -299,7 +307,7 @@ class Connection(asyncio.BufferedProtocol):
     async def _counted_judge(
         self, count: Callable[[str], Coroutine[object, None, Verdict]], stage: Stage
     ) -> Verdict:
-        verdict = await count(self.dialogue.facts.client_address)
+        verdict = self._exceeded(await count(self.dialogue.facts.client_address))
         return verdict if verdict.reply is not None else await self.server.policy.check(stage, self.dialogue.facts)
 
     def _ask(self, event: Ask, out: list[bytes]) -> list[Event]:

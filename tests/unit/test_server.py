@@ -175,6 +175,8 @@ async def test_too_many_connections_get_421_and_the_counter_comes_back() -> None
         await second.close()
         await asyncio.sleep(0.02)
         assert anvil.now == {"127.0.0.1": 0}
+    text = "Connection concurrency limit exceeded: 2 from client.example[127.0.0.1] for service smtp"
+    assert f"smtpd: warning: {text}" in rooms.log.lines
 
 
 async def test_a_secret_of_one_client_never_reaches_the_mail_of_another(tmp_path: Path) -> None:

@@ -120,6 +120,7 @@ async def test_workers_share_their_counters_and_a_lost_worker_holds_nothing(ends
     refused = await one.connect(IP)
     assert refused.reply is not None
     assert str(refused.reply) == f"421 4.7.0 mx.test Error: too many connections from {IP}"
+    assert refused.log == ("Connection concurrency limit exceeded: 3",)
     assert refused.close
     one.disconnect(IP)
     one.disconnect(IP)
