@@ -52,6 +52,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             continue
         else:
             return usage()
+    if args and args[0] in ("install", "uninstall"):
+        from mta.install import main as install_main  # tools that nothing else needs
+
+        return install_main(args[0], args[1:], os.path.abspath(directory))
     if len(args) != 1 or args[0] not in VERBS:
         return usage()
     if args[0] == "version":

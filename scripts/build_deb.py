@@ -7,6 +7,7 @@ everything owned by root.  `--version V` builds it under another version (to tes
 import argparse
 import hashlib
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -76,11 +77,15 @@ def commands() -> Iterator[Item]:
 def control_files(version: str, content: Sequence[Item]) -> Iterator[Item]:
     """DEBIAN/*."""
     size = sum((len(item.content) + 1023) // 1024 for item in content if not item.link) + len(content) // 4
-    units = {path.name: "\n[Install]\n" in path.read_text() for path in tree.units()}
+    units = [path.name for path in tree.units()]
+    also = re.findall(r"(?m)^Also=(.*)$", (tree.ROOT / "systemd/mta.service").read_text())
+    enable = ["mta.service", *" ".join(also).split()]
     fill = {
         "VERSION": version,
         "SIZE": str(size),
-        "ENABLE": " ".join(name for name, enabled in units.items() if enabled),
+        "ENABLE": " ".join(enable),
+        "START": " ".join(name for name in enable if name.endswith(".socket")),
+        "UNITS": " ".join(name for name in units if "\n[Install]\n" in (tree.ROOT / "systemd" / name).read_text()),
         "SOCKETS": " ".join(name for name in units if name.endswith(".socket")),
         "HELPERS": " ".join(name for name in units if name.endswith(".service") and name != "mta.service"),
     }

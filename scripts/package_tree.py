@@ -21,6 +21,8 @@ LIBRARY = "usr/share/aiomta"
 PYTHON = "/usr/bin/python3"
 ELSEWHERE = {"rmail": "sbin", "rsmtp": "sbin", "runq": "sbin"}
 """Where Debian's mail systems have these besides, and UUCP looks for them (Debian Policy 11.6)."""
+IN_BASH_COMPLETION = ("postcat", "postsuper")
+"""Commands for which the package bash-completion itself has a file; ours knows them once it is loaded."""
 WRAPPER = """\
 #!{python} -IB
 import sys
@@ -125,15 +127,16 @@ def manuals() -> Iterator[tuple[str, bytes]]:
 
 
 def completions(zsh_directory: str) -> Iterator[Item]:
-    """Shell completion: completions/bash/* and completions/zsh/*, or files named *.bash and _*."""
-    for path in sorted((ROOT / "completions").rglob("*")):
-        if not path.is_file():
-            continue
-        if path.name.startswith("_"):
-            yield Item(f"{zsh_directory}/{path.name}", path.read_bytes())
-        else:
-            name = path.name.removesuffix(".bash")
-            yield Item(f"usr/share/bash-completion/completions/{name}", path.read_bytes())
+    """Shell completion.  bash finds a file by the command's name, so that each command has a link to the one file."""
+    folder = "usr/share/bash-completion/completions"
+    bash, zsh = ROOT / "completions/bash/aiomta", ROOT / "completions/zsh/_aiomta"
+    if bash.exists():
+        yield Item(f"{folder}/mta", bash.read_bytes())
+        for command in COMMANDS:
+            if command.name not in ("mta", *IN_BASH_COMPLETION):
+                yield Item(f"{folder}/{command.name}", link="mta")
+    if zsh.exists():
+        yield Item(f"{zsh_directory}/_aiomta", zsh.read_bytes())
 
 
 def documents() -> Iterator[tuple[str, bytes]]:

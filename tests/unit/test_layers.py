@@ -40,7 +40,7 @@ LAYERS = {  # first match wins; a module may import only its own layer or lower 
         *("smtpd/server*", "pickup", "submit*", "qmgr/*", "deliver/*", "bounce/*"),
         *("control*", "local_helper*", "worker*"),
     ],
-    5: ["master*", "__main__", "cli*"],
+    5: ["master*", "__main__", "cli*", "install*"],
 }
 
 
