@@ -19,6 +19,7 @@ class Clock:
 
     def __init__(self, wall: Callable[[], float] = time.time) -> None:
         self._wall = wall
+        self._loop: asyncio.AbstractEventLoop | None = None  # the one that ran last: asking for it costs a system call
 
     def now(self) -> float:
         """Unix time in seconds."""
@@ -26,7 +27,10 @@ class Clock:
 
     def monotonic(self) -> float:
         """Seconds of the running loop; only differences mean anything."""
-        return asyncio.get_running_loop().time()
+        loop = self._loop
+        if loop is None or not loop.is_running():
+            loop = self._loop = asyncio.get_running_loop()
+        return loop.time()
 
     async def sleep(self, seconds: float) -> None:
         """Wait; 0 or less lets other tasks run once."""

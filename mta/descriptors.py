@@ -22,9 +22,9 @@ def limit() -> int:
     return soft if soft != resource.RLIM_INFINITY else 1 << 30
 
 
-def in_last_quarter(fd: int) -> bool:
-    """A descriptor that was just opened: are three quarters of all in use?"""
-    return fd * 4 >= limit() * 3
+def in_last_quarter(fd: int, most: int = 0) -> bool:
+    """A descriptor that was just opened: are three quarters of all in use?  most: limit(), if known."""
+    return fd * 4 >= (most or limit()) * 3
 
 
 def scarce() -> bool:

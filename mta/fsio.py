@@ -35,6 +35,7 @@ T = TypeVar("T")
 
 GATHER = 0.003  # seconds a group waits for drafts that are about to commit
 SOON = 0.02  # seconds until a directory given to flush_soon() is flushed
+ENTROPY = 1024  # random bytes asked of the system at once
 WORKERS = 8  # threads for blocking work, and as many for flushing where there is no AIO
 _NOT_SUPPORTED = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 
@@ -100,6 +101,7 @@ class Fsio:
         self._directories: dict[str, int] = {}
         self._changed: dict[int, Finished] = {}  # directories to be flushed soon
         self._nowait = True
+        self._entropy = b""
 
     # -- files ------------------------------------------------------------------------------------
 
@@ -263,8 +265,11 @@ class Fsio:
         return fd
 
     def entropy(self, size: int) -> bytes:
-        """Random bytes of the system."""
-        return os.urandom(size)
+        """Random bytes of the system, at most ENTROPY of them."""
+        if len(self._entropy) < size:
+            self._entropy = os.urandom(ENTROPY)
+        taken, self._entropy = self._entropy[:size], self._entropy[size:]
+        return taken
 
     # -- durability -------------------------------------------------------------------------------
 

@@ -246,11 +246,11 @@ async def _listen_unix(
         "showq": guarded(control.showq, core.log),
         "flush": guarded(control.flush, core.log),
         "pickup": guarded(control.pickup, core.log),
-        "qmgr": link.serve,
     }
     for name, handler in handlers.items():
         running.servers.append(await asyncio.start_unix_server(handler, sock=sockets.unix[name].dup()))
-    running.servers.append(await loop.create_unix_server(submit.factory, sock=sockets.unix["submit"].dup()))
+    for name, factory in (("submit", submit.factory), ("qmgr", link.factory)):
+        running.servers.append(await loop.create_unix_server(factory, sock=sockets.unix[name].dup()))
 
 
 def _background(core: Core, work: Awaitable[None]) -> asyncio.Task[None]:

@@ -1,9 +1,9 @@
 """An smtpd worker process: accepts, talks SMTP, commits into the shared spool, announces each message.
 
 It owns nothing of the queue: it only drafts and commits.  Counters of clients are the scheduler's, over the
-link.  SIGTERM: stop listening, let transactions end, leave.  SIGHUP, a successor listens already: stop listening,
-let clients go when they like (for LEAVE seconds), then as SIGTERM.  The same after max_idle seconds without a
-client: it is forked again when the next one knocks (mta/master_demand.py).
+link, unless it is the only worker.  SIGTERM: stop listening, let transactions end, leave.  SIGHUP, a successor
+listens already: stop listening, let clients go when they like (for LEAVE seconds), then as SIGTERM.  The same
+after max_idle seconds without a client: it is forked again when the next one knocks (mta/master_demand.py).
 """
 
 import asyncio
@@ -11,7 +11,7 @@ import os
 
 from mta.clock import Clock
 from mta.config.config import Config
-from mta.master_build import build_core
+from mta.master_build import build_anvil, build_core
 from mta.master_process import Parent
 from mta.master_scheduler import DRAIN, Running, Sockets, listen_smtp, on_rotate, run_loop
 from mta.worker_link import LinkClient
@@ -41,7 +41,8 @@ async def _serve(
     core.store.arrived = link.arrived
     running = Running()
     running.tasks.append(asyncio.get_running_loop().create_task(link.run()))
-    await listen_smtp(running, core, link, sockets)
+    alone = config.integer("smtpd_processes") == 1  # then its clients are all clients
+    await listen_smtp(running, core, build_anvil(core) if alone else link, sockets)
     parent.serving()
     idle = _leave_when_idle(running, leave, config.seconds("max_idle"), core.clock)
     running.tasks.append(asyncio.get_running_loop().create_task(idle))

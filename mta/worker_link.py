@@ -17,9 +17,11 @@ A stream, not datagrams: those get lost when the receiver is busy.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import cast
 
 from mta.clock import Clock
+from mta.eager import start
 from mta.maillog import Maillog
 from mta.smtp.reply import Reply
 from mta.smtpd.anvil import Anvil
@@ -37,55 +39,123 @@ def _nothing(_change: int) -> None:
 
 
 class LinkServer:
-    """The scheduler's end."""
+    """The scheduler's end: makes a protocol for each worker (loop.create_unix_server)."""
 
     def __init__(
         self, anvil: Anvil, arrived: Callable[[str], None], log: Maillog, linked: Callable[[int], None] = _nothing
     ) -> None:
         """linked: told 1 when a worker has come, -1 when it has gone."""
-        self._anvil, self._arrived, self._log, self._linked = anvil, arrived, log, linked
+        self.anvil, self.arrived, self.log, self.linked = anvil, arrived, log, linked
 
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Handle one worker until it goes away, then release the clients it held."""
-        held: dict[str, int] = {}
-        self._linked(1)
-        writer.write(b"H\n")
+    def factory(self) -> asyncio.Protocol:
+        """One worker's connection."""
+        return _WorkerEnd(self)
+
+
+class _Lines(asyncio.Protocol):
+    """Cuts what comes into lines; what is said in one turn of the loop goes out in one write."""
+
+    def __init__(self) -> None:
+        self.transport: asyncio.Transport | None = None
+        self._part = b""
+        self._out: list[str] = []
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The other end is there."""
+        self.transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Hand over whole lines, keep the rest."""
+        lines = (self._part + data).split(b"\n")
+        self._part = lines.pop()
         try:
-            while line := await reader.readline():
-                answer = await self._line(line.decode("ascii", "replace").split(), held)
-                if answer:
-                    writer.write(answer.encode("utf-8", "replace"))
+            if len(self._part) > MAX_LINE:
+                raise ValueError("line too long")
+            for line in lines:
+                self.line(line.decode("utf-8", "replace"))
         except ValueError as error:
-            self._log.warning("qmgr", f"worker link: {error}")
-        except OSError:  # the worker was killed
-            pass
-        finally:
-            self._linked(-1)
-            for address, count in held.items():
-                for _ in range(count):
-                    self._anvil.disconnect(address)
-            writer.close()
+            self.wrong(str(error))
+            if self.transport is not None:
+                self.transport.abort()
 
-    async def _line(self, words: list[str], held: dict[str, int]) -> str:
-        match words:
+    def line(self, line: str) -> None:
+        """One line; ValueError ends the connection."""
+
+    def wrong(self, text: str) -> None:
+        """The other end does not speak our language."""
+
+    def say(self, line: str) -> None:
+        """Send a line, soon."""
+        if not self._out:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._out.append(line)
+
+    def _flush(self) -> None:
+        out, self._out = self._out, []
+        if self.transport is not None and not self.transport.is_closing():
+            self.transport.write("".join(out).encode("utf-8", "replace"))
+
+
+class _WorkerEnd(_Lines):
+    """What the scheduler knows of one worker: the clients it holds, to release them when it goes."""
+
+    def __init__(self, link: LinkServer) -> None:
+        super().__init__()
+        self._link = link
+        self._held: dict[str, int] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Greet it."""
+        super().connection_made(transport)
+        self._link.linked(1)
+        self.say("H\n")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It was killed, or has left."""
+        self.transport = None
+        self._link.linked(-1)
+        for address, count in self._held.items():
+            for _ in range(count):
+                self._link.anvil.disconnect(address)
+
+    def wrong(self, text: str) -> None:
+        """See _Lines."""
+        self._link.log.warning("qmgr", f"worker link: {text}")
+
+    def line(self, line: str) -> None:
+        """See the module."""
+        held = self._held
+        match line.split():
             case ["Q", queue_id]:
-                self._arrived(queue_id)
-                return f"A {queue_id}\n"
+                self._link.arrived(queue_id)
+                self.say(f"A {queue_id}\n")
             case ["D", _, address]:
                 if held.get(address, 0) > 0:
                     held[address] -= 1
                     if not held[address]:
                         del held[address]
-                    self._anvil.disconnect(address)
-                return ""
+                    self._link.anvil.disconnect(address)
             case ["C", seq, address]:
                 held[address] = held.get(address, 0) + 1
-                return _encode(seq, await self._anvil.connect(address))
+                self._answer(seq, self._link.anvil.connect(address))
             case ["M", seq, address]:
-                return _encode(seq, await self._anvil.mail(address))
+                self._answer(seq, self._link.anvil.mail(address))
             case ["R", seq, address]:
-                return _encode(seq, await self._anvil.rcpt(address))
-        raise ValueError(f"unknown line {' '.join(words)[:80]!r}")
+                self._answer(seq, self._link.anvil.rcpt(address))
+            case _:
+                raise ValueError(f"unknown line {line[:80]!r}")
+
+    def _answer(self, seq: str, counting: Coroutine[object, None, Verdict]) -> None:
+        """Counting waits only where a list of exceptions must be looked up."""
+
+        async def answer() -> None:
+            self.say(_encode(seq, await counting))
+
+        done = start(answer(), asyncio.get_running_loop())
+        if isinstance(done, asyncio.Task):
+            self._tasks.add(done)
+            done.add_done_callback(self._tasks.discard)
 
 
 def _encode(seq: str, verdict: Verdict) -> str:
@@ -113,74 +183,70 @@ class LinkClient:
     """A worker's end; stands in for Anvil and for the store's `arrived`."""
 
     def __init__(self, path: str, clock: Clock, log: Maillog) -> None:
-        self._path, self._clock, self._log = path, clock, log
+        self._path, self._clock, self.log = path, clock, log
         self._unacknowledged: dict[str, None] = {}
         self._asked: dict[str, asyncio.Future[Verdict]] = {}
         self._clients: dict[str, int] = {}
         self._seq = 0
-        self._writer: asyncio.StreamWriter | None = None
+        self._end: _SchedulerEnd | None = None
 
     @property
     def up(self) -> bool:
         """True while a scheduler is there."""
-        return self._writer is not None
+        return self._end is not None
 
     async def run(self) -> None:
         """Keep the link up until cancelled."""
+        loop = asyncio.get_running_loop()
         while True:
             try:
-                reader, writer = await asyncio.open_unix_connection(self._path, limit=MAX_LINE)
+                transport, end = await loop.create_unix_connection(lambda: _SchedulerEnd(self), self._path)
             except OSError:
                 await self._clock.sleep(RECONNECT)
                 continue
             try:
-                await self._follow(reader, writer)
-            except ValueError as error:
-                self._log.warning("smtpd", f"worker link: {error}")
-            except OSError:  # the scheduler was killed
-                pass
+                await end.lost
             finally:
-                self._writer = None
-                writer.close()
-                self._release()
+                transport.abort()
+                self.gone()
             await self._clock.sleep(RECONNECT)
 
-    async def _follow(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Wait for the greeting, say again what it may not know, then hear answers until the end."""
-        if not await reader.readline():
-            return
+    def greeted(self, end: "_SchedulerEnd") -> None:
+        """A scheduler has taken the connection: say again what it may not know."""
         for address, count in self._clients.items():
-            writer.write(f"C 0 {address}\n".encode() * count)
+            for _ in range(count):
+                end.say(f"C 0 {address}\n")
         for queue_id in self._unacknowledged:
-            writer.write(f"Q {queue_id}\n".encode())
-        self._writer = writer
-        while line := await reader.readline():
-            self._line(line.decode("utf-8", "replace").split())
+            end.say(f"Q {queue_id}\n")
+        self._end = end
 
-    def _release(self) -> None:
+    def gone(self) -> None:
         """The link is down: whoever waits for a counter goes on without."""
+        self._end = None
         for future in self._asked.values():
             if not future.done():
                 future.set_result(PERMIT)
         self._asked.clear()
 
-    def _line(self, words: list[str]) -> None:
-        match words:
-            case ["A", queue_id]:
-                self._unacknowledged.pop(queue_id, None)
-            case ["V", seq, *rest] if rest:
-                future = self._asked.pop(seq, None)
-                if future is not None and not future.done():
-                    future.set_result(_decode(rest))
+    def acknowledged(self, queue_id: str) -> None:
+        """The scheduler knows of this message."""
+        self._unacknowledged.pop(queue_id, None)
+
+    def answered(self, seq: str, verdict: Verdict) -> None:
+        """A counter has spoken."""
+        future = self._asked.pop(seq, None)
+        if future is not None and not future.done():
+            future.set_result(verdict)
 
     def _send(self, line: str) -> None:
-        if self._writer is None:
+        end = self._end
+        if end is None or end.transport is None:
             return
-        if self._writer.transport.get_write_buffer_size() > MAX_UNSENT:
-            self._writer.transport.abort()
-            self._writer = None
+        if end.transport.get_write_buffer_size() > MAX_UNSENT:
+            end.transport.abort()
+            self._end = None
             return
-        self._writer.write(line.encode())
+        end.say(line)
 
     def arrived(self, queue_id: str) -> None:
         """Announce a message."""
@@ -234,3 +300,32 @@ class LinkClient:
         else:
             self._clients.pop(word, None)
         self._send(f"D 0 {word}\n")
+
+
+class _SchedulerEnd(_Lines):
+    """A worker's connection to the scheduler."""
+
+    def __init__(self, client: LinkClient) -> None:
+        super().__init__()
+        self._client = client
+        self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It was killed, or is being replaced."""
+        self.transport = None
+        if not self.lost.done():
+            self.lost.set_result(None)
+
+    def wrong(self, text: str) -> None:
+        """See _Lines."""
+        self._client.log.warning("smtpd", f"worker link: {text}")
+
+    def line(self, line: str) -> None:
+        """See the module."""
+        match line.split():
+            case ["A", queue_id]:
+                self._client.acknowledged(queue_id)
+            case ["V", seq, *rest] if rest:
+                self._client.answered(seq, _decode(rest))
+            case ["H"]:
+                self._client.greeted(self)

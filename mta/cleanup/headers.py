@@ -7,6 +7,7 @@ Resent- ones for a resent message), in Postfix's order.
 See also: cleanup(8), RFC 5322 s3.6
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,6 +19,8 @@ SENDER_HEADERS = frozenset(
     b" disposition-notification-to mail-reply-to".split()
 )
 RECIPIENT_HEADERS = frozenset(b"to cc bcc resent-to resent-cc resent-bcc apparently-to".split())
+_ADDRESS = rb"([A-Za-z0-9_+=-]+(?:\.[A-Za-z0-9_+=-]+)*@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+)"
+_ONE_ADDRESS = re.compile(rb"[ \t]*(?:%b|[A-Za-z0-9 ]*<%b>)[ \t]*\n" % (_ADDRESS, _ADDRESS)).fullmatch
 _ENCODINGS = {b"8bit": "8bit", b"binary": "8bit"}
 
 Rewrite = Callable[[bytes, str], str]  # (header name, address) -> address
@@ -82,6 +85,11 @@ class HeaderFilter:
             return raw
         rewrite, kind = self._rewrite, header.name
         label, _, value = raw.partition(b":")
+        simple = _ONE_ADDRESS(value)
+        if simple is not None and rewrite is not None:
+            address = (simple[1] or simple[2]).decode()
+            if rewrite(kind, address) == address:
+                return raw
         new = rewrite_list(
             text(label), text(value.rstrip(b"\n")), lambda address: rewrite(kind, address) if rewrite else address
         )

@@ -47,6 +47,7 @@ __all__ = ["MaildropFile", "SpoolStore", "StoreSettings", "create_spool"]
 READ_SIZE = 32768  # bytes read at a time: twice as much after decoding and with CRLF is one chunk
 REASONS_LIMIT = 4 << 20  # bytes of defer/ID
 UNREADABLE = (errno.EIO, errno.EBADMSG, errno.EUCLEAN)  # what a device or file system says of a damaged file
+ROOMY, ROOMY_TIME = 256 << 20, 0.25  # with so many bytes to spare free space is asked for at most so often (seconds)
 PROBE_INTERVAL = 1.0  # seconds between tries after a disk error
 
 
@@ -79,6 +80,7 @@ class SpoolStore:
         self._locked: list[int] = []
         self._suspect = False
         self._next_probe = 0.0
+        self._roomy_until = 0.0
 
     # -- messages coming in -------------------------------------------------------------------------
 
@@ -132,7 +134,13 @@ class SpoolStore:
         raise QueueError("no free name in incoming")
 
     def check_space(self) -> None:
-        """QueueFullError unless there is room for 1.5 messages of the largest size, and queue_minfree."""
+        """QueueFullError unless there is room for 1.5 messages of the largest size, and queue_minfree.
+
+        With much more room than that it is not asked for each message.
+        """
+        now = self.clock.monotonic()
+        if now < self._roomy_until:
+            return
         try:
             found = self.fsio.statvfs(self.spool.root)
         except OSError as error:
@@ -140,6 +148,8 @@ class SpoolStore:
         need = max(self.settings.queue_minfree, self.settings.message_size_limit * 3 // 2)
         if found.f_bavail * found.f_frsize < need or (found.f_files and not found.f_favail):
             raise QueueFullError("not enough free space in the queue")
+        if found.f_bavail * found.f_frsize > need + ROOMY:
+            self._roomy_until = now + ROOMY_TIME
 
     def disk_failed(self, error: OSError) -> None:
         """A flush failed: accept nothing until a fresh file can be made durable."""

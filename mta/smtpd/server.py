@@ -103,6 +103,8 @@ class SMTPServer:
         self.log, self.clock, self.tls, self.service = log, clock, tls, service
         self.plan = SessionPlan(settings, tls=tls is not None)
         self.loop = asyncio.get_running_loop()
+        self.sets_no_delay = not type(self.loop).__module__.startswith("uvloop")  # which does it itself
+        self.descriptors = limit()
         self.buffer = memoryview(bytearray(BUFFER))
         self.connections: set[Connection] = set()
         self.commits: set[asyncio.Task[Reply]] = set()

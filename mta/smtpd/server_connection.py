@@ -21,11 +21,11 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from mta.descriptors import in_last_quarter
+from mta.eager import Done, start
 from mta.queue.api import QueueError, QueueFullError
 from mta.smtp.reply import Reply
 from mta.smtpd.facts import PERMIT, Facts, Stage, Verdict
 from mta.smtpd.ports import Intake
-from mta.smtpd.server_eager import Done, start
 from mta.smtpd.server_facts import address_of, describe, no_delay, tls_description
 from mta.smtpd.session import Session
 from mta.smtpd.session_events import (
@@ -80,7 +80,9 @@ class Connection(asyncio.BufferedProtocol):
         facts = Facts()
         facts.client_address, facts.client_port = address_of(transport.get_extra_info("peername"))
         facts.server_address, facts.server_port = address_of(transport.get_extra_info("sockname"))
-        no_delay(transport.get_extra_info("socket"))
+        sock = transport.get_extra_info("socket")
+        if server.sets_no_delay:
+            no_delay(sock)
         tls = transport.get_extra_info("ssl_object")
         if tls is not None:
             facts.tls = tls_description(tls)
@@ -88,7 +90,7 @@ class Connection(asyncio.BufferedProtocol):
         server.connections.add(self)
         self._deadline = server.clock.monotonic() + server.settings.smtpd_timeout
         self._timer = server.clock.call_later(server.settings.smtpd_timeout, self._tick)
-        if in_last_quarter(transport.get_extra_info("socket").fileno()):
+        if in_last_quarter(sock.fileno(), server.descriptors):
             server.crowded(facts)
             self._introduced(Verdict(BUSY, close=True))
             return

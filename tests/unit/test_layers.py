@@ -31,8 +31,8 @@ PURE = [
 LAYERS = {  # first match wins; a module may import only its own layer or lower ones
     0: PURE,
     1: [
-        *("clock", "descriptors", "fsio", "linux_aio", "maillog*", "config/*", "deliver/connector", "__init__"),
-        "*/__init__",
+        *("clock", "descriptors", "eager", "fsio", "linux_aio", "maillog*", "config/*", "deliver/connector"),
+        *("__init__", "*/__init__"),
     ],
     2: ["lookup/*", "dns/*", "tls", "sasl/*", "queue/*"],
     3: ["trivial_rewrite", "cleanup/*", "smtpd/restrict*", "smtpd/access*", "smtpd/anvil*"],

@@ -18,8 +18,8 @@ log = Maillog(MaillogSettings("/dev/stdout", "postfix", "host"), Clock())
 def say(text):
     os.write(1, (text + "\\n").encode())
 
-def wait(serving):
-    serving()
+def wait(parent):
+    parent.serving()
     say(f"serving {os.getpid()}")
     signal.sigwait({signal.SIGTERM, signal.SIGHUP})
     say("ends")
@@ -54,10 +54,10 @@ BLOCK = "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})"
 
 def test_ready_is_called_once_when_all_serve_and_a_child_that_dies_is_forked_again() -> None:
     process = run("""
-        def slow(serving):
+        def slow(parent):
             Clock().block(0.2)
             say("slow")
-            return wait(serving)
+            return wait(parent)
         specs = (ChildSpec("a", wait), ChildSpec("b", slow))
         sys.exit(Supervisor(specs, lambda: None, log, Clock(), ready=lambda: say("ready")).run())
     """)
@@ -74,7 +74,7 @@ def test_ready_is_called_once_when_all_serve_and_a_child_that_dies_is_forked_aga
 
 def test_a_child_that_fails_before_all_serve_ends_everything_with_its_status() -> None:
     process = run("""
-        specs = (ChildSpec("a", wait), ChildSpec("b", lambda serving: 78))
+        specs = (ChildSpec("a", wait), ChildSpec("b", lambda parent: 78))
         sys.exit(Supervisor(specs, lambda: None, log, Clock(), ready=lambda: say("ready")).run())
     """)
     out, err = finish(process, 78)
@@ -108,9 +108,9 @@ def test_a_reload_that_refuses_or_fails_leaves_the_children_alone() -> None:
 
 def test_a_child_that_does_not_listen_to_sigterm_is_killed_after_the_limit() -> None:
     process = run(f"""
-        def deaf(serving):
+        def deaf(parent):
             {BLOCK}
-            serving()
+            parent.serving()
             while True:
                 Clock().block(1)
         specs = (ChildSpec("deaf", deaf),)
@@ -119,3 +119,34 @@ def test_a_child_that_does_not_listen_to_sigterm_is_killed_after_the_limit() -> 
     line(process, "ready")
     process.terminate()
     finish(process, 0)
+
+
+def test_a_child_that_waits_to_be_called_comes_once_per_call_and_may_leave() -> None:
+    process = run("""
+        def caller(parent):
+            parent.serving()
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+            while True:
+                signal.sigwait({signal.SIGHUP})
+                parent.call()
+        def called(parent):
+            parent.serving()
+            say(f"called {os.getpid()}")
+            return 0
+        specs = (ChildSpec("a", caller), ChildSpec("b", called, when_called=True))
+        supervisor = Supervisor(specs, lambda: None, log, Clock(), ready=lambda: say("ready"))
+        sys.exit(supervisor.run())
+    """)
+    line(process, "ready")
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    seen = set()
+    for _ in range(3):
+        (caller,) = [int(pid) for pid in children.read_text().split()]
+        os.kill(caller, signal.SIGHUP)
+        seen.add(line(process, "called"))
+        while len(children.read_text().split()) > 1:
+            pass
+    assert len(seen) == 3
+    process.terminate()
+    out, _ = finish(process, 0)
+    assert "warning" not in out, "leaving is no failure"

@@ -161,7 +161,7 @@ async def test_a_lock_that_fails_or_a_space_that_is_unknown_refuses_the_draft(tm
         def refuse(*_: object) -> object:
             raise OSError(errno.ENOLCK, "No locks available")
 
-        for name in ("flock", "statvfs"):
+        for name in ("statvfs", "flock"):
             spool.fsio.__dict__[name] = refuse
             with pytest.raises(QueueError):
                 await spool.draft()

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import tempfile
 from collections.abc import AsyncIterator
+from typing import cast
 
 import pytest
 
@@ -20,6 +21,14 @@ from tests.unit.test_resolver import Lines
 IP = "192.0.2.1"
 
 
+class Deaf(asyncio.Protocol):
+    """Greets, and never answers."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        self.transport.write(b"H\n")
+
+
 class Ends:
     """A scheduler's end that can be replaced, and workers."""
 
@@ -29,7 +38,7 @@ class Ends:
         self.arrived: list[str] = []
         self.tasks: list[asyncio.Task[None]] = []
         self.server: asyncio.Server | None = None
-        self.writers: list[asyncio.StreamWriter] = []
+        self.ends: list[asyncio.Protocol] = []
         self.deaf = False
 
     async def scheduler(self) -> None:
@@ -39,23 +48,21 @@ class Ends:
         anvil = Anvil(AnvilSettings("mx.test", 2, 0, 0, 0, 60.0), exceptions, Clock(), world.context.warn)
         link = LinkServer(anvil, self.arrived.append, self.log)
 
-        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            self.writers.append(writer)
-            if self.deaf:
-                writer.write(b"H\n")
-                await reader.read()
-                writer.close()
-                return
-            await link.serve(reader, writer)
+        def factory() -> asyncio.Protocol:
+            end = Deaf() if self.deaf else link.factory()
+            self.ends.append(end)
+            return end
 
-        self.server = await asyncio.start_unix_server(serve, self.path)
+        self.server = await asyncio.get_running_loop().create_unix_server(factory, self.path)
 
     async def kill_scheduler(self) -> None:
         assert self.server is not None
         self.server.close()
-        for writer in self.writers:
-            writer.transport.abort()
-        self.writers.clear()
+        for end in self.ends:
+            transport = getattr(end, "transport", None)
+            if transport is not None:
+                transport.abort()
+        self.ends.clear()
         await asyncio.sleep(0.02)
 
     def worker(self) -> LinkClient:
