@@ -16,7 +16,7 @@ BENCH_ARGS ?= --chart
 KILLS ?= 100
 TABLE ?= var/kill-matrix.txt
 
-.PHONY: help venv deb run check lint test test-root test-lower test-peers crash crash-full load full bench bench-venv clean distclean
+.PHONY: help venv deb run check lint test test-root test-lower test-peers test-logs crash crash-full load full bench bench-venv clean distclean
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -49,6 +49,10 @@ test-lower: $(LOWER)/.installed
 test-peers: $(VENV)/.dev
 	$(PY) -m tests.peers $(PEERS_ARGS)
 
+## make test-logs   the log of a simulated day, as pflogsumm, fail2ban and logwatch read it (fetches their packages)
+test-logs: $(VENV)/.dev
+	$(PY) -m pytest tests/logs
+
 ## make crash       kill -9 at KILLS random points (100) under load, and at each fifth step of every scenario: minutes
 crash: $(VENV)/.dev
 	AIOMTA_KILLS=$(KILLS) AIOMTA_STRIDE=5 AIOMTA_LOAD=20000 $(PY) -m pytest -n 2 --loops asyncio tests/crash
@@ -63,7 +67,7 @@ load: $(VENV)/.dev
 	nice -n 5 $(PY) -m tests.crash.load --messages 100000
 
 ## make full        everything above
-full: check test test-lower test-peers crash
+full: check test test-lower test-peers test-logs crash
 
 ## make bench       beside Postfix, Exim and OpenSMTPD; makes docs/bench.svg anew; BENCH_ARGS (root)
 bench: $(BENCH)/.installed
