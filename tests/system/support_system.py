@@ -89,12 +89,12 @@ def pss(system: System) -> int:
 
 
 def cpu(system: System) -> float:
-    """Seconds of processor time its processes have used."""
+    """Seconds of processor time its processes have used, those that have ended included."""
     ticks = 0
     for pid in processes(system):
         with contextlib.suppress(OSError):
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            ticks += int(fields[11]) + int(fields[12])
+            ticks += sum(map(int, fields[11:15]))  # own, and of children waited for
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
