@@ -14,6 +14,7 @@ BENCH_PYTHON ?= $(shell /usr/bin/python3 -c 'import sys, venv, ensurepip; sys.ex
 	2>/dev/null && echo /usr/bin/python3 || echo $(PYTHON))
 BENCH_ARGS ?= --chart
 KILLS ?= 100
+CUTS ?= var/powercut-matrix.txt
 TABLE ?= var/kill-matrix.txt
 
 .PHONY: help venv deb run check lint test test-root test-lower test-peers test-logs crash crash-full load full bench bench-venv clean distclean
@@ -53,14 +54,19 @@ test-peers: $(VENV)/.dev
 test-logs: $(VENV)/.dev
 	$(PY) -m pytest tests/logs
 
-## make crash       kill -9 at KILLS random points (100) under load, and at each fifth step of every scenario: minutes
+## make crash       kill -9 at KILLS random points (100) under load, and at each fifth step of every scenario; as root also
+##                  power cuts at each twelfth step: minutes
 crash: $(VENV)/.dev
-	AIOMTA_KILLS=$(KILLS) AIOMTA_STRIDE=5 AIOMTA_LOAD=20000 $(PY) -m pytest -n 2 --loops asyncio tests/crash
+	AIOMTA_KILLS=$(KILLS) AIOMTA_STRIDE=5 AIOMTA_LOAD=20000 AIOMTA_CUT_EVERY=12 $(PY) -m pytest -n 2 --loops asyncio \
+		tests/crash tests/powercut
 
-## make crash-full  kill -9 at every step of every scenario, the table in TABLE (var/kill-matrix.txt)
+## make crash-full  kill -9 at every step of every scenario, the table in TABLE (var/kill-matrix.txt); power cuts at every
+##                  step, three file systems, two kinds of cut, the table in CUTS (var/powercut-matrix.txt); root, hours
 crash-full: $(VENV)/.dev crash
 	@mkdir -p $(dir $(TABLE))
 	$(PY) -m tests.crash.kill_matrix --table $(TABLE)
+	@mkdir -p $(dir $(CUTS))
+	$(PY) -m tests.powercut --table $(CUTS)
 
 ## make load        a start with 100,000 deferred messages: first 250, scan, memory, cost of new mail (disk, minutes)
 load: $(VENV)/.dev
