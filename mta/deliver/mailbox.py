@@ -36,6 +36,7 @@ from mta.message_address import quote
 from mta.smtp.reply import Reply
 
 CHUNK = 65536  # bytes read from the content at a time
+TAIL = 64 << 20  # bytes of zeros at the end of a mailbox that are looked at
 OPEN_TRIES = 5  # create and open races before the mailbox counts as unusable
 DIRECTORY_MODE, FILE_MODE = 0o700, 0o600
 _FROM = b"From "
@@ -338,7 +339,7 @@ class Mbox:
         """All of the message or nothing."""
         message = self._message
         self._what = "error writing message"
-        length = os.lseek(fd, 0, os.SEEK_END)
+        length = _without_zeros(fd, os.lseek(fd, 0, os.SEEK_END))
         writer = _Writer(fd, length, self._settings.mailbox_size_limit)
         try:
             writer.write(_separator(fd, length) + from_line(message.sender, message.now) + trace_headers(message))
@@ -351,6 +352,26 @@ class Mbox:
             with contextlib.suppress(OSError):
                 os.ftruncate(fd, length)
             raise
+
+
+def _without_zeros(fd: int, length: int) -> int:
+    """Cut off zeros at the end and return the length: a power cut can leave the length of an append without its text.
+
+    Such a tail is at most one message; a mailbox that ends in more zeros than TAIL is none of our making.
+    """
+    if not length or os.pread(fd, 1, length - 1) != b"\0":
+        return length
+    start, end = length, length
+    while start > 0 and length - start < TAIL:
+        start = max(0, end - CHUNK)
+        text = os.pread(fd, end - start, start).rstrip(b"\0")
+        end = start + len(text)
+        if text:
+            break
+    if length - end >= TAIL:
+        return length
+    os.ftruncate(fd, end)
+    return end
 
 
 def _separator(fd: int, length: int) -> bytes:

@@ -47,9 +47,8 @@ class Cutoff:
         return self._synced(file, since) or any(self._synced("/active", when) for when in removed)
 
     def _synced(self, end: str, since: float) -> bool:
-        return any(
-            r.name == "synced" and r.detail.endswith(end) and since < r.begun and r.ended < self.when for r in self.trace
-        )
+        flushes = (r for r in self.trace if r.name == "synced" and r.detail.endswith(end))
+        return any(since < r.begun and r.ended < self.when for r in flushes)
 
     def mailbox_written(self, mailbox: str) -> float:
         """When a mailbox was last flushed before the cut; infinite: not at all."""

@@ -219,6 +219,23 @@ def test_a_lock_file_left_by_a_crash_is_removed(lab: Laboratory) -> None:
     assert not lock.exists()
 
 
+@pytest.mark.parametrize("zeros", [1, 700, 200_000])
+def test_zeros_that_a_power_cut_left_at_the_end_are_taken_away(lab: Laboratory, zeros: int) -> None:
+    """A file system may have written the new length of the mailbox and not the text."""
+    lab.deliver()
+    before = lab.path.read_bytes()
+    lab.path.write_bytes(before + bytes(zeros))
+    lab.deliver()
+    assert lab.path.read_bytes() == before + before
+
+
+def test_zeros_inside_a_mailbox_are_left_alone(lab: Laboratory) -> None:
+    lab.deliver(b"Subject: t\n\n\0\0\n")
+    before = lab.path.read_bytes()
+    lab.deliver()
+    assert lab.path.read_bytes().startswith(before)
+
+
 @pytest.mark.parametrize(("mode", "age", "taken"), [(0o400, 3.0, True), (0o400, 1.0, False), (0o600, 3.0, False)])
 def test_a_lock_file_of_ours_that_a_power_cut_emptied_is_removed(
     lab: Laboratory, mode: int, age: float, taken: bool
