@@ -59,9 +59,8 @@ def test_the_slope_is_that_of_the_line_through_the_points() -> None:
 
 
 def test_the_plot_has_a_curve_for_each_column_inside_its_panel() -> None:
-    drawn = ET.fromstring(
-        curves([0.0, 1.0, 2.0], {"a": {"": [0.0, 5.0, 10.0]}, "b": {"x": [1, 1, 1], "<y>": [0, 0, 0]}}, "t")
-    )  # noqa: S314, E501
+    panels = {"a": {"": [0.0, 5.0, 10.0]}, "b": {"x": [1.0, 1.0, 1.0], "<y>": [0.0, 0.0, 0.0]}}
+    drawn = ET.fromstring(curves([0.0, 1.0, 2.0], panels, "t"))  # noqa: S314 (our own)
     lines = [element.attrib["points"] for element in drawn.iter("{http://www.w3.org/2000/svg}polyline")]
     assert len(lines) == 3
     first = [tuple(map(float, point.split(","))) for point in lines[0].split()]
