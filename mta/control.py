@@ -186,7 +186,7 @@ class Control:
         except TableError as error:
             self._log.warning("qmgr", f"may uid {uid} {what}? {error}")
             return EX_TEMPFAIL, "Temporary lookup failure"
-        return None if name is None else (EX_UNAVAILABLE, f"User {name}({uid}) is not allowed to {what}")
+        return None if name is None else (EX_NOPERM, f"User {name}({uid}) is not allowed to {what}")
 
     async def _request(self, request: str) -> tuple[int, str]:
         """Exit status and text."""

@@ -13,7 +13,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
 
 from mta.envelope import Envelope
@@ -99,16 +99,26 @@ def _line(line: bytes) -> bytes:
 
 def write(queue: str, submission: Submission, chunks: Iterable[bytes]) -> str:
     """Store a message; return its name.  Raises MaildropError, or UsageError from the submission."""
+    return store(queue, new_name(), lambda fd: _fill(fd, submission, chunks))
+
+
+def new_name() -> str:
+    """A name that nobody can guess or meet."""
+    return os.urandom(16).hex()
+
+
+def store(queue: str, name: str, fill: Callable[[int], None]) -> str:
+    """Have a file filled and put it in place, durably; whatever fill raises, nothing of it stays.  MaildropError."""
     folder = f"{queue}/maildrop"
     fd, temporary = _create(folder)
     try:
         with _removed_by_signal(temporary):
-            _fill(fd, submission, chunks)
-            name = os.urandom(16).hex()
+            fill(fd)
             os.fchmod(fd, COMPLETE)
             os.rename(temporary, f"{folder}/{name}")
             temporary = f"{folder}/{name}"
             os.fsync(fd)
+            _sync_directory(folder)
     except BaseException as error:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
@@ -119,6 +129,18 @@ def write(queue: str, submission: Submission, chunks: Iterable[bytes]) -> str:
         os.close(fd)
     poke(queue)
     return name
+
+
+def _sync_directory(folder: str) -> None:
+    """Who may read the directory flushes it too; for the others the file's own fsync has to do (INTERNALS.md)."""
+    try:
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except PermissionError:
+        return
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def _create(folder: str) -> tuple[int, str]:
@@ -141,9 +163,9 @@ def _fill(fd: int, submission: Submission, chunks: Iterable[bytes]) -> None:
     for piece in _pieces(submission, chunks):
         if after is None:
             before, after = envelope_records(submission.envelope(time.time()), len(submission.arguments))
-            _write(fd, before)
-        _write(fd, lines.feed(piece))
-    _write(fd, lines.end() + record(b"X", b"") + (after or b"") + record(b"E", b""))
+            write_all(fd, before)
+        write_all(fd, lines.feed(piece))
+    write_all(fd, lines.end() + record(b"X", b"") + (after or b"") + record(b"E", b""))
 
 
 def _pieces(submission: Submission, chunks: Iterable[bytes]) -> Iterator[bytes]:
@@ -157,7 +179,8 @@ def _pieces(submission: Submission, chunks: Iterable[bytes]) -> Iterator[bytes]:
     yield submission.end()
 
 
-def _write(fd: int, data: bytes) -> None:
+def write_all(fd: int, data: bytes) -> None:
+    """write(2) until all is written."""
     while data:
         data = data[os.write(fd, data) :]
 

@@ -1,17 +1,25 @@
-"""mailq without the daemon: reads the queue directories itself, for those who may.
+"""The queue without the daemon: reads and changes the directories itself, for root and the owner of the queue.
 
-See also: mta/queue/store_listing.py
+Root becomes the owner of the queue first: files and directories made here are the daemon's, and no link in a
+directory that the owner writes to leads root astray.  Every change is made under the lock of its file, so a daemon
+that starts, or that is only frozen, is not disturbed.
+
+See also: mta/queue/store_admin.py, mta/queue/store_listing.py
 """
 
 import asyncio
-import json
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator, Sequence
 
 from mta.clock import Clock
 from mta.control import listing_json
 from mta.fsio import Fsio
+from mta.queue.api import Queue
 from mta.queue.store import SpoolStore, StoreSettings
+from mta.queue.store_admin import Administrator, Verb
 from sendmail_compat.config import Config
-from sendmail_compat.queue_tools import Row
 
 
 class _Silent:
@@ -22,17 +30,85 @@ class _Silent:
     def warning(self, service: str, text: str) -> None: ...
 
 
-def direct_rows(config: Config) -> list[Row]:
-    """Every message; raises OSError."""
+def become_owner(config: Config) -> bool:
+    """As root, take the rights of the queue's owner, for good; False when we may not change the queue."""
+    try:
+        found = os.stat(f"{config.queue}/incoming")
+    except OSError:
+        return False
+    if os.geteuid() == 0 and found.st_uid != 0:
+        os.setgroups([])
+        os.setresgid(found.st_gid, found.st_gid, found.st_gid)
+        os.setresuid(found.st_uid, found.st_uid, found.st_uid)
+    return os.geteuid() == found.st_uid
+
+
+def _settings(config: Config) -> StoreSettings:
     names = config.text("hash_queue_names").replace(",", " ").split()
-    settings = StoreSettings(config.queue, False, tuple(names), 1, 0, 0, 4000.0, False)  # only read
-    return asyncio.run(_collect(settings))
+    depth = config.text("hash_queue_depth")
+    long = config.text("enable_long_queue_ids").lower() == "yes"
+    return StoreSettings(config.queue, long, tuple(names), int(depth) if depth.isdigit() else 1, 0, 0, 4000.0, True)
 
 
-async def _collect(settings: StoreSettings) -> list[Row]:
+@contextlib.contextmanager
+def _store(config: Config, *, owner: bool) -> Iterator[SpoolStore]:
+    """owner: it may be recovered."""
     fsio = Fsio(aio=False)
     try:
-        store = SpoolStore(settings, fsio, Clock(), _Silent(), owner=False)
-        return [json.loads(listing_json(row)) async for row in store.listing()]
+        yield SpoolStore(_settings(config), fsio, Clock(), _Silent(), owner=owner)
     finally:
         fsio.close()
+
+
+def direct_lines(config: Config) -> list[str]:
+    """A JSON object for every message; raises OSError."""
+
+    async def collect() -> list[str]:
+        with _store(config, owner=False) as store:
+            return [listing_json(row) async for row in store.listing()]
+
+    return asyncio.run(collect())
+
+
+def direct_act(config: Config, verb: Verb, queue_ids: Sequence[str], queues: Sequence[Queue]) -> dict[str, str]:
+    """Id -> outcome; ["ALL"] stands for every message; raises OSError."""
+
+    async def act() -> dict[str, str]:
+        with _store(config, owner=False) as store:
+            administrator = Administrator(store.spool, store.fsio, Clock())
+            wanted = await administrator.everything(verb, queues) if list(queue_ids) == ["ALL"] else queue_ids
+            found = await administrator.act(verb, wanted, queues)
+            return {queue_id: str(outcome) for queue_id, outcome in found.items()}
+
+    return asyncio.run(act())
+
+
+def direct_wake(config: Config, queue_ids: Sequence[str] | None) -> int:
+    """Make deferred messages due when the daemon starts; how many; raises OSError."""
+
+    async def wake() -> int:
+        with _store(config, owner=False) as store:
+            return await store.wake(queue_ids)
+
+    return asyncio.run(wake())
+
+
+def repair(config: Config) -> bool:
+    """What the daemon does first when it starts; False when it runs, and has done it."""
+    fd = os.open(f"{config.queue}/pid/unix.qmgr", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        return False
+
+    async def recover() -> None:
+        with _store(config, owner=True) as store:
+            await store.recover()
+            store.close()
+
+    try:
+        asyncio.run(recover())
+    finally:
+        os.close(fd)
+    return True

@@ -3,6 +3,7 @@
 See also: mta/control.py (the other end), postqueue(1)
 """
 
+import itertools
 import json
 import os
 import socket
@@ -62,15 +63,29 @@ def connect(config: Config, name: str) -> socket.socket:
     return sock
 
 
-def rows(config: Config) -> Iterator[Row]:
-    """Every message in the queue; raises DownError before the first."""
+def lines(config: Config) -> Iterator[str]:
+    """A JSON object for every message in the queue; DownError, RefusedError."""
     sock = connect(config, "showq")
-    with sock, sock.makefile("r", encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            if not line.startswith("{"):  # "STATUS text": we may not look
-                status, _, text = line.strip().partition(" ")
-                raise RefusedError(int(status) if status.isdigit() else EX_UNAVAILABLE, text)
-            yield json.loads(line)
+    with sock, sock.makefile("r", encoding="utf-8", errors="replace") as answer:
+        try:
+            for line in answer:
+                if not line.startswith("{"):  # "STATUS text": we may not look
+                    status, _, text = line.strip().partition(" ")
+                    raise RefusedError(int(status) if status.isdigit() else EX_UNAVAILABLE, text)
+                yield line.rstrip("\n")
+        except OSError as error:
+            raise DownError(os.strerror(error.errno) if error.errno else "timeout") from None
+
+
+def rows(config: Config) -> Iterator[Row]:
+    """Every message in the queue; DownError, RefusedError."""
+    return map(parse_row, lines(config))
+
+
+def parse_row(line: str) -> Row:
+    """What a line of the showq socket says."""
+    row: Row = json.loads(line)
+    return row
 
 
 def show_queue(config: Config, found: Iterable[Row], write: Callable[[str], None]) -> None:
@@ -115,78 +130,116 @@ def format_row(row: Row, *, wide: bool) -> str:
     return "\n".join([*lines, ""])
 
 
-def mailq(config: Config) -> int:
-    """Print the queue; return the exit status."""
-    try:
-        show_queue(config, rows(config), _out)
-    except DownError as error:
-        return _mailq_down(config, str(error))
-    except RefusedError as error:
-        _say(f"fatal: {error}")
-        return error.status
-    return 0
+def list_text(config: Config) -> None:
+    """Print the queue in Postfix's layout; RefusedError, DownError with the whole text."""
+    show_queue(config, map(parse_row, available_lines(config)), _out)
+
+
+def list_json(config: Config, write: Callable[[str], object]) -> None:
+    """One JSON object per message, as `postqueue -j`."""
+    for line in available_lines(config):
+        write(f"{line}\n")
 
 
 def _out(text: str) -> None:
     sys.stdout.write(text)
 
 
-def _mailq_down(config: Config, why: str) -> int:
-    """Without the daemon only those who may read the directories can look."""
+def available_lines(config: Config) -> Iterable[str]:
+    """Messages from the daemon, or from the directories while it is down; RefusedError, DownError with the whole text.
+
+    Without the daemon only those who may read the directories can look; they hear first that mail waits.
+    """
+    try:
+        found = lines(config)
+        first = next(found, None)
+        return found if first is None else itertools.chain([first], found)
+    except DownError as error:
+        why = str(error)
     if not os.access(f"{config.queue}/incoming", os.R_OK):
-        _say(f"fatal: Queue report unavailable - mail system is down (Connect to the showq service: {why})")
-        return EX_UNAVAILABLE
-    _say(f"warning: Mail system is down -- accessing queue directly (Connect to the showq service: {why})")
-    from sendmail_compat.queue_direct import direct_rows
+        raise DownError(f"Queue report unavailable - mail system is down (Connect to the Postfix showq service: {why})")
+    waiting = in_maildrop(config.queue)
+    say(f"warning: Mail system is down -- accessing queue directly (Connect to the Postfix showq service: {why})")
+    if waiting:
+        say(f"warning: {waiting} message{'s' * (waiting != 1)} in maildrop wait for the mail system to be started")
+    from sendmail_compat.queue_direct import direct_lines
 
     try:
-        show_queue(config, direct_rows(config), _out)
+        return direct_lines(config)
     except OSError as error:
-        _say(f"fatal: Queue report unavailable: {os.strerror(error.errno or 0)}")
+        raise DownError(f"Queue report unavailable: {os.strerror(error.errno or 0)}") from None
+
+
+def in_maildrop(queue: str) -> int:
+    """How many messages wait in maildrop; 0 when we may not look."""
+    try:
+        with os.scandir(f"{queue}/maildrop") as entries:
+            return sum(1 for entry in entries if "." not in entry.name and entry.is_file(follow_symlinks=False))
+    except OSError:
+        return 0
+
+
+def mailq(config: Config) -> int:
+    """Print the queue; return the exit status."""
+    try:
+        list_text(config)
+    except DownError as error:
+        say(f"fatal: {error}")
         return EX_UNAVAILABLE
+    except RefusedError as error:
+        say(f"fatal: {error}")
+        return error.status
     return 0
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """On stderr, under the name of the program that Postfix's sendmail runs for this."""
     sys.stderr.write(f"postqueue: {text}\n")
 
 
-def flush(config: Config, selection: tuple[str, str, bool]) -> int:
-    """Run the queue, or a part of it: kind I, R, S or "" (all), argument, negated."""
+def flush(config: Config, selection: tuple[str, str, bool], transport: Callable[[str], str] | None = None) -> int:
+    """Run the queue, or a part of it: kind I, R, S, G or "" (all), argument, negated.
+
+    transport: of an address, for kind G.
+    """
     kind, argument, negated = selection
     try:
         if not kind:
-            return _request(config, "flush")
-        if kind == "I" and not negated:
-            return _request(config, f"id {argument}")
-        status = 0
-        for row in list(rows(config)):
-            if _selected(row, kind, argument) != negated:
-                status = max(status, _request(config, f"id {row['queue_id']}"))
-        return status
+            request(config, "flush")
+        elif kind == "I" and not negated and argument.isalnum() and request(config, f"id {argument}")[:2] != "0 ":
+            pass  # it was a whole id
+        else:
+            for row in list(rows(config)):
+                if selected(row, kind, argument, transport) != negated:
+                    request(config, f"id {row['queue_id']}")
     except DownError:
-        _say("fatal: Cannot flush mail queue - mail system is down")
+        say("fatal: Cannot flush mail queue - mail system is down")
         return EX_UNAVAILABLE
     except RefusedError as error:
-        _say(f"fatal: {error}")
+        say(f"fatal: {error}")
         return error.status
+    return 0
 
 
-def _selected(row: Row, kind: str, argument: str) -> bool:
-    """Substring match, as Sendmail's -qI, -qR and -qS."""
+def selected(row: Row, kind: str, argument: str, transport: Callable[[str], str] | None = None) -> bool:
+    """Substring match, as Sendmail's -qI, -qR and -qS; -qG compares the transport of each recipient."""
     wanted = argument.lower()
+    addresses = [r["address"].lower() for r in row["recipients"]]
     match kind:
         case "I":
             return wanted in row["queue_id"].lower()
         case "S":
             return wanted in row["sender"].lower()
         case "R":
-            return any(wanted in r["address"].lower() for r in row["recipients"])
+            return any(wanted in address for address in addresses)
+        case "G" if transport is not None:
+            return any(wanted == transport(address) for address in addresses)
         case _:
             return False
 
 
-def _request(config: Config, line: str) -> int:
+def request(config: Config, line: str) -> str:
+    """One request to the flush socket, and what it says, "3 messages"; DownError, RefusedError."""
     with connect(config, "flush") as sock:
         try:
             sock.sendall(f"{line}\n".encode("utf-8", "surrogateescape"))
@@ -197,5 +250,5 @@ def _request(config: Config, line: str) -> int:
     if not status.isdigit():
         raise DownError("no answer")
     if status != "0":
-        _say(f"fatal: {text}")
-    return int(status)
+        raise RefusedError(int(status), text)
+    return text

@@ -6,8 +6,10 @@ See also: sendmail_compat/fast.py, mta/submit_options.py
 """
 
 import contextlib
+import importlib
 import os
 import sys
+from collections.abc import Callable, Sequence
 
 from mta import __version__
 from mta.lookup.table import TableError
@@ -17,6 +19,7 @@ from mta.submit_options import Invocation, Mode, UsageError, parse_command
 from mta.submit_prepare import Caller, Submission
 from sendmail_compat import config as main_cf
 from sendmail_compat import fast
+from sendmail_compat.tool import ToolError
 
 EX_OK = 0
 EX_USAGE = 64
@@ -31,6 +34,9 @@ def run(argv: list[str], directory: str, stdin: fast.Input | None) -> int:
 
     stdin: what the fast path has read already, when the daemon could not take it.
     """
+    tool = _TOOLS.get(fast.program(argv))
+    if tool is not None:
+        return _run_tool(tool, argv)
     try:
         invocation = parse_command(argv, uid=os.getuid())
         if invocation.config_directory:
@@ -52,6 +58,38 @@ def run(argv: list[str], directory: str, stdin: fast.Input | None) -> int:
             sys.stderr.flush()
 
 
+def _run_tool(tool: tuple[str, int], argv: list[str]) -> int:
+    """One of the programs with options of their own: (module, exit status of its fatal errors)."""
+    module, status = tool
+    program = fast.program(argv)
+    try:
+        run_it: Callable[[Sequence[str]], int] = importlib.import_module(f"sendmail_compat.{module}").main
+        result = run_it([program, *argv[1:]])
+        sys.stdout.flush()
+        return result
+    except ToolError as error:
+        sys.stdout.flush()
+        _say(f"{program}: fatal: {error}")
+        return status
+    except BrokenPipeError:
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return EX_OK
+    except OSError as error:
+        what = f"{error.filename}: " if error.filename else "output write error: "
+        _say(f"{program}: fatal: {what}{os.strerror(error.errno or 0)}")
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return status
+
+
+_TOOLS = {  # name: module, exit status of fatal errors (Postfix's)
+    "postqueue": ("postqueue", 69), "postsuper": ("postsuper", 1), "postcat": ("postcat", 1), "qshape": ("qshape", 1),
+    "postdrop": ("postdrop", 1), "postlog": ("postlog", 1), "postkick": ("postkick", 1), "makemap": ("makemap", 70),
+    "rmail": ("rmail", 75), "rsmtp": ("rsmtp", 2),
+}  # fmt: skip
+
+
 def _say(*lines: str) -> None:
     for line in lines:
         fast.say(line)
@@ -71,7 +109,7 @@ def _dispatch(invocation: Invocation, argv: list[str], directory: str, stdin: fa
         _diagnose(directory)
     config = main_cf.read(directory)
     if mode is Mode.SUBMIT:
-        return _submit(invocation, argv, config, stdin)
+        return _submit(invocation, argv, config, stdin, asked=stdin is not None)
     _say(*invocation.warnings)
     match mode:
         case Mode.QUEUE:
@@ -106,7 +144,26 @@ def _caller() -> Caller:
     return Caller(uid, user.name, user.gecos, environment) if user else Caller(uid, environment=environment)
 
 
-def _submit(invocation: Invocation, argv: list[str], config: main_cf.Config, stdin: fast.Input | None) -> int:
+def configured(option: str) -> main_cf.Config:
+    """The configuration for programs that have no -C of their own; ToolError."""
+    try:
+        return main_cf.read(fast.config_directory(option))
+    except main_cf.ConfigError as error:
+        raise ToolError(str(error)) from None
+
+
+def submit(argv: list[str], config: main_cf.Config, stdin: fast.Input) -> int:
+    """Hand in what has been read, under a command line made here; return the exit status."""
+    try:
+        return _submit(parse_command(argv, uid=os.getuid()), argv, config, stdin, asked=False)
+    except UsageError as error:
+        _say(*error.lines)
+        return error.status
+
+
+def _submit(
+    invocation: Invocation, argv: list[str], config: main_cf.Config, stdin: fast.Input | None, *, asked: bool
+) -> int:
     """Submit with the daemon (unless it was asked before), else by maildrop."""
     try:
         submission = Submission(invocation, _caller())
@@ -121,6 +178,7 @@ def _submit(invocation: Invocation, argv: list[str], config: main_cf.Config, std
             return fast.EX_NOINPUT
         if stdin is None:
             return fast.too_big(argv)
+    if not asked:
         with contextlib.suppress(fast.Unavailable):
             return fast.Submitter(config.text("submit_socket"), argv, stdin, os.urandom(16)).submit()
     return _drop(invocation, submission, config, stdin)

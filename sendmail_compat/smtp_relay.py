@@ -17,9 +17,28 @@ CHUNK = 65536
 EX_TEMPFAIL = 75
 
 
+class BusyError(Exception):
+    """There is no dialogue.  str(): why, "" when the daemon has said it.  status: exit status."""
+
+    def __init__(self, text: str, status: int = EX_TEMPFAIL) -> None:
+        super().__init__(text)
+        self.status = status
+
+
 def relay(path: str, argv: list[str]) -> int:
     """Run the dialogue on the submit socket; return the exit status."""
-    program = fast.program(argv)
+    try:
+        sock = open_dialogue(path, argv)
+    except BusyError as busy:
+        if str(busy):
+            sys.stderr.write(f"{fast.program(argv)}: {busy}\n")
+        return busy.status
+    with sock:
+        return _copy(sock)
+
+
+def open_dialogue(path: str, argv: list[str]) -> socket.socket:
+    """A socket on which the daemon speaks SMTP; BusyError."""
     sock = socket.socket(socket.AF_UNIX)
     try:
         sock.settimeout(fast.FIRST_ANSWER)
@@ -30,16 +49,15 @@ def relay(path: str, argv: list[str]) -> int:
             fast.write_all(2 if kind == b"W" else 1, data)
             kind, data = _frame(sock)
     except (OSError, ValueError):
-        sys.stderr.write(f"{program}: fatal: mail system is down; stand-alone mode needs it\n")
-        return EX_TEMPFAIL
+        sock.close()
+        raise BusyError("fatal: mail system is down; stand-alone mode needs it") from None
+    if kind == b"G":
+        sock.settimeout(None)
+        return sock
+    sock.close()
     if kind == b"R" and data:
-        return data[0]
-    if kind != b"G":
-        sys.stderr.write(f"{program}: fatal: mail system is busy, try again later\n")
-        return EX_TEMPFAIL
-    sock.settimeout(None)
-    with sock:
-        return _copy(sock)
+        raise BusyError("", data[0])
+    raise BusyError("fatal: mail system is busy, try again later")
 
 
 def _frame(sock: socket.socket) -> tuple[bytes, bytes]:

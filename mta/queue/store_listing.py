@@ -19,6 +19,7 @@ from mta.queue.store_spool import FORCE_EXPIRE, Spool, is_ready
 SLICE = 500  # directory entries per visit to the worker
 ORDER = (Queue.MAILDROP, Queue.ACTIVE, Queue.INCOMING, Queue.DEFERRED, Queue.HOLD)
 REASONS_LIMIT = 4 << 20  # bytes of defer/ID
+DROPPED = 0o040  # in the mode of what an injector left in maildrop, 0750: there +0010 means nothing
 
 
 def files(fsio: Fsio, directory: str) -> Iterator[os.DirEntry[str]]:
@@ -117,7 +118,7 @@ class Lister:
         first = [a for a in reasons if a in todo]
         return Listing(
             queue, entry.name, file.envelope.arrival or at.st_mtime, file.size or at.st_size,
-            bool(at.st_mode & FORCE_EXPIRE) and queue is not Queue.MAILDROP, file.envelope.sender,
+            at.st_mode & (FORCE_EXPIRE | DROPPED) == FORCE_EXPIRE, file.envelope.sender,
             (*first, *(a for a in todo if a not in reasons)), {a: reasons[a] for a in first},
         )  # fmt: skip
 

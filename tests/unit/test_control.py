@@ -148,8 +148,8 @@ async def test_who_is_not_authorized_is_told_so(sockets: Sockets, monkeypatch: p
     await sockets.spool.accept("b@dst.test")
     monkeypatch.setattr(control, "peer_uid", lambda writer: 4_000_000)
     shown, flushed = b"view the mail queue\n", b"flush the mail queue\n"
-    assert await sockets.ask("showq") == b"69 User unknown(4000000) is not allowed to " + shown
-    assert await sockets.ask("flush", b"flush\n") == b"69 User unknown(4000000) is not allowed to " + flushed
+    assert await sockets.ask("showq") == b"77 User unknown(4000000) is not allowed to " + shown
+    assert await sockets.ask("flush", b"flush\n") == b"77 User unknown(4000000) is not allowed to " + flushed
     assert sockets.flushed == []
     sockets.users.failing = True
     assert await sockets.ask("flush", b"flush\n") == b"75 Temporary lookup failure\n"

@@ -1,0 +1,108 @@
+"""postdrop(1): a message in queue file records on stdin, into maildrop.  For programs that were made for a Postfix.
+
+Takes what Postfix's takes: envelope F S A R V, M, content N L, X, extracted A R, E; the arrival time is ours.
+Answers in Postfix's attribute protocol on stdout.  Errors are exit 1, nothing is kept.
+
+See also: sendmail_compat/maildrop.py, pickup(8)
+"""
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+
+from mta.lookup.table import TableError
+from sendmail_compat import maildrop
+from sendmail_compat.access import denied
+from sendmail_compat.config import Config
+from sendmail_compat.tool import ToolError, configuration, options, say
+
+USAGE = "postdrop [-c config_dir] [-v]"
+MAX_RECORD = 1 << 20
+_NEXT = {"envelope": b"MFSRVA", "content": b"XLN", "extracted": b"EAR"}
+_ATTRIBUTES = frozenset((
+    b"rewrite_context", b"encoding", b"envelope_id", b"ret_flags", b"notify_flags", b"dsn_orig_rcpt", b"trace_flags",
+))  # fmt: skip
+
+
+class _NothingError(Exception):
+    """stdin ended without an E record: the caller has changed its mind."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run it; return the exit status."""
+    found, _ = options(argv, "c:rv", USAGE)
+    config = configuration(found)
+    try:
+        if name := denied(config, "authorized_submit_users"):
+            raise ToolError(f"User {name}({os.getuid()}) is not allowed to submit mail")
+    except TableError:
+        raise ToolError("cannot look up who may submit mail") from None
+    name = maildrop.new_name()
+    _answer(protocol="postdrop_protocol", queue_id=name)
+    try:
+        maildrop.store(config.queue, name, _Copy(config).fill)
+    except _NothingError:
+        return 0
+    except maildrop.MaildropError as error:
+        raise ToolError(f"uid={os.getuid()}: {error}") from None
+    _answer(status="0", reason="")
+    return 0
+
+
+def _answer(**attributes: str) -> None:
+    data = "".join(f"{name}\0{value}\0" for name, value in attributes.items()) + "\0"
+    sys.stdout.buffer.write(data.encode())
+    sys.stdout.buffer.flush()
+
+
+class _Copy:
+    """Reads records from stdin, checks them, writes them."""
+
+    def __init__(self, config: Config) -> None:
+        self._limit = config.size_limit
+        self._recipients = 0
+        self._size = 0
+
+    def fill(self, fd: int) -> None:
+        """See maildrop.store."""
+        sec, usec = divmod(time.time_ns() // 1000, 1_000_000)
+        maildrop.write_all(fd, maildrop.record(b"T", b"%d %d" % (sec, usec)))
+        place = "envelope"
+        while True:
+            kind, data = _record()
+            if kind not in _NEXT[place]:
+                raise ToolError(f"uid={os.getuid()}: unexpected record type: {kind[0]}")
+            if kind == b"E":
+                break
+            place = {b"M": "content", b"X": "extracted"}.get(kind, place)
+            self._recipients += kind == b"R"
+            self._size += len(data) + 2
+            if self._limit and self._size > 2 * self._limit:
+                raise ToolError(f"uid={os.getuid()}: File too large")
+            if kind == b"A" and data.partition(b"=")[0] not in _ATTRIBUTES:
+                say("postdrop", f"warning: uid={os.getuid()}: ignoring attribute record: {data.decode('utf-8', '?')}")
+                continue
+            maildrop.write_all(fd, maildrop.record(kind, data))
+        if not self._recipients:
+            raise ToolError(f"uid={os.getuid()}: no recipients specified")
+        maildrop.write_all(fd, maildrop.record(b"E", b""))
+
+
+def _record() -> tuple[bytes, bytes]:
+    """The next record of stdin."""
+    stdin = sys.stdin.buffer
+    kind = stdin.read(1)
+    if not kind:
+        raise _NothingError
+    size = shift = 0
+    while byte := stdin.read(1):
+        size |= (byte[0] & 127) << shift
+        shift += 7
+        if byte[0] < 128 or shift > 28:
+            break
+    data = stdin.read(size) if size <= MAX_RECORD else b""
+    if not byte or len(data) != size:
+        say("postdrop", f"warning: stdin: unexpected EOF in data, record type {kind[0]} length {size}")
+        raise ToolError(f"uid={os.getuid()}: malformed input")
+    return kind, data
