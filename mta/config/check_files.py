@@ -32,8 +32,12 @@ def _tables(config: Config) -> Iterator[Problem]:
             continue
         for word in config.words(param.name):
             table = _FILE_TABLE.fullmatch(word)
-            if table and not os.path.exists(table[1]) and param.name != "alias_database":
+            if table and not _exists(word, table[1]) and param.name != "alias_database":
                 yield _missing(config, param.name, table[1])
+
+
+def _exists(word: str, path: str) -> bool:
+    return os.path.exists(path) or ("cdb:" in word and os.path.exists(f"{path}.cdb"))
 
 
 def _tls_files(config: Config) -> Iterator[Problem]:

@@ -7,6 +7,7 @@ so that mail waits for the administrator.  `problems()` says beforehand what is 
 import re
 from collections.abc import Iterable
 
+from mta.lookup.cdb_table import CdbTable
 from mta.lookup.cidr import cidr_table
 from mta.lookup.context import LookupContext
 from mta.lookup.regexp import regexp_table
@@ -88,6 +89,8 @@ def _open(spec: str, context: LookupContext, *, aliases: bool) -> Table:
                 parts = braced(name.strip()[1:-1])
                 tables = tuple(open_table(part, context, aliases=aliases) for part in parts)
                 return UnionTable(full, tables) if kind == "unionmap" else PipeTable(full, tables)
+            case "cdb":
+                return CdbTable(full, name, context, aliases=aliases)
             case _ if kind in TYPES:
                 return TextTable(full, name, context, aliases=aliases)
     except ValueError as error:

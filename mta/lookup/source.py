@@ -102,5 +102,5 @@ def _describe(error: BaseException, path: str) -> str:
         return str(error) or type(error).__name__
     text = f"open {path}: {os.strerror(error.errno)}"
     if isinstance(error, FileNotFoundError):
-        text += "; the text file is read, a .db, .cdb or .lmdb beside it is not"
+        text += "; the text file is read, a .db or .lmdb beside it is not"
     return text

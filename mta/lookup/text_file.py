@@ -1,7 +1,7 @@
-"""hash, btree, dbm, cdb, lmdb, sdbm and texthash: all read the text file that postmap(1) would compile.
+"""hash, btree, dbm, lmdb, sdbm and texthash: all read the text file that postmap(1) would compile.
 
 So `hash:/etc/aliases` works without Berkeley DB and without running postmap or newaliases; a change is seen
-within seconds.  Keys are folded to lower case, as postmap does by default.
+within seconds.  Keys are folded to lower case, as postmap does by default.  cdb without a .cdb file is such a one too.
 """
 
 from mta.lookup.context import LookupContext
