@@ -165,7 +165,7 @@ def _words(report: Report) -> Iterator[str]:
             yield ""
             yield f"For more than {_span(report.warned_after)} your message could not be delivered to the"
             yield f"recipients below. It will be tried again until it is {_span(report.retried_for)} old."
-        case Kind.SUCCESS:
+        case _:
             yield "Your message was delivered to the recipients below, or handed on as"
             yield "far as this system can tell. Where it was handed on, other systems"
             yield "may still send you a report of their own."

@@ -67,7 +67,7 @@ class QueueFile:
 
 
 def records(read_at: ReadAt, offset: int, buffer: bytes = b"", base: int = 0) -> Iterator[tuple[int, bytes, int]]:
-    """Yield (type, data, offset) from a position on, following pointers; DamagedError when the file ends.
+    """Yield (type, data, offset) from a position on, following pointers, without end; DamagedError when the file ends.
 
     buffer: bytes already read, from position `base` of the file.
     """
@@ -150,7 +150,9 @@ class _Decoder:
     def run(self) -> QueueFile:
         file, seen_sender = self.file, False
         attributes = file.envelope.attributes
-        for kind, data, offset in records(self._read_at, 0, self._buffer):
+        stream = records(self._read_at, 0, self._buffer)
+        kind, data, offset = next(stream)
+        while kind != _M:
             self._count()
             if kind == _A:
                 name, _, value = data.decode("utf-8", "surrogateescape").partition("=")
@@ -164,11 +166,10 @@ class _Decoder:
                 self._recipient(kind, data, offset)
             elif kind == _S:
                 file.envelope.sender, seen_sender = _text(data), True
-            elif kind == _M:
-                file.content_offset = offset + 2
-                break
             else:
                 self._other(kind, data, offset)
+            kind, data, offset = next(stream)
+        file.content_offset = offset + 2
         if not seen_sender:
             raise DamagedError("no sender")
         extracted = file.content_offset + file.size if file.size else self._skip_content()
@@ -238,12 +239,13 @@ class _Decoder:
                     envelope.attributes[name] = value
 
     def _skip_content(self) -> int:
-        for kind, _, offset in records(self._read_at, self.file.content_offset, self._buffer):
-            if kind == _X:
-                return offset
-            if kind not in (_N, _L, _PAD):
-                break
-        raise DamagedError("content without end")
+        stream = records(self._read_at, self.file.content_offset, self._buffer)
+        kind, _, offset = next(stream)
+        while kind in (_N, _L, _PAD):
+            kind, _, offset = next(stream)
+        if kind != _X:
+            raise DamagedError("content without end")
+        return offset
 
     def _extracted(self, offset: int) -> None:
         buffer = self._buffer

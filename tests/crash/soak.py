@@ -149,7 +149,7 @@ class Soak:
     def run(self, seconds: float, interval: float, faults: Sequence[str], every: float, out: Path) -> list[str]:
         """Do it; return what was wrong."""
         rng = random.Random(len(faults))
-        with (out / "soak.csv").open("w", newline="") as file:
+        with (out / "soak.csv").open("w", buffering=1, newline="") as file:
             table = csv.writer(file)
             table.writerow(f.name for f in fields(Sample))
             self.system.start()
@@ -165,7 +165,6 @@ class Soak:
                 if faults:
                     jobs.append(_Job(every, lambda: self._fault(rng.choice(faults))))
                 self._serve(jobs, seconds)
-                file.flush()
             finally:
                 self._stop.set()
                 for sender in self._senders:

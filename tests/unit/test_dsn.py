@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mta.bounce.dsn import TEXT_LIMIT, Kind, Report, ReportRecipient, closing, opening
+from mta.bounce.dsn import ADDRESS_LIMIT, TEXT_LIMIT, Kind, Report, ReportRecipient, _line, closing, opening
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "dsn"
 BOUNDARY = "4F1C31B6611.00112233445566778899aabbccddeeff"
@@ -194,3 +194,25 @@ def check_hostile(text: str, address: str) -> None:
         }
         diagnostic = blocks[1]["Diagnostic-Code"]
         assert diagnostic.isascii() and len("".join(diagnostic.split())) <= TEXT_LIMIT + len("X-aiomta;")
+
+
+@pytest.mark.parametrize(("seconds", "text"), [
+    (30, "30 seconds"), (60, "1 minute"), (5400, "2 hours"), (86400, "1 day"), (432000, "5 days"),
+])  # fmt: skip
+def test_a_delay_is_told_in_the_largest_unit(seconds: float, text: str) -> None:
+    assert f"For more than {text} your message".encode() in opening(replace(DELAYED, warned_after=seconds))
+
+
+def test_an_address_without_end_is_cut_so_that_its_line_can_be_sent() -> None:
+    long = "x" * 5000 + "@rej.test"
+    raw = opening(replace(REPORT, recipients=(replace(UNKNOWN, address=long, original=""),)))
+    (field,) = [line for line in raw.split(b"\n") if line.startswith(b"Final-Recipient: ")]
+    assert field == b"Final-Recipient: rfc822; " + b"x" * ADDRESS_LIMIT
+    assert max(map(len, raw.split(b"\n"))) <= 998
+
+
+@pytest.mark.parametrize("text", ["a\nb", "a\rb", "a\0", "a\x7f", "a\tb"])
+def test_the_last_function_before_the_file_writes_one_line_or_none(text: str) -> None:
+    with pytest.raises(ValueError, match="control character"):
+        _line(text)
+    assert _line("\tb") == b"\tb\n"

@@ -1,12 +1,16 @@
 """From maildrop to the queue: what is taken, what is left, and what nobody may smuggle in."""
 
+import asyncio
 import errno
 import os
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
+from mta import pickup as pickup_module
+from mta.pickup import Pickup, PickupSettings
 from sendmail_compat.maildrop import LineRecords, record
 from tests.sendmail.world import World
 
@@ -124,3 +128,104 @@ async def test_an_envelope_that_would_fill_the_memory_is_not_read(world: World) 
     assert path.exists()
     assert await world.queued() == []
     assert any("too many envelope records" in line for line in world.log)
+
+
+async def test_it_scans_at_once_when_poked_and_every_minute(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    arrived: asyncio.Queue[str] = asyncio.Queue()
+    world.store.arrived = arrived.put_nowait
+    drop(world, message(), "A1")
+    task = asyncio.ensure_future(world.pickup.run())
+    try:
+        async with asyncio.timeout(20):
+            await arrived.get()
+            drop(world, message(), "A2")
+            await asyncio.sleep(0.05)
+            assert arrived.empty(), "a minute has not passed"
+            world.pickup.poke()
+            await arrived.get()
+            monkeypatch.setattr(pickup_module, "SCAN_INTERVAL", 0.01)
+            world.pickup.poke()  # the wait that is under way still lasts a minute
+            for name in ("A3", "A4"):
+                drop(world, message(), name)
+                await arrived.get()
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    assert len(await world.queued()) == 4
+
+
+async def test_a_maildrop_that_cannot_be_read_is_a_line_in_the_log_and_no_end(world: World) -> None:
+    folder = world.queue / "maildrop"
+    folder.rename(world.queue / "elsewhere")
+    assert await world.pickup.scan() == 0
+    world.maillog.flush()
+    assert any("maildrop: [Errno 2]" in line for line in world.log)
+    (world.queue / "elsewhere").rename(folder)
+    drop(world, message())
+    assert await world.pickup.scan() == 1
+
+
+async def test_a_message_over_the_limit_is_refused_once_and_stays_with_its_owner() -> None:
+    async with World(message_size_limit=2000) as world:
+        path = drop(world, message(text=b"Subject: s\n\n" + b"a line of text\n" * 1000))
+        assert [await world.pickup.scan(), await world.pickup.scan()] == [0, 0]
+        assert path.exists()
+        assert await world.queued() == []
+        world.maillog.flush()
+        (line,) = [line for line in world.log if "maildrop/A1" in line]
+        assert "552 5.3.4" in line
+
+
+async def test_a_bug_costs_one_file_and_not_the_service(world: World) -> None:
+    path = drop(world, message(), "A1")
+
+    def bug(operation: str, _: str | int) -> None:
+        if operation == "open_excl":
+            world.fsio.hook = None
+            raise LookupError("a bug")
+
+    world.fsio.hook = bug
+    drop(world, message(), "A2")
+    assert await world.pickup.scan() == 1
+    assert sum(p.exists() for p in (path, path.with_name("A2"))) == 1
+    world.maillog.flush()
+    assert any("internal error: LookupError: a bug" in line for line in world.log)
+
+
+async def test_a_file_that_its_owner_cuts_off_meanwhile_leaves_nothing_in_the_queue(world: World) -> None:
+    path = drop(world, message(text=b"Subject: s\n\n" + b"a line of text\n" * 10_000))
+
+    def owner(operation: str, _: str | int) -> None:
+        if operation == "open_excl":  # its recipients are known, its text is to be copied
+            os.truncate(path, 40_000)
+
+    world.fsio.hook = owner
+    assert await world.pickup.scan() == 0
+    assert list((world.queue / "incoming").iterdir()) == []
+    world.maillog.flush()
+    assert any("not a message: " in line for line in world.log)
+
+
+async def test_a_file_of_mail_owner_is_a_requeued_message_and_keeps_its_envelope(world: World) -> None:
+    given = message(record(b"A", b"log_client_address=192.0.2.9"), record(b"A", b"rewrite_context=remote"))
+    for owner, kept in ((os.getuid(), True), (os.getuid() + 1, False)):
+        drop(world, given)
+        pickup = Pickup(PickupSettings(50), world.store, world.cleanup, owner, world.maillog, world.clock)
+        assert await pickup.scan() == 1
+        found = (await world.queued())[-1]
+        assert ("log_client_address" in found.envelope.attributes) is kept
+        if kept:
+            assert found.envelope.arrival == 1_800_000_000
+        else:
+            assert found.envelope.arrival <= time.time()
+
+
+@pytest.mark.parametrize(("hops", "pad", "returned"), [(49, 0, False), (50, 0, True), (50, 1000, True)])
+async def test_hops_are_counted_to_the_end_of_the_header(hops: int, pad: int, returned: bool, world: World) -> None:
+    """Also when the header is longer than one piece, or all there is."""
+    text = b"X-Pad: 0123456789012345678901234567890123456789\n" * pad + b"Received: x\n" * hops
+    for i, end in enumerate((b"\nbody\n", b"")):
+        drop(world, message(text=text + end), f"A{i}")
+    assert await world.pickup.scan() == 2
+    for found in await world.queued():
+        assert ("content_filter" in found.envelope.attributes) is returned

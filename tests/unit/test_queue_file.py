@@ -283,3 +283,54 @@ def test_an_end_with_data_is_damage() -> None:
     raw = encoded(simple(), b"hello\n")
     with pytest.raises(DamagedError, match="end with data"):
         decoded(raw.replace(b"X\0A", b"X\0E", 1))
+
+
+def test_lines_without_a_last_newline_are_the_same_records() -> None:
+    assert encode_lines(b"one\ntwo") == encode_lines(b"one\ntwo\n") == b"N\x03oneN\x03two"
+
+
+def test_eight_bit_content_is_known_as_such_again() -> None:
+    for given_8bit in (False, True):
+        head = encode_head(simple())
+        size = encode_size(head, 0, blocks=False)
+        tail = encode_tail(head, size, uid="ab" * 16, content_crc=0, content_8bit=given_8bit)
+        assert decoded(size + head.data[SIZE_RECORD:] + tail).content_8bit is given_8bit
+
+
+def test_a_pointer_of_zero_is_room_and_one_beyond_what_was_read_is_followed() -> None:
+    """As cleanup(8) edits: a recipient appended far behind, from where another pointer leads back."""
+    room = record(b"p", b"%15d" % 0)
+    start = b"T\x011S\x01a" + room
+    after = start + record(b"p", b"%15d" % 40_000)
+    rest = b"R\x01bM\x00N\x01xX\x00E\x00"
+    raw = (after + rest).ljust(40_000, b"w") + b"O\x01dR\x01c" + record(b"p", b"%15d" % len(after))
+    file = decoded(raw)
+    assert [(r.address, r.original, r.offset) for r in file.envelope.recipients] == [
+        ("c", "d", 40_003), ("b", "", len(after)),
+    ]  # fmt: skip
+    assert text_of(raw, file) == b"x\n"
+
+
+def test_the_first_time_counts_and_the_id_that_a_postfix_gave_is_not_kept() -> None:
+    file = decoded(b"T\x011T\x012A\x0dlog_ident=4F3S\x01aR\x01bM\x00X\x00E\x00")
+    assert file.envelope.arrival == 1.0
+    assert file.envelope.attributes == {}
+
+
+def test_an_envelope_from_strangers_has_a_limit_of_records() -> None:
+    raw = b"T\x011S\x00" + b"R\x01b" * 10 + b"M\x00X\x00E\x00"
+    assert len(decode(lambda offset, size: raw[offset : offset + size], limit=14).envelope.recipients) == 10
+    with pytest.raises(DamagedError, match="too many"):
+        decode(lambda offset, size: raw[offset : offset + size], limit=13)
+
+
+def test_a_last_piece_without_its_line_end_gets_one_and_pointers_are_followed_in_content() -> None:
+    """postdrop's way with a last line that has no newline; cleanup's with a body that was replaced."""
+    first = b"N\x03one" + record(b"p", b"%15d" % 0) + b"w\x02  "
+    raw = first + record(b"p", b"%15d" % 60)
+    raw = raw.ljust(60, b"?") + b"L\x03two" + b"X\x00"
+    for step in (17, 18, 19, 30, 1000):
+        reader, out = ContentReader(0), b""
+        while not reader.done:
+            out += reader.feed(raw[reader.offset : reader.offset + step])
+        assert out == b"one\ntwo\n"
