@@ -16,6 +16,7 @@ from mta.lookup.table import TableError
 from mta.lookup.unix import UserLookup
 from mta.master_listen import tcp_services
 from mta.master_owner import OwnerProblemError, acting_as, find_owner, problem_at
+from mta.queue.store_spool import DIRECTORIES
 from mta.smtpd.restrictions import unknown_restrictions
 from mta.tls import TlsClientSettings, TlsError, TlsServerSettings, client_tls, server_context
 
@@ -23,7 +24,6 @@ RESTRICTIONS = tuple(
     f"smtpd_{stage}_restrictions"
     for stage in ("client", "helo", "sender", "relay", "recipient", "data", "end_of_data", "etrn")
 )
-PRIVATE = ("incoming", "active", "deferred", "hold", "corrupt", "defer", "bounce", "trace", "pid", "private")
 
 
 def check_services(config: Config) -> list[Problem]:
@@ -94,19 +94,19 @@ def _problems(config: Config) -> Iterator[Problem]:
     if top.st_mode & 0o022:
         yield _fatal(*where, f"{spool} is writable by others; chmod 755 {spool}")
     owner = top.st_uid
-    for name in PRIVATE:
+    for name, mode in DIRECTORIES.items():
         path = os.path.join(spool, name)
         info = _stat(path)
         if info is None:
             continue
         if info.st_uid != owner:
             yield _fatal(*where, f"{path} is owned by uid {info.st_uid}, not {owner}; chown it")
-        if info.st_mode & 0o077:
-            yield _warning(*where, f"{path} has mode {stat.S_IMODE(info.st_mode):o}; chmod 700 {path}")
+        if info.st_mode & 0o077 & ~mode:
+            yield _warning(*where, f"{path} has mode {stat.S_IMODE(info.st_mode):o}; chmod {mode:o} {path}")
     maildrop = _stat(os.path.join(spool, "maildrop"))
     if maildrop is not None and stat.S_IMODE(maildrop.st_mode) != 0o3733:
-        mode = stat.S_IMODE(maildrop.st_mode)
-        yield _fatal(*where, f"{spool}/maildrop has mode {mode:o}, not 3733: mail of others could be read or lost")
+        found = stat.S_IMODE(maildrop.st_mode)
+        yield _fatal(*where, f"{spool}/maildrop has mode {found:o}, not 3733: mail of others could be read or lost")
     data = config.text("data_directory")
     info = _stat(data)
     if info is not None and info.st_mode & 0o022:
