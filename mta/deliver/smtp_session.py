@@ -69,7 +69,7 @@ def words(heard: PeerReply) -> str:
 
 
 class LineFolder:
-    """Breaks lines over `limit` octets by CR LF and a blank, as Postfix does; text comes with CR LF lines."""
+    """Breaks lines over `limit` octets by LF and a blank, as Postfix does; text comes with LF lines."""
 
     __slots__ = ("_column", "_limit")
 
@@ -85,14 +85,12 @@ class LineFolder:
         start, room, size = 0, max(0, limit - self._column), len(text)
         pieces: list[bytes] = []
         while size - start > room:
-            end = text.rfind(b"\n", start, start + room + 2)
+            end = text.rfind(b"\n", start, start + room + 1)
             if end >= 0:
                 pieces.append(text[start : end + 1])
                 start, room = end + 1, limit
-            elif text[start + room : start + room + 2] == b"\r":
-                break  # its LF comes with the next piece
             else:
-                pieces.append(text[start : start + room] + b"\r\n ")
+                pieces.append(text[start : start + room] + b"\n ")
                 start, room = start + room, limit - 1
         rest = text[start:]
         newline = rest.rfind(b"\n")
@@ -231,7 +229,7 @@ class Session(asyncio.Protocol):
         ahead: list[bytes] = []
         size = 0
         streaming = False
-        chunks = content(b"\r\n")
+        chunks = content(b"\n")
         try:
             async for chunk in chunks:
                 if not self._busy or self._failure is not None:

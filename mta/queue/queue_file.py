@@ -6,7 +6,7 @@ A record is a type byte, a length (7 bits per byte, low group first, bit 7 = mor
     (L* N)*                        content: text lines without their LF, pieces of a long line first
     X A* E                         extracted segment: our own attributes, which Postfix ignores
 
-Content up to PLAIN_LIMIT is written as Postfix writes it.  Larger content is one "line" of L blocks with the LFs
+Content up to PLAIN_LIMIT is written as Postfix writes it.  What is larger ends in one "line" of L blocks with the LFs
 inside, and field 4 of the C record carries FLAG_BLOCKS: a Postfix queue manager refuses an unknown flag,
 instead of sending bare LFs.
 

@@ -1,7 +1,8 @@
 """A message being written, up to its commit point.
 
 incoming/USEC.PID is created with mode 0600 and locked; its inode gives the queue id.  Small content stays in
-memory until commit and is written at once; large content goes to the file in blocks as it comes.
+memory until commit and is written at once; more than a block goes to the file as it comes, line by line at first,
+and in blocks once it is more than PLAIN_LIMIT.
 
 commit: rest of the content, checksums, end -> mode 0700 -> renamed to the id -> group flush of file and directory
 == COMMIT POINT == -> unlocked.  A child (a commit with a parent) stays locked, which is what "born held" means:
@@ -49,6 +50,7 @@ class SpoolDraft:
         self._head: queue_file.Head | None = None
         self._chunks: list[bytes] = []
         self._buffered = 0
+        self._spilled = False  # a part of the content is in the file
         self._blocks = False
         self._stored = 0  # bytes of the content section in the file
         self._crc = 0
@@ -65,33 +67,45 @@ class SpoolDraft:
         self._head = queue_file.encode_head(envelope)
 
     def write(self, content: bytes) -> None:
-        """See Draft.  Holds at most PLAIN_LIMIT bytes plus what is passed at once."""
+        """See Draft.  Holds at most a BLOCK, or the last line of less than PLAIN_LIMIT, plus what is passed at once."""
         self.size += len(content)
         self._chunks.append(content)
         self._buffered += len(content)
-        if self._buffered > queue_file.PLAIN_LIMIT or (self._blocks and self._buffered > queue_file.BLOCK):
+        if self._buffered > queue_file.BLOCK:
             self._spill()
 
     def _spill(self) -> None:
-        """Write all full blocks; at least one byte stays for the record that ends the content."""
+        """Write lines, or past PLAIN_LIMIT blocks; at least one byte stays for the record that ends the content."""
         content = self._take()
         if self._error is not None:
             return
         try:
-            if not self._blocks:
-                self._blocks = True
+            if not self._spilled:
+                self._spilled = True
                 self._fsio.write(self._fd, self._encoded_head().data)
-            view, at, size = content, 0, queue_file.BLOCK
-            while len(view) - at > size:
-                block = queue_file.encode_block(view[at : at + size])
-                self._fsio.write(self._fd, block)
-                self._stored += len(block)
-                at += size
+            self._blocks = self._blocks or self.size > queue_file.PLAIN_LIMIT
+            written = self._write_blocks(content) if self._blocks else self._write_lines(content)
         except OSError as error:
             self._error = error
             return
-        self._checksum(content[:at])
-        self._chunks, self._buffered = [content[at:]], len(content) - at
+        self._checksum(content[:written])
+        self._chunks, self._buffered = [content[written:]], len(content) - written
+
+    def _write_lines(self, content: bytes) -> int:
+        end = content.rfind(b"\n", 0, len(content) - 1) + 1
+        lines = queue_file.encode_lines(content[:end])
+        self._fsio.write(self._fd, lines)
+        self._stored += len(lines)
+        return end
+
+    def _write_blocks(self, content: bytes) -> int:
+        at, size = 0, queue_file.BLOCK
+        while len(content) - at > size:
+            block = queue_file.encode_block(content[at : at + size])
+            self._fsio.write(self._fd, block)
+            self._stored += len(block)
+            at += size
+        return at
 
     def _take(self) -> bytes:
         content = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
@@ -138,13 +152,14 @@ class SpoolDraft:
         if content and content[-1] != 10:
             content += b"\n"
         self._checksum(content)
+        self._blocks = self._blocks or self.size > queue_file.PLAIN_LIMIT
         lines = queue_file.encode_last_block(content) if self._blocks else queue_file.encode_lines(content)
         size = queue_file.encode_size(head, self._stored + len(lines), blocks=self._blocks)
         tail = queue_file.encode_tail(
             head, size, uid=self.uid, content_crc=self._crc, content_8bit=self._8bit, parent=parent,
             attributes=attributes,
         )  # fmt: skip
-        if self._blocks:
+        if self._spilled:
             self._fsio.write(self._fd, lines + tail)
             self._fsio.pwrite(self._fd, size, 0)
         else:

@@ -5,7 +5,8 @@ smuggling, CVE-2023-51764).  A stray LF becomes a line end and a stray CR a blan
 so nothing that we send on can be read in two ways.
 
 Both classes give the same bytes however the input is cut, and look at bytes only with find, count and replace:
-no loop over lines.
+no loop over lines.  Single octets are counted by replacing them with nothing: bytes.count() of one octet takes ten
+times as long.
 
 See also: RFC 5321 s2.3.8, s4.5.2; postconf(5) smtpd_forbid_bare_newline
 """
@@ -71,12 +72,12 @@ class DataReceiver:
         return 0
 
     def _normalise(self, data: bytes, before: bytes) -> bytes:
-        out = data.replace(b"\r\n", b"\n")
-        lines = len(data) - len(out)
-        if b"\r" in out:
-            self.bare_cr += out.count(b"\r")
-            out = out.replace(b"\r", b" ")
-        line_ends = out.count(b"\n")
+        out = data.replace(b"\r", b"")
+        returns, lines = len(data) - len(out), data.count(b"\r\n")
+        if returns != lines:
+            self.bare_cr += returns - lines
+            out = data.replace(b"\r\n", b"\n").replace(b"\r", b" ")
+        line_ends = len(out) - len(out.replace(b"\n", b""))
         self.bare_lf += line_ends - lines
         if before and out.startswith(b"."):
             out = out[1:]
@@ -91,7 +92,7 @@ class DataReceiver:
 class DotStuffer:
     """Message text -> wire bytes for DATA: CR LF lines, leading dots doubled.
 
-    Text normally comes with CR LF lines; LF lines are taken too.  A stray CR becomes a blank: this is the last
+    Text normally comes with LF lines; CR LF lines are taken too.  A stray CR becomes a blank: this is the last
     door before the peer, and messages adopted from elsewhere did not pass our DataReceiver.
     """
 
@@ -111,13 +112,13 @@ class DotStuffer:
             text = text[:-1]
         if not text:
             return b""
-        crlf = text.count(b"\r\n")
-        if text.count(b"\r") != crlf or text.count(b"\n") != crlf:
-            text = text.replace(b"\r\n", b"\n").replace(b"\r", b" ").replace(b"\n", b"\r\n")
+        if b"\r" in text:
+            text = text.replace(b"\r\n", b"\n").replace(b"\r", b" ")
         first_dot = self._line_start and text.startswith(b".")
         self._line_start = text.endswith(b"\n")
         if b"\n." in text:
             text = text.replace(b"\n.", b"\n..")
+        text = text.replace(b"\n", b"\r\n")
         return b"." + text if first_dot else text
 
     def finish(self) -> bytes:
