@@ -26,6 +26,13 @@ def shorter(load: Load, part: float) -> Load:
 def one_case(lab: Lab, systems: list[System], case: Case, rounds: int, part: float) -> dict[str, list[Figures]]:
     """Each system in turn, rounds times, after a short run each that does not count and shows its memory."""
     samples: dict[str, list[Figures]] = {system.name: [] for system in systems}
+    if case.alone is not None:
+        print(f"\n{case.name}: {case.title}", flush=True)
+        for system in systems:
+            samples[system.name].append(case.alone(lab, system))
+            print(f"{system.name:10s} {line(samples[system.name][0])}", flush=True)
+        print("\n".join(compared(case, samples)), flush=True)
+        return samples
     load = shorter(case.load, part)
     print(f"\n{case.name}: {case.title}, {load.messages} messages", flush=True)
     peak = {}

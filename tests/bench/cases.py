@@ -3,9 +3,24 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from tests.bench.backlog import backlog
+from tests.bench.idle import idle
 from tests.bench.lab import Lab
 from tests.bench.receivers import Receiver
-from tests.bench.run import Generator, Load, sendmail, smtp, tls, to_mailbox, to_maildir, to_mbox, to_sink
+from tests.bench.run import (
+    RATE,
+    Figures,
+    Generator,
+    Load,
+    sendmail,
+    smtp,
+    tls,
+    to_mailbox,
+    to_maildir,
+    to_mbox,
+    to_sink,
+)
+from tests.bench.systems import System
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,26 +29,32 @@ class Case:
 
     figure: what is compared, a key of Figures.  target: ours / Postfix's, at least for a rate, at most for a time.
     settings: of main.cf, besides the common ones; {disk}, {certificate} are filled in.
+    alone: measures something else than a load, once.  limits: what ours may have at most.
     """
 
     name: str
     title: str
     load: Load
     target: float | None = None
-    figure: str = "end_to_end"
+    figure: str = RATE
     generator: Generator = smtp
     receiver: Callable[[Lab, Load], Receiver] = to_sink
     settings: Mapping[str, str] = field(default_factory=dict)
+    alone: Callable[[Lab, System], Figures] | None = None
+    limits: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def more_is_better(self) -> bool:
         """False for times and memory."""
-        return self.figure in ("end_to_end", "accept")
+        return self.figure in (RATE, "accept")
 
 
-RATE = "end_to_end"
 LOCAL = {"mydestination": "mx.bench.test", "mail_spool_directory": "{disk}/mail"}
 MAILDIR = {**LOCAL, "home_mailbox": "Maildir/"}
+NOTHING = Load(0, 0)
+CLIENTS = {"default_process_limit": "1100", "smtpd_client_connection_count_limit": "1100"}
+IDLE = {"idle_mb": 40.0, "connection_kib": 4.0}
+LONG = {"passing_growth": 1.2, "flushed_growth": 1.2}
 TLS = {"smtpd_tls_security_level": "may", "smtpd_tls_chain_files": "{certificate}"}
 
 CASES: tuple[Case, ...] = (
@@ -47,15 +68,8 @@ CASES: tuple[Case, ...] = (
     Case("tls-10", "5 KB, 10 sessions, STARTTLS", Load(1000, 10), generator=tls, settings=TLS),
     Case("sendmail", "sendmail -t -i, one after the other", Load(150, 1, 1000), 1.0, "median_ms", sendmail),
     Case("sendmail-10", "sendmail -t -i, 10 at a time", Load(500, 10, 1000), 1.0, generator=sendmail),
-    Case("mbox", "5 KB to one mbox, 10 sessions", Load(800, 10), None, "end_to_end", to_mailbox, to_mbox, LOCAL),
-    Case(
-        "maildir",
-        "5 KB to one Maildir, 10 sessions",
-        Load(1000, 10),
-        None,
-        "end_to_end",
-        to_mailbox,
-        to_maildir,
-        MAILDIR,
-    ),
-)
+    Case("mbox", "5 KB to one mbox, 10 sessions", Load(800, 10), None, RATE, to_mailbox, to_mbox, LOCAL),
+    Case("maildir", "5 KB to one Maildir, 10 sessions", Load(1000, 10), None, RATE, to_mailbox, to_maildir, MAILDIR),
+    Case("idle", "MB with 1,000 connections", NOTHING, 0.1, "memory_mb", settings=CLIENTS, alone=idle, limits=IDLE),
+    Case("backlog", "ms per message beside 100,000", NOTHING, None, "passing_many", alone=backlog, limits=LONG),
+)  # fmt: skip

@@ -19,6 +19,17 @@ COLUMNS = {
     "flushes": "flushes {:5.2f}",
     "commits": "commits {:5.2f}",
     "peak": "peak {:6.1f} MB",
+    "idle_mb": "idle {:6.1f} MB",
+    "memory_mb": "with all connections {:7.1f} MB",
+    "connection_kib": "{:6.2f} KiB per connection",
+    "processes": "{:.0f} processes",
+    "passing_few": "passing beside 1,000 {:.3f} ms",
+    "passing_many": "beside 100,000 {:.3f} ms",
+    "passing_growth": "growth {:.2f}",
+    "flushed_few": "flushed {:.3f} ms",
+    "flushed_many": "of 100,000 {:.3f} ms",
+    "flushed_growth": "growth {:.2f}",
+    "waiting_kib": "{:.2f} KiB per waiting message",
     "generator": "load {:3.0%}",
     "sink": "sink {:3.0%}",
     "other": "others {:3.0%}",
@@ -61,6 +72,11 @@ def compared(case: Case, samples: Mapping[str, Sequence[Figures]]) -> list[str]:
             if values := ratios(samples, first, other, figure):
                 goal = verdict(case, statistics.median(values)) if figure == case.figure and other == "postfix" else ""
                 lines.append(f"  {first} / {other}, {figure.replace('_', ' '):10s} {spread(values)} {goal}".rstrip())
+    for figure, limit in case.limits.items():
+        value = statistics.median(f[figure] for f in samples[first])
+        lines.append(
+            f"  {first}: {figure} {value:.2f} (at most {limit:g}: {'reached' if value <= limit else 'MISSED'})"
+        )
     return lines
 
 

@@ -18,6 +18,7 @@ from tests.peers.build import mount
 from tests.peers.machine import Machine, wait_for
 from tests.peers.postfix import Postfix, main_cf
 
+START = 120.0  # seconds; with a long queue
 COMMON = {
     "compatibility_level": "3.6",
     "myhostname": "mx.bench.test",
@@ -34,11 +35,12 @@ COMMON = {
 
 
 class System(Protocol):
-    """One mail system."""
+    """One mail system.  spool: its queue directory, seen from outside."""
 
     name: str
     port: int
     group: Group
+    spool: Path
 
     def start(self, settings: Mapping[str, str]) -> None:
         """Start with these settings besides the common ones; returns when it greets."""
@@ -69,7 +71,8 @@ class Aiomta:
         self.name, self.port, self.group = name, port, Group(name)
         self.tree = tree.resolve()
         self.etc = lab.run / name / "etc"
-        self._spool, self._log = lab.spool(name), lab.run / name / "maillog"
+        self._data, self._log = lab.spool(name), lab.run / name / "maillog"
+        self.spool = self._data / "spool"
         python = ROOT / ".venv-bench/bin/python"
         self._python = str(python) if python.exists() else sys.executable
         self._process: subprocess.Popen[bytes] | None = None
@@ -79,8 +82,8 @@ class Aiomta:
         self.etc.mkdir(parents=True, exist_ok=True)
         own = {
             "mail_owner": "aiomta",
-            "queue_directory": str(self._spool / "spool"),
-            "data_directory": str(self._spool / "data"),
+            "queue_directory": str(self.spool),
+            "data_directory": str(self._data / "data"),
             "maillog_file": str(self._log),
         }
         (self.etc / "main.cf").write_text(main_cf({**COMMON, **own, **settings}))
@@ -96,7 +99,7 @@ class Aiomta:
             env={**os.environ, "PYTHONPATH": str(self.tree), "PYTHONDONTWRITEBYTECODE": ""},
         )
         self._process = process
-        wait_for(f"{self.name} greets", lambda: process.poll() is not None or greets(self.port))
+        wait_for(f"{self.name} greets", lambda: process.poll() is not None or greets(self.port), START)
         if process.poll() is not None:
             sys.exit(f"bench: {self.name} ended with status {process.returncode}")
 
@@ -124,9 +127,9 @@ class RealPostfix:
     def __init__(self, lab: Lab) -> None:
         self.group = Group(self.name)
         self.machine = Machine("postfix", "127.0.0.1", "postfix", lab.run)
-        spool, inside = lab.spool(self.name) / "spool", self.machine.path("/var/spool/postfix")
-        subprocess.run(["cp", "-a", inside, spool], check=True, timeout=60)
-        mount("--bind", spool, inside)
+        self.spool, inside = lab.spool(self.name) / "spool", self.machine.path("/var/spool/postfix")
+        subprocess.run(["cp", "-a", inside, self.spool], check=True, timeout=60)
+        mount("--bind", self.spool, inside)
         lab.share(self.machine)
         self.postfix = Postfix(self.machine)
         self.machine.run("postconf", "-M#", "smtp/inet")
@@ -142,7 +145,7 @@ class RealPostfix:
         )
         if done.returncode:
             sys.exit(f"bench: postfix start: {done.stderr.decode()}")
-        wait_for("Postfix greets", lambda: greets(self.port))
+        wait_for("Postfix greets", lambda: greets(self.port), START)
 
     def stop(self) -> None:
         """postfix stop."""
