@@ -3,18 +3,21 @@
 import argparse
 import dataclasses
 import shutil
+import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 from tests.bench.cases import CASES, Case
+from tests.bench.choose import choose
 from tests.bench.lab import Lab, enter
 from tests.bench.profile import Profiler, Symbols, report
 from tests.bench.report import Results, compared, line, summary, write_json
 from tests.bench.run import Figures, Load, measure
-from tests.bench.systems import System, choose
+from tests.bench.systems import System
 
 LIMIT = 1500.0  # seconds for everything
+LOG_LINES = 12  # shown of each when a case fails
 WARM = 4  # the run that does not count is so many times shorter
 
 
@@ -97,18 +100,27 @@ def inside(options: argparse.Namespace) -> int:
     rounds, part = (1, 0.3) if options.quick else (3, 1.0)
     running = Running(lab, systems)
     results: Results = {}
+    failed: list[str] = []
     for case in wanted:
         running.start(case.settings)
-        if options.profile:
-            one_profile(lab, systems[0], case, options.profile)
-        else:
-            results[case.name] = one_case(lab, systems, case, options.rounds or rounds, part)
+        try:
+            if options.profile:
+                one_profile(lab, systems[0], case, options.profile)
+            else:
+                results[case.name] = one_case(lab, systems, case, options.rounds or rounds, part)
+        except (RuntimeError, AssertionError, subprocess.SubprocessError) as error:
+            print(f"{case.name}: {type(error).__name__}: {error}", file=sys.stderr)
+            for system in systems:
+                print(f"--- {system.name}\n" + "\n".join(system.log().splitlines()[-LOG_LINES:]), file=sys.stderr)
+            failed.append(case.name)
     running.stop()
     if results:
         print(f"\n{summary(wanted, results)}")
     if options.json:
         write_json(options.json, results)
-    return 0
+    for name in failed:
+        print(f"bench: {name} failed", file=sys.stderr)
+    return 1 if failed else 0
 
 
 def main() -> int:
@@ -130,7 +142,11 @@ def main() -> int:
             setattr(options, name, getattr(options, name).resolve())
     if options.inside:
         return inside(options)
-    return enter([sys.executable, "-m", "tests.bench", *sys.argv[1:], "--inside"], LIMIT)
+    return enter(
+        [sys.executable, "-m", "tests.bench", *sys.argv[1:], "--inside"],
+        LIMIT,
+        need_opensmtpd="opensmtpd" in options.only,
+    )
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ PASSING = Load(2000, 10)
 FLUSHED = 20_000  # messages of a flush that are waited for; waking the rest is then part of their cost
 AGE, AHEAD = 3600, 1800  # seconds: since they came, until they are due
 CALM = 0.05  # seconds of processor time in one second, at most: nothing goes on any more
-TEXT = b"Received: from src.test\nSubject: waits\n\n" + b"0123456789abcdef" * 4 * 14
+TEXT = b"Received: from src.test\nSubject: waits\n\n" + (b"0123456789abcdef" * 4 + b"\n") * 14
 
 
 def fill(spool: Path, number: int) -> None:

@@ -39,13 +39,15 @@ def built() -> bool:
     return all(stamp.exists() and stamp.read_text() == recipe(name) for name, stamp in stamps.items())
 
 
-def enter(command: Sequence[str], limit: float) -> int:
+def enter(command: Sequence[str], limit: float, *, need_opensmtpd: bool = False) -> int:
     """Run a command in namespaces of its own; returns its status, 124 after limit seconds."""
     if os.geteuid() != 0:
         sys.exit("bench: needs root (chroots, a loop device, namespaces)")
     if not built():
         build()
     BENCH.mkdir(parents=True, exist_ok=True)
+    if need_opensmtpd and not (BENCH / "layers/opensmtpd/stamp").exists():
+        subprocess.run([sys.executable, "-m", "tests.bench.layer"], check=True, cwd=ROOT)
     run = Path(tempfile.mkdtemp(prefix="run-", dir=BENCH))
     run.chmod(0o755)
     environ = {**os.environ, "AIOMTA_BENCH_RUN": run.name.removeprefix("run-"), "AIOMTA_PEERS_RUN": str(run)}
@@ -132,11 +134,15 @@ class Lab:
             inside.mkdir(parents=True)
             mount("--bind", path, inside)
         for path in (self.message, self.certificate):
-            machine.write(str(path), path.read_bytes())
+            machine.write(str(path), path.read_bytes(), 0o600 if path == self.certificate else 0o644)
         machine.write("/etc/hosts", Path("/etc/hosts").read_text())
         for name in ("passwd", "group"):
             lines = [line for line in Path("/etc", name).read_text().splitlines() if line.startswith("bench:")]
             machine.write(f"/etc/{name}", machine.read(f"/etc/{name}") + "\n".join(lines) + "\n")
+
+    def layers(self, layer: str) -> Path:
+        """Where a layer was built: the laboratory's or ours."""
+        return (PEERS if layer in LAYERS else BENCH) / "layers"
 
     def spool(self, name: str) -> Path:
         """A directory on the common disk."""

@@ -18,7 +18,7 @@ from tests.bench.lab import PEOPLE, ROOT, Lab
 
 SINK_PORT = 2599
 LARGE = 100_000  # bytes; messages from here on go to bulk_sink
-LIMIT = 60.0  # seconds without any progress
+LIMIT = 30.0  # seconds without any progress
 POLL = 0.005  # seconds
 
 

@@ -51,6 +51,9 @@ class System(Protocol):
     def sendmail(self) -> tuple[Path, list[str], dict[str, str]]:
         """Root directory, command and environment of its sendmail."""
 
+    def log(self) -> str:
+        """What it has logged."""
+
 
 def greets(port: int) -> bool:
     """True when port says 220."""
@@ -118,6 +121,10 @@ class Aiomta:
             subprocess.run(argv, cwd=self.tree, env=environ, check=True, stdout=subprocess.DEVNULL, timeout=60)
         return Path("/"), [str(prefix / "bin/sendmail")], {"MAIL_CONFIG": str(self.etc)}
 
+    def log(self) -> str:
+        """maillog_file."""
+        return self._log.read_text(errors="replace")
+
 
 class RealPostfix:
     """Debian's Postfix in a chroot, its queue on the common disk."""
@@ -155,18 +162,6 @@ class RealPostfix:
         """Debian's."""
         return self.machine.root, ["/usr/sbin/sendmail"], {}
 
-
-def choose(lab: Lab, names: list[str], tree: Path | None, against: Path | None) -> list[System]:
-    """The systems to compare, in the order they take their turns."""
-    systems: list[System] = []
-    for name in names:
-        match name:
-            case "aiomta":
-                systems.append(Aiomta(lab, tree or ROOT))
-            case "postfix":
-                systems.append(RealPostfix(lab))
-            case _:
-                sys.exit(f"bench: {name}: no such mail system")
-    if against is not None:
-        systems.insert(1, Aiomta(lab, against, "against", 2526))
-    return systems
+    def log(self) -> str:
+        """maillog_file."""
+        return self.postfix.log()

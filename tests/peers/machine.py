@@ -24,14 +24,14 @@ def wait_for(what: str, condition: Callable[[], bool], timeout: float = 30.0, pa
 class Machine:
     """A root file system that is thrown away after the run, with the loopback address it answers on."""
 
-    def __init__(self, name: str, address: str, layer: str, run: Path) -> None:
+    def __init__(self, name: str, address: str, layer: str, run: Path, *, layers: Path = PEERS / "layers") -> None:
         self.name = name
         self.address = address
         self.root = run / name / "root"
         upper, work = run / name / "upper", run / name / "work"
         for path in (self.root, upper, work):
             path.mkdir(parents=True)
-        lower = f"{PEERS}/layers/{layer}/upper:{PEERS}/base"
+        lower = f"{layers}/{layer}/upper:{PEERS}/base"
         mount("-t", "overlay", "overlay", "-o", f"lowerdir={lower},upperdir={upper},workdir={work}", self.root)
         mount("-t", "proc", "proc", self.root / "proc")
         small_dev(self.root)
