@@ -40,7 +40,7 @@ from mta.master_check import check_services
 from mta.master_listen import open_sockets, refreshed
 from mta.master_local import serve_channel
 from mta.master_lock import ALREADY_RUNNING, AlreadyRunningError, take, write_pid
-from mta.master_notify import Notify
+from mta.master_notify import Keeper, Notify
 from mta.master_owner import OwnerProblemError, drop_privileges, find_owner
 from mta.master_process import ChildSpec, Supervisor, die_with_parent, leave_terminal
 from mta.master_scheduler import RELOAD, TOLD, Hooks, Sockets, loop_factory, run_scheduler
@@ -54,6 +54,7 @@ START_LIMIT = 300.0  # seconds `mta start` waits for the mail system to serve (a
 FIXED = ("queue_directory", "data_directory", "mail_owner", "submit_socket")
 """A running instance cannot change these."""
 HELPER_LIMIT = 10.0  # seconds; then the kernel kills it with us
+SERVING = "serving"  # for systemctl status
 LOCK_TRIES, LOCK_PAUSE = 5, 0.05  # `mta status` holds the lock for a moment, too
 
 
@@ -75,6 +76,7 @@ class Master:
     clock: Clock
     sockets: Sockets
     notify: Notify
+    keeper: Keeper
     helper: HelperConnection | None = None
     channel: socket.socket | None = None
     locks: tuple[int, int] = (-1, -1)
@@ -93,6 +95,12 @@ class Master:
 
     def reread(self) -> bool:
         """Read the configuration again; a broken one, or one that needs a new start, is logged and changes nothing."""
+        self.notify.send("RELOADING=1")
+        done = self._reread()
+        self.notify.send(f"READY=1\nSTATUS={SERVING if done else 'serving, with the old configuration: see the log'}")
+        return done
+
+    def _reread(self) -> bool:
         try:
             config = load(self.config.directory, overrides=self.overrides)
             problems = [*config.problems, *check_services(config)]
@@ -112,6 +120,7 @@ class Master:
             self.log.warning("master", "reload refused: the running instance goes on with the old configuration")
             return False
         self.sockets = refreshed(self.sockets, config, self.log)
+        self.keeper.hold(sock for _, sock in self.sockets.tcp)
         self.config = config
         self.log.write("master", f"reload -- version {__version__}, configuration {config.directory}")
         return True
@@ -178,8 +187,10 @@ def _start(config: Config, *, foreground: bool, overrides: Mapping[str, str]) ->
     tell = None if foreground else daemonize(locks[0])
     log = Maillog(settings, clock)
     notify = Notify(os.environ)
-    master = Master(config, overrides, log, clock, open_sockets(config, given, log), notify, locks=locks)
-    master.started.append(partial(notify.send, f"READY=1\nMAINPID={os.getpid()}"))
+    keeper = Keeper(notify, os.environ, given)
+    master = Master(config, overrides, log, clock, open_sockets(config, given, log), notify, keeper, locks=locks)
+    keeper.hold(sock for _, sock in master.sockets.tcp)
+    master.started.append(partial(notify.send, f"READY=1\nSTATUS={SERVING}\nMAINPID={os.getpid()}"))
     rehearse(config, [name for name, _ in master.sockets.tcp])
     if tell is not None:
         master.started.append(partial(tell_parent, tell))
@@ -210,6 +221,7 @@ def serve(master: Master, *, detach: bool) -> int:
     if master.config.integer("smtpd_processes"):
         supervisor = Supervisor(
             master.specs(), master.reload, master.log, master.clock, rotate=master.rotate, ready=master.ready,
+            stopping=partial(master.notify.send, "STOPPING=1\nSTATUS=letting sessions and deliveries end"),
             detach=detach,
         )  # fmt: skip
         status = supervisor.run()

@@ -81,8 +81,8 @@ class _Child:
 class Supervisor:
     """specs: what runs.  reload: new specs, or None to leave everything as it is.
 
-    rotate: called when the log is to be opened again.  ready: see above.  detach: a daemon; children let go of the
-    terminal when they serve.
+    rotate: called when the log is to be opened again.  ready: see above.  stopping: called before children are told
+    to end.  detach: a daemon; children let go of the terminal when they serve.
     """
 
     specs: tuple[ChildSpec, ...]
@@ -92,6 +92,7 @@ class Supervisor:
     stop_limit: float = 45.0
     rotate: Callable[[], None] = _nothing
     ready: Callable[[], None] = _nothing
+    stopping: Callable[[], None] = _nothing
     detach: bool = False
     _children: dict[int, _Child] = field(default_factory=dict)
     _pauses: dict[str, int] = field(default_factory=dict)
@@ -257,6 +258,7 @@ class Supervisor:
 
     def _stop(self) -> int:
         """Give the children time to end, then end them."""
+        self.stopping()
         for child in self._children.values():
             child.leaving = True
         self._signal_all(signal.SIGTERM)

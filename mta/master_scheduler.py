@@ -14,13 +14,13 @@ import socket
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 
-from mta.clock import Clock
 from mta.config.config import Config
 from mta.control import Control, ControlSettings, guarded
 from mta.deliver.local_client import HelperConnection
 from mta.master_build import Core, build_anvil, build_core, build_qmgr, build_smtpd, build_stdin_smtpd
 from mta.master_demand import Demand
 from mta.master_notify import Notify
+from mta.master_watchdog import feed
 from mta.pickup import Pickup, PickupSettings
 from mta.queue.store_admin import Administrator
 from mta.smtpd.anvil import Anvil
@@ -205,7 +205,7 @@ async def _serve(
     on_rotate(core, hooks.rotate)
     running = Running()
     if notify.watchdog:
-        running.tasks.append(_background(core, _feed_watchdog(notify, core.clock)))
+        running.tasks.append(_background(core, feed(notify, core.clock)))
     anvil = build_anvil(core)
     qmgr = build_qmgr(core, helper)
     pickup = Pickup(config.fill(PickupSettings), core.store, core.cleanup, os.getuid(), core.log, core.clock)
@@ -268,10 +268,3 @@ def _background(core: Core, work: Awaitable[None]) -> asyncio.Task[None]:
     task = asyncio.get_running_loop().create_task(guarded_work())
     task.add_done_callback(ended)
     return task
-
-
-async def _feed_watchdog(notify: Notify, clock: Clock) -> None:
-    """Tell systemd that the loop turns."""
-    while True:
-        notify.send("WATCHDOG=1")
-        await clock.sleep(notify.watchdog)

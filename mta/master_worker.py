@@ -12,8 +12,10 @@ import os
 from mta.clock import Clock
 from mta.config.config import Config
 from mta.master_build import build_anvil, build_core
+from mta.master_notify import Notify
 from mta.master_process import Parent
 from mta.master_scheduler import DRAIN, Running, Sockets, listen_smtp, on_rotate, run_loop
+from mta.master_watchdog import guard
 from mta.worker_link import LinkClient
 
 LEAVE = 300.0  # seconds a session may go on after a reload, with the old settings
@@ -41,6 +43,9 @@ async def _serve(
     core.store.arrived = link.arrived
     running = Running()
     running.tasks.append(asyncio.get_running_loop().create_task(link.run()))
+    notify = Notify(os.environ)
+    if notify.watchdog:
+        running.tasks.append(asyncio.get_running_loop().create_task(guard(notify, core.clock)))
     alone = config.integer("smtpd_processes") == 1  # then its clients are all clients
     await listen_smtp(running, core, build_anvil(core) if alone else link, sockets)
     parent.serving()
