@@ -1,6 +1,7 @@
 """mta(8): start, stop and look after the mail system; postfix(1)'s verbs, words and exit statuses.
 
     mta [-c DIR] start | start-fg | stop | abort | reload | flush | check | logrotate | status | version
+    mta [-c DIR] queue list | show | hold | release | requeue | expire | delete | flush ...
 
 Exit 0 done; 1 it could not be done (already running, not running); 64 usage; 78 configuration broken, every
 error with file and line on stderr.
@@ -34,7 +35,7 @@ def say(text: str) -> None:
 
 def usage() -> int:
     """Print how to call it."""
-    print(f"mta: usage: mta [-c config_dir] {' | '.join(VERBS)}", file=sys.stderr)
+    print(f"mta: usage: mta [-c config_dir] {' | '.join(VERBS)} | queue ...", file=sys.stderr)
     return EX_USAGE
 
 
@@ -56,6 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from mta.install import main as install_main  # tools that nothing else needs
 
         return install_main(args[0], args[1:], os.path.abspath(directory))
+    if args[:1] == ["queue"]:
+        from mta.cli_queue import main as queue  # its own commands and options
+
+        return queue(args[1:], os.path.abspath(directory))
     if len(args) != 1 or args[0] not in VERBS:
         return usage()
     if args[0] == "version":

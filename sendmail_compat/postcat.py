@@ -5,10 +5,12 @@ Only what can be read with the caller's rights; errors are exit 1.
 See also: mta/queue/queue_file.py
 """
 
+import io
 import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from typing import BinaryIO
 
 from mta.queue.queue_id import hash_directories
 from mta.queue.queue_reader import DamagedError, records
@@ -49,12 +51,12 @@ def main(argv: Sequence[str]) -> int:
     config = configuration(found)
     style = _Style(letters)
     if not rest:
-        _show(sys.stdin.buffer.read(), "stdin", style)
+        _show(sys.stdin.buffer.read(), "stdin", style, sys.stdout.buffer)
     for name in rest:
         if "q" in letters:
-            _show(*_from_queue(config, name), style)
+            _show(*_from_queue(config, name), style, sys.stdout.buffer)
         else:
-            _show(_read(name, name), name, style)
+            _show(_read(name, name), name, style, sys.stdout.buffer)
     return 0
 
 
@@ -88,9 +90,16 @@ def _from_queue(config: Config, queue_id: str) -> tuple[bytes, str]:
     raise ToolError(f"open queue file {queue_id}: {reason}")
 
 
-def _show(data: bytes, name: str, style: _Style) -> None:
+def header_of(config: Config, queue_id: str) -> str:
+    """The header of a queued message; ToolError."""
+    data, name = _from_queue(config, queue_id)
+    out = io.BytesIO()
+    _show(data, name, _Style({"h"}), out)
+    return out.getvalue().decode("utf-8", "replace")
+
+
+def _show(data: bytes, name: str, style: _Style, out: BinaryIO) -> None:
     """Print one file; what is no queue file is a warning."""
-    out = sys.stdout.buffer
     write = out.write
     place = "envelope"
     header, in_line, first = True, False, True

@@ -93,6 +93,15 @@ def direct_wake(config: Config, queue_ids: Sequence[str] | None) -> int:
     return asyncio.run(wake())
 
 
+def next_attempt(config: Config, queue_id: str) -> float | None:
+    """When a deferred message is tried again, Unix time; None when it is not there."""
+    with _store(config, owner=False) as store:
+        try:
+            return os.lstat(store.spool.path(Queue.DEFERRED, queue_id)).st_mtime
+        except OSError:
+            return None
+
+
 def repair(config: Config) -> bool:
     """What the daemon does first when it starts; False when it runs, and has done it."""
     fd = os.open(f"{config.queue}/pid/unix.qmgr", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)

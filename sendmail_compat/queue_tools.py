@@ -88,7 +88,7 @@ def parse_row(line: str) -> Row:
     return row
 
 
-def show_queue(config: Config, found: Iterable[Row], write: Callable[[str], None]) -> None:
+def show_queue(config: Config, found: Iterable[Row], write: Callable[[str], object]) -> None:
     """Print in Postfix's layout."""
     wide = config.text("enable_long_queue_ids").lower() == "yes"
     total = count = 0

@@ -8,6 +8,7 @@ import contextlib
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -28,6 +29,7 @@ from mta.maillog import Maillog, MaillogSettings
 from mta.pickup import Pickup, PickupSettings
 from mta.queue.api import Queue
 from mta.queue.store import SpoolStore, StoreSettings, create_spool
+from mta.queue.store_admin import Administrator
 from mta.smtp.reply import Reply
 from mta.smtpd.facts import PERMIT, Facts, Stage, Verdict
 from mta.smtpd.server import SMTPServer
@@ -266,7 +268,10 @@ class World:
             self.settings(SubmitSettings), self.cleanup, self.names, Access(self.names, self.context), self.maillog,
             self.clock, os.urandom(8), serve_smtp=SmtpOnStdin(smtp).serve, find_key=self.store.submit_keys.get,
         )  # fmt: skip
-        control = Control(self.store, self.flush, self.pickup.poke, self.clock, self.maillog)
+        control = Control(
+            self.store, self.flush, self.pickup.poke, self.clock, self.maillog,
+            administrator=Administrator(self.store.spool, self.fsio, self.clock),
+        )  # fmt: skip
         public = self.queue / "public"
         self.servers = [await loop.create_unix_server(self.submit.factory, str(public / "submit"))]
         for name, handler in (("showq", control.showq), ("flush", control.flush), ("pickup", control.pickup)):
@@ -316,6 +321,17 @@ class World:
 
         done = await asyncio.to_thread(call)
         return Done(done.returncode, done.stdout.decode("utf-8", "replace"), done.stderr.decode("utf-8", "replace"))
+
+    async def mta(self, *argv: str) -> Done:
+        """Run `mta` with this configuration."""
+        command = [sys.executable, "-m", "mta", "-c", str(self.config), *argv]
+        environment = {"LANG": "C.UTF-8", "TZ": "UTC", "PYTHONPATH": str(Path(__file__).parents[2])}
+
+        def call() -> subprocess.CompletedProcess[bytes]:
+            return subprocess.run(command, capture_output=True, timeout=60, env=environment, check=False)
+
+        done = await asyncio.to_thread(call)
+        return Done(done.returncode, done.stdout.decode(), done.stderr.decode())
 
     async def queued(self) -> list[Message]:
         """Claim and read every message in incoming, oldest first; none is left there."""

@@ -14,7 +14,7 @@ from mta.config.main_cf import Setting
 @pytest.mark.parametrize("args", [[], ["nosuch"], ["start", "stop"], ["-x", "start"], ["-c"], ["-c", "/etc"]])
 def test_what_is_not_a_command_is_64_and_one_line(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(args) == 64
-    assert capsys.readouterr().err == f"mta: usage: mta [-c config_dir] {' | '.join(VERBS)}\n"
+    assert capsys.readouterr().err == f"mta: usage: mta [-c config_dir] {' | '.join(VERBS)} | queue ...\n"
 
 
 def test_version_needs_no_configuration(capsys: pytest.CaptureFixture[str]) -> None:
