@@ -7,8 +7,8 @@ Flushing is done in groups.  Whoever is ready while a group is in flight joins t
 grows with the load.  While drafts are open that may commit any moment, a group waits for them up to GATHER seconds: a
 flush costs the machine more than a message does.  commit() flushes the files of a group together, then their
 directories together: one submission is not ordered within itself.  flush_soon() is for names that went away: nobody
-waits for it.  With Linux AIO the kernel does it; without,
-8 threads with one fsync each, never one thread in turn (each would pay for a journal commit of its own).
+waits for it.  With Linux AIO the kernel does it; without, 8 threads with one fsync each, never one thread in turn
+(each would pay for a journal commit of its own).
 
 Never flush a descriptor again after an error: the kernel marks the pages clean and the second call lies.
 
@@ -213,12 +213,6 @@ class Fsio:
             self.hook("rename", source)
         os.rename(source, target)
 
-    def link(self, source: str, target: str) -> None:
-        """link(2); FileExistsError when the target is there."""
-        if self.hook:
-            self.hook("link", source)
-        os.link(source, target, follow_symlinks=False)
-
     def unlink(self, path: str) -> None:
         """unlink(2)."""
         if self.hook:
@@ -247,10 +241,6 @@ class Fsio:
     def scandir(self, path: str) -> Iterator[os.DirEntry[str]]:
         """Entries of a directory in its own order."""
         return os.scandir(path)
-
-    def listdir(self, path: str) -> list[str]:
-        """Names in a directory."""
-        return os.listdir(path)
 
     def statvfs(self, path: str) -> os.statvfs_result:
         """Free space of a file system."""
@@ -365,7 +355,7 @@ class _Groups:
         self._waiting: list[tuple[int, int, Finished]] = []
         self._busy = False
         self._timer: asyncio.TimerHandle | None = None  # a group waits for drafts
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop: asyncio.AbstractEventLoop  # of whoever adds
 
     def add(self, fd: int, directory: int, done: Finished) -> None:
         """directory: -1 for none."""
@@ -405,8 +395,7 @@ class _Groups:
             try:
                 done(errors.get(fd) or more.get(directory))
             except Exception as bug:  # of one waiter; the others must hear
-                if self._loop is not None:
-                    self._loop.call_exception_handler({"message": "after flush", "exception": bug})
+                self._loop.call_exception_handler({"message": "after flush", "exception": bug})
         if self._waiting:
             self._gather()
         else:
@@ -433,7 +422,7 @@ class _Groups:
                     errors[fd] = error  # EINVAL: a file system without fsync of directories
             done(errors)
 
-        if fds and self._loop is not None:
+        if fds:
             self._fsio.flusher(self._loop).submit(fds, op, finished)
         else:
             done(errors)

@@ -11,6 +11,7 @@ See also: io_submit(2), include/uapi/linux/aio_abi.h
 """
 
 import asyncio
+import contextlib
 import ctypes
 import errno
 import os
@@ -99,21 +100,16 @@ class LinuxAio:
         self._loop.call_soon(self._complete, data, error)
 
     def _reap(self) -> None:
-        try:
+        with contextlib.suppress(BlockingIOError):  # its events were taken with those before
             os.eventfd_read(self._eventfd)
-        except BlockingIOError:
-            return
-        while self._flying:
-            count = self._call(
-                "io_getevents", self._getevents, self._context, ctypes.c_long(0), ctypes.c_long(CONTEXT_SIZE),
-                self._events, self._no_wait,
-            )  # fmt: skip
-            self._flying -= count
-            for i in range(count):
-                data, _, result, _ = _EVENT.unpack_from(self._events, _EVENT.size * i)
-                self._complete(data, OSError(-result, os.strerror(-result)) if result < 0 else None)
-            if count < CONTEXT_SIZE:
-                break
+        count = self._call(
+            "io_getevents", self._getevents, self._context, ctypes.c_long(0), ctypes.c_long(CONTEXT_SIZE),
+            self._events, self._no_wait,
+        )  # fmt: skip
+        self._flying -= count
+        for i in range(count):
+            data, _, result, _ = _EVENT.unpack_from(self._events, _EVENT.size * i)
+            self._complete(data, OSError(-result, os.strerror(-result)) if result < 0 else None)
         self._send()
 
     def _complete(self, data: int, error: OSError | None) -> None:

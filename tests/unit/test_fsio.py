@@ -1,17 +1,19 @@
 """The disk: group commit by AIO and by threads, errors per file, the hook, the worker."""
 
 import asyncio
+import ctypes
 import errno
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Protocol
 
 import pytest
 
-from mta.fsio import Fsio, ThreadFlusher
-from mta.linux_aio import CONTEXT_SIZE, FSYNC, Done, LinuxAio
+from mta.fsio import ENTROPY, Fsio, ThreadFlusher, fsync_now
+from mta.linux_aio import CONTEXT_SIZE, FDSYNC, FSYNC, Done, LinuxAio
 
 
 class Opener(Protocol):
@@ -280,3 +282,269 @@ async def test_a_kernel_whose_aio_cannot_flush_is_served_by_threads(tmp_path: Pa
         fsio.close_fd(fd)
         fsio.close()
     assert kernel.closed
+
+
+class Files:
+    """A directory with a file "a" that is open for writing, for tests of single operations."""
+
+    def __init__(self, root: Path, fsio: Fsio) -> None:
+        self.root, self.fsio = root, fsio
+        self.a = f"{root}/a"
+        (root / "d").mkdir(mode=0o700)
+        (root / "a").write_bytes(b"0123456789")
+        (root / "a").chmod(0o600)
+        self.fd = os.open(self.a, os.O_RDWR)
+
+    def state(self) -> list[tuple[str, int, int, bytes]]:
+        """All that an operation could change."""
+        found = sorted(self.root.iterdir())
+        return [(p.name, p.stat().st_mode, p.stat().st_mtime_ns, p.read_bytes() if p.is_file() else b"")
+                for p in found]  # fmt: skip
+
+
+OPERATIONS: dict[str, tuple[Callable[[Files], object], Callable[[Files], object], object]] = {
+    "open_excl": (lambda f: os.close(f.fsio.open_excl(f"{f.root}/new", 0o640)),
+                  lambda f: oct((f.root / "new").stat().st_mode), "0o100640"),
+    "open": (lambda f: os.close(f.fsio.open(f.a, write=True)), lambda f: None, None),
+    "close": (lambda f: f.fsio.close_fd(os.dup(f.fd)), lambda f: os.fstat(f.fd).st_size, 10),
+    "write": (lambda f: f.fsio.write(f.fd, b"xyz"), lambda f: Path(f.a).read_bytes(), b"xyz3456789"),
+    "write_file": (lambda f: f.fsio.write_file(f.a, b"new", 0o600), lambda f: f.fsio.read_file(f.a, 2), b"ne"),
+    "pwrite": (lambda f: f.fsio.pwrite(f.fd, b"xyz", 5), lambda f: f.fsio.pread(f.fd, 4, 4), b"4xyz"),
+    "fchmod": (lambda f: f.fsio.fchmod(f.fd, 0o700), lambda f: oct(f.fsio.fstat(f.fd).st_mode), "0o100700"),
+    "utime": (lambda f: f.fsio.utime(f.a, 1.8e9 + 0.123456), lambda f: f.fsio.lstat(f.a).st_mtime_ns,
+              1_800_000_000_123_456_000),
+    "rename": (lambda f: f.fsio.rename(f.a, f"{f.root}/b"), lambda f: {e.name for e in f.fsio.scandir(str(f.root))},
+               {"b", "d"}),
+    "unlink": (lambda f: f.fsio.unlink(f.a), lambda f: [e.name for e in f.fsio.scandir(str(f.root))], ["d"]),
+    "mkdir": (lambda f: f.fsio.mkdir(f"{f.root}/e", 0o3733), lambda f: oct((f.root / "e").stat().st_mode), "0o43733"),
+    "chmod": (lambda f: f.fsio.chmod(f"{f.root}/d", 0o750), lambda f: oct((f.root / "d").stat().st_mode), "0o40750"),
+    "chown": (lambda f: f.fsio.chown(f"{f.root}/d", os.getuid(), os.getgid()), lambda f: (f.root / "d").owner() != "",
+              True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_an_operation_does_what_its_name_says_and_nothing_when_the_hook_fails_it(name: str, tmp_path: Path) -> None:
+    do, look, expected = OPERATIONS[name]
+    files = Files(tmp_path, Fsio())
+    asked: list[str] = []
+
+    def fail(operation: str, _: str | int) -> None:
+        asked.append(operation)
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    before = files.state()
+    files.fsio.hook = fail
+    with pytest.raises(OSError, match="Read-only"):
+        do(files)
+    assert asked == [name]
+    assert files.state() == before
+    files.fsio.hook = None
+    do(files)
+    assert look(files) == expected
+    os.close(files.fd)
+
+
+def test_a_short_write_in_place_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fsio = Fsio()
+    fd = fsio.open_excl(f"{tmp_path}/a", 0o600)
+    whole = os.pwrite
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", lambda f, data, offset: whole(f, data[:1], offset))
+        with pytest.raises(OSError, match="short write"):
+            fsio.pwrite(fd, b"12", 0)
+    fsio.close_fd(fd)
+
+
+def test_free_space_is_that_of_the_file_system(tmp_path: Path) -> None:
+    assert Fsio().statvfs(str(tmp_path)).f_frsize == os.statvfs(tmp_path).f_frsize
+
+
+def test_a_directory_is_opened_once_and_closed_at_the_end(tmp_path: Path) -> None:
+    fsio = Fsio()
+    fd = fsio.directory(str(tmp_path))
+    assert fsio.directory(str(tmp_path)) == fd
+    fsio.close()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
+
+
+def test_random_bytes_are_never_given_twice() -> None:
+    fsio = Fsio()
+    taken = [fsio.entropy(16) for _ in range(ENTROPY // 16 * 3)]
+    assert len(set(taken)) == len(taken)
+    assert {len(t) for t in taken} == {16}
+
+
+def test_flushing_at_once_is_for_files_that_can_be_flushed(tmp_path: Path) -> None:
+    fd = os.open(tmp_path, os.O_RDONLY)
+    fsync_now(fd)
+    os.close(fd)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        fsync_now(fd)
+
+
+class Reads:
+    """preadv as a file system without RWF_NOWAIT, with cold pages, or with a bad disk."""
+
+    def __init__(self, error: OSError) -> None:
+        self.error, self.count = error, 0
+
+    def __call__(self, *_: object) -> int:
+        self.count += 1
+        raise self.error
+
+
+async def test_what_is_not_in_memory_is_read_in_the_worker(
+    tmp_path: Path, opener: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsio, cold = opener(), Reads(BlockingIOError(errno.EAGAIN, "would block"))
+    (tmp_path / "a").write_bytes(b"0123456789")
+    fd = fsio.open(f"{tmp_path}/a")
+    threads: list[int] = []
+    read = os.pread
+
+    def noted(*args: int) -> bytes:
+        threads.append(threading.get_ident())
+        return read(*args)
+
+    monkeypatch.setattr(os, "preadv", cold)
+    monkeypatch.setattr(os, "pread", noted)
+    assert [await fsio.read(fd, 4, 3), await fsio.read(fd, 4, 8)] == [b"3456", b"89"]
+    assert cold.count == 2 and threading.get_ident() not in threads
+    fsio.close_fd(fd)
+
+
+@pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS])
+async def test_a_file_system_without_nowait_is_asked_once(
+    number: int, tmp_path: Path, opener: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsio, tmpfs = opener(), Reads(OSError(number, "no such thing here"))
+    (tmp_path / "a").write_bytes(b"0123456789")
+    fd = fsio.open(f"{tmp_path}/a")
+    monkeypatch.setattr(os, "preadv", tmpfs)
+    assert [await fsio.read(fd, 4, 3), await fsio.read(fd, 4, 8)] == [b"3456", b"89"]
+    assert tmpfs.count == 1
+    fsio.close_fd(fd)
+
+
+async def test_an_error_of_the_disk_while_reading_is_an_error(
+    tmp_path: Path, opener: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsio = opener()
+    (tmp_path / "a").write_bytes(b"0123456789")
+    fd = fsio.open(f"{tmp_path}/a")
+    monkeypatch.setattr(os, "preadv", Reads(OSError(errno.EIO, "Input/output error")))
+    with pytest.raises(OSError, match="Input/output"):
+        await fsio.read(fd, 4, 3)
+    fsio.close_fd(fd)
+
+
+async def test_who_stopped_waiting_for_a_flush_disturbs_nobody(tmp_path: Path, opener: Opener) -> None:
+    fsio = opener()
+    fd = fsio.open_excl(f"{tmp_path}/a", 0o600)
+    seen: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: seen.append(context))
+    tired = asyncio.ensure_future(fsio.flush(fd))
+    patient = asyncio.ensure_future(fsio.flush(fd))
+    await asyncio.sleep(0)
+    tired.cancel()
+    await patient
+    assert tired.cancelled() and seen == []
+    fsio.close_fd(fd)
+
+
+async def test_a_directory_that_was_to_be_flushed_soon_is_flushed_by_close(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsio = Fsio()
+    directory = fsio.directory(str(tmp_path))
+    flushed: list[int] = []
+    monkeypatch.setattr(os, "fsync", flushed.append)
+    fsio.flush_soon(directory, lambda _: None)
+    fsio.close()
+    assert flushed == [directory]
+
+
+@pytest.mark.parametrize("aio", [True, False])
+async def test_a_file_system_that_cannot_flush_directories_is_no_error(
+    aio: bool, tmp_path: Path, opener: Opener
+) -> None:
+    """The name counts as safe when the file is: the device has nothing else to offer.  A pipe stands for both."""
+    fsio = opener(aio=aio)
+    fd = fsio.open_excl(f"{tmp_path}/a", 0o600)
+    read_end, write_end = os.pipe()
+    assert await committed(fsio, fd, write_end) is None
+    for each in (fd, read_end, write_end):
+        os.close(each)
+
+
+async def test_a_thread_that_fails_in_another_way_is_an_error_of_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    def bug(_: int) -> None:
+        raise RuntimeError("no more threads")
+
+    monkeypatch.setattr(os, "fdatasync", bug)
+    flusher = ThreadFlusher(asyncio.get_running_loop())
+    done: asyncio.Future[list[OSError | None]] = asyncio.get_running_loop().create_future()
+    flusher.submit([0, 1], FDSYNC, done.set_result)
+    errors = await done
+    assert [e.errno if e else 0 for e in errors] == [errno.EIO, errno.EIO]
+    flusher.close()
+
+
+def test_an_unknown_machine_has_no_aio(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(machine="z80"))
+    loop = asyncio.new_event_loop()
+    try:
+        with pytest.raises(OSError, match="unknown machine"):
+            LinuxAio(loop)
+    finally:
+        loop.close()
+
+
+class Refusing(LinuxAio):
+    """A kernel that says EAGAIN to io_submit some times."""
+
+    refusals = 0
+
+    def _call(self, name: str, *args: object) -> int:
+        if name == "io_submit" and self.refusals:
+            self.refusals -= 1
+            raise OSError(errno.EAGAIN, "io_submit: Resource temporarily unavailable")
+        return super()._call(name, *args)
+
+
+async def test_a_kernel_that_is_short_of_requests_gets_the_rest_when_some_have_ended(tmp_path: Path) -> None:
+    loop = asyncio.get_running_loop()
+    aio = Refusing(loop)
+    fds = [os.open(tmp_path, os.O_RDONLY) for _ in range(2)]
+    first, second = loop.create_future(), loop.create_future()
+    aio.submit(fds[:1], FSYNC, first.set_result)
+    aio.refusals = 1
+    aio.submit(fds[1:], FSYNC, second.set_result)
+    assert not second.done()
+    assert [await first, await second] == [[None], [None]]
+    aio.close()
+    for fd in fds:
+        os.close(fd)
+
+
+async def test_a_kernel_that_takes_nothing_at_all_is_an_error_of_that_request(tmp_path: Path) -> None:
+    loop = asyncio.get_running_loop()
+    aio = Refusing(loop)
+    fds = [os.open(tmp_path, os.O_RDONLY) for _ in range(2)]
+    aio.refusals = 1
+    done = loop.create_future()
+    aio.submit(fds, FSYNC, done.set_result)
+    refused, fine = await done
+    assert refused.errno == errno.EAGAIN and fine is None
+    aio.close()
+    for fd in fds:
+        os.close(fd)
+
+
+async def test_a_call_that_fails_says_which_and_why() -> None:
+    aio = LinuxAio(asyncio.get_running_loop())
+    with pytest.raises(OSError, match="io_destroy: Invalid argument"):
+        aio._call("io_destroy", aio._destroy, ctypes.c_ulong(1))
+    aio.close()
