@@ -16,13 +16,13 @@ _TEXT = {250: b"250 2.1.5 Ok\r\n", 450: b"450 4.2.0 come back later\r\n", 550: b
 
 
 class Sink:
-    """Listens on an ephemeral port of 127.0.0.1 until close()."""
+    """Listens on a port of 127.0.0.1 (0: an ephemeral one) until close()."""
 
-    def __init__(self) -> None:
+    def __init__(self, port: int = 0) -> None:
         self._copies: list[Copy] = []
         self._tries: Counter[tuple[str, str]] = Counter()
         self._lock = threading.Lock()
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=256)
+        self._listener = socket.create_server(("127.0.0.1", port), backlog=256)
         self.port: int = self._listener.getsockname()[1]
         self._thread = threading.Thread(target=self._accept, daemon=True)
         self._thread.start()

@@ -144,8 +144,8 @@ class World:
         self.restart_seconds = time.monotonic() - begin
 
     def empty(self) -> bool:
-        """Is there nothing left to do?"""
-        return not any(True for name in WORKING for _ in self.files(name))
+        """Is there nothing left to do?  Looks twice: a file can move to a directory that was just looked at."""
+        return not any(True for name in (*WORKING, *WORKING) for _ in self.files(name))
 
     def files(self, queue: str) -> Iterator[Path]:
         """Files of a queue directory."""
