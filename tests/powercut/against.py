@@ -189,7 +189,8 @@ def inside(options: argparse.Namespace) -> int:
     run = Path(os.environ["AIOMTA_PEERS_RUN"])
     subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=755", "against", run], check=True)
     heads = f"{'server':10s} {'version':20s} {'rounds':>6s} " + " ".join(f"{n:>8s}" for n in NAMES)
-    print(f"seed {options.seed}, {options.disk}, {options.sessions} sessions\n{heads} {'losing rounds':>14s} control  on disk")
+    print(f"seed {options.seed}, {options.disk}, {options.sessions} sessions")
+    print(f"{heads} {'losing rounds':>14s} control  on disk", flush=True)
     for name in options.servers or KNOWN:
         work = run / f"work-{name}"
         work.mkdir()
