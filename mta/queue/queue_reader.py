@@ -347,17 +347,15 @@ class ContentReader:
             self._left -= pos
             self._take(out, raw[:pos])
         while not self._left and pos + 1 < size:
+            if raw[pos] == _N:
+                pos = self._whole_lines(raw, pos, size, out)
+                if pos + 1 >= size:
+                    break
             kind, n, start = raw[pos], raw[pos + 1], pos + 2
             if n > 127:
                 n, start = _length(raw, pos + 1)
                 if raw[start - 1] > 127:
                     break  # the length itself is cut off
-            if kind == _N and start + n <= size:
-                pos = start + n
-                out.append(raw[start:pos])
-                out.append(b"\n")
-                self._open_line = False
-                continue
             if kind == _X:
                 if self._open_line:  # postdrop's way with a last line that has no newline
                     out.append(b"\n")
@@ -380,6 +378,31 @@ class ContentReader:
             raise DamagedError("content ends early")
         self.offset += pos
         return b"".join(out)
+
+    def _whole_lines(self, raw: bytes, pos: int, size: int, out: list[bytes]) -> int:
+        """The way of nearly all content: N records that are here whole.  Returns where the first other thing is."""
+        lines: list[bytes] = []
+        take = lines.append
+        try:
+            while raw[pos] == _N:
+                n, start = raw[pos + 1], pos + 2
+                if n > 127:
+                    more, start = raw[start], start + 1
+                    if more > 127:
+                        break
+                    n += (more << 7) - 128
+                end = start + n
+                if end > size:
+                    break
+                take(raw[start:end])
+                pos = end
+        except IndexError:  # the input ends within the head of a record, or with a record
+            pass
+        if lines:
+            take(b"")
+            out.append(b"\n".join(lines))
+            self._open_line = False
+        return pos
 
     def _take(self, out: list[bytes], data: bytes) -> None:
         if self._kind != _PAD:
