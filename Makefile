@@ -66,7 +66,7 @@ crash-full: $(VENV)/.dev crash
 	@mkdir -p $(dir $(TABLE))
 	$(PY) -m tests.crash.kill_matrix --table $(TABLE)
 	@mkdir -p $(dir $(CUTS))
-	$(PY) -m tests.powercut --table $(CUTS)
+	$(PY) -m tests.powercut --jobs 4 --table $(CUTS)
 
 ## make load        a start with 100,000 deferred messages: first 250, scan, memory, cost of new mail (disk, minutes)
 load: $(VENV)/.dev

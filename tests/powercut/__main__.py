@@ -15,13 +15,14 @@ import signal
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.powercut.disk import KINDS, Cut, unusable
 from tests.powercut.runner import cut_everywhere, heading
 from tests.powercut.scenarios import SCENARIOS
 
-_INSIDE = "AIOMTA_POWERCUT"  # the directory, in our namespace
+_INSIDE = "AIOMTA_POWERCUT"  # in a namespace: its directory and its row
 
 
 def options() -> argparse.Namespace:
@@ -32,6 +33,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--cut", action="append", choices=[cut.name.lower() for cut in Cut])
     parser.add_argument("--every", type=int, default=1, help="take every Nth step")
     parser.add_argument("--first", type=int, default=1, help="begin with this step")
+    parser.add_argument("--jobs", type=int, default=1, help="so many at a time; most of the time is waiting")
     parser.add_argument("--step", type=int, help="this step only")
     parser.add_argument("--table", type=Path, help="write all that is printed to this file, too")
     return parser.parse_args()
@@ -53,45 +55,71 @@ class Printer:
                 print(*lines, sep="\n", file=file)
 
 
-def inside(directory: Path, wanted: argparse.Namespace) -> int:
-    """In the namespace."""
+Job = tuple[str, str, str]  # scenario, kind of disk, kind of cut
+
+
+def inside(directory: Path, wanted: argparse.Namespace, job: Job) -> int:
+    """In the namespace: one row."""
     subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=755", "powercut", directory], check=True)
-    broken = 0
+    name, kind, cut = job
+    place = directory / "world"
+    place.mkdir()
+    only = None if wanted.every == 1 else range(wanted.first, 100_000, wanted.every)
+    row = cut_everywhere(name, kind, Cut[cut.upper()], place, [wanted.step] if wanted.step else only)
+    print(row, *row.wrong, sep="\n", flush=True)
+    return 1 if row.wrong else 0
+
+
+def in_namespace(job: Job) -> tuple[int, str]:
+    """Status and output of a row; mounts, loop devices and processes end with its namespace."""
+    directory = tempfile.mkdtemp(prefix="aiomta-powercut-", dir="/var/tmp")
+    unshare = ["unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    shell = ["/bin/sh", "-c", '"$@"; exit $?', "sh", sys.executable, "-m", "tests.powercut", *sys.argv[1:]]
+    environ = {**os.environ, _INSIDE: " ".join([directory, *job]), "PYTHONDONTWRITEBYTECODE": ""}
+    environ["PYTHONPYCACHEPREFIX"] = f"{directory}/compiled"  # hundreds of starts, and nothing left in the checkout
+    process = subprocess.Popen([*unshare, *shell], env=environ, stdout=subprocess.PIPE, text=True)
+    _running.append(process)
+    try:
+        text, _ = process.communicate()
+        return process.returncode, text.rstrip() or f"{job}: ended with status {process.returncode}"
+    finally:
+        process.kill()
+        shutil.rmtree(directory)
+
+
+_running: list["subprocess.Popen[str]"] = []
+
+
+def main() -> int:
+    """All rows, in order."""
+    if os.geteuid() != 0:
+        sys.exit("powercut: needs root (mounts, loop devices)")
+    wanted = options()
+    if _INSIDE in os.environ:
+        directory, *job = os.environ[_INSIDE].split()
+        return inside(Path(directory), wanted, (job[0], job[1], job[2]))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that everything is removed
     say = Printer(wanted.table)
     say(heading())
+    jobs: list[Job] = []
     for kind in wanted.disk or KINDS:
         if why := unusable(kind):
             say(f"{kind}: skipped, {why}")
             continue
         for cut in wanted.cut or ["nologflush", "logflush"]:
-            for number, name in enumerate(wanted.scenario or SCENARIOS):
-                place = directory / f"{kind}-{cut}-{number}"
-                place.mkdir()
-                only = None if wanted.every == 1 else range(wanted.first, 100_000, wanted.every)
-                row = cut_everywhere(name, kind, Cut[cut.upper()], place, [wanted.step] if wanted.step else only)
-                shutil.rmtree(place)
-                say(row, *row.wrong)
-                broken += len(row.wrong)
+            jobs += [(name, kind, cut) for name in wanted.scenario or SCENARIOS]
+    broken = 0
+    with ThreadPoolExecutor(wanted.jobs) as pool:
+        try:
+            for status, text in pool.map(in_namespace, jobs):
+                say(text)
+                broken += status != 0
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in _running:
+                process.kill()
+    say(f"rows with something wrong: {broken} of {len(jobs)}")
     return 1 if broken else 0
-
-
-def main() -> int:
-    """Make the namespace: mounts, loop devices and processes in it end with it."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that everything is removed
-    if os.geteuid() != 0:
-        sys.exit("powercut: needs root (mounts, loop devices)")
-    wanted = options()
-    if _INSIDE in os.environ:
-        return inside(Path(os.environ[_INSIDE]), wanted)
-    directory = tempfile.mkdtemp(prefix="aiomta-powercut-", dir="/var/tmp")
-    unshare = ["unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc"]
-    shell = ["/bin/sh", "-c", '"$@"; exit $?', "sh", sys.executable, "-m", "tests.powercut", *sys.argv[1:]]
-    try:
-        environ = {**os.environ, _INSIDE: directory, "PYTHONDONTWRITEBYTECODE": ""}
-        environ["PYTHONPYCACHEPREFIX"] = f"{directory}/compiled"  # hundreds of starts, and nothing left in the checkout
-        return subprocess.run([*unshare, *shell], env=environ, check=False).returncode
-    finally:
-        shutil.rmtree(directory)
 
 
 if __name__ == "__main__":

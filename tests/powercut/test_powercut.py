@@ -37,12 +37,12 @@ def test_a_power_cut_breaks_no_promise(kind: str, cut: str, capsys: pytest.Captu
     wanted = [f"--scenario={name}" for name in SAMPLE[kind, cut]]
     run = subprocess.run(
         [sys.executable, "-m", "tests.powercut", f"--disk={kind}", f"--cut={cut}", f"--every={EVERY}",
-         f"--first={first}", *wanted], cwd=ROOT, capture_output=True, text=True, timeout=LIMIT, check=False,
+         f"--first={first}", "--jobs=2", *wanted], cwd=ROOT, capture_output=True, text=True, timeout=LIMIT, check=False,
     )  # fmt: skip
     with capsys.disabled():
         print(f"\npower cut: seed {SEED}\n{run.stdout}", end="")
     assert run.returncode == 0, f"seed {SEED}\n{run.stdout}{run.stderr}"
-    assert len(run.stdout.splitlines()) == 1 + len(wanted)
+    assert len(run.stdout.splitlines()) == 1 + len(wanted) + 1
 
 
 # -- the judge itself -------------------------------------------------------------------------------------
