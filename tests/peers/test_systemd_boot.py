@@ -1,8 +1,12 @@
 """A real systemd runs our units, sandbox and all."""
 
+import json
+import re
 import shutil
 import smtplib
+import socket
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,6 +15,7 @@ from tests.peers.booted import Booted
 from tests.peers.build import ROOT
 from tests.peers.host import Host
 from tests.peers.machine import Machine, wait_for
+from tests.system.support_load import Load
 
 SOCKETS = ("mta-smtp.socket", "mta-submit.socket", "mta-local.socket")
 
@@ -66,6 +71,98 @@ def test_mail_from_port_25_and_from_sendmail_reaches_a_mailbox(host: Host, boote
     assert host.machine.output("stat", "-c", "%U", "/var/mail/alice").strip() == "alice"
     uid = host.machine.output("id", "-u", "bob").strip()
     assert f"uid={uid} from=<bob>" in booted.log()
+
+
+def test_the_journal_has_fields_beside_the_text(host: Host, booted: Booted) -> None:
+    with smtplib.SMTP("127.0.0.1", 25, timeout=20) as client:
+        client.sendmail("x@src.test", ["alice@host.test"], "Subject: fields\r\n\r\nhi\r\n")
+    wait_for("mail", lambda: arrived(host, "fields"))
+
+    def entries(*match: str) -> list[dict[str, str]]:
+        out = booted.run("journalctl", "-o", "json", "--no-pager", *match, status=None)[1]
+        return [json.loads(line) for line in out.splitlines() if line.startswith("{")]
+
+    wait_for("its first lines", lambda: bool(entries("MTA_FROM=x@src.test")))
+    received = entries("MTA_FROM=x@src.test")[-1]
+    queue_id = received["QUEUE_ID"]
+    mine = f"QUEUE_ID={queue_id}"
+    wait_for("all lines of it", lambda: any(e["MESSAGE"].endswith(": removed") for e in entries(mine)))
+    found = entries(mine)
+    sent = next(e for e in found if "MTA_STATUS" in e)
+    assert sent["MTA_TO"] == "alice@host.test" and sent["MTA_STATUS"] == "sent" and sent["PRIORITY"] == "6"
+    assert sent["SYSLOG_IDENTIFIER"] == "postfix/local" and sent["_SYSTEMD_UNIT"] == "mta.service"
+    assert sent["_TRANSPORT"] == "journal" and sent["SYSLOG_FACILITY"] == "2"
+    assert {e["SYSLOG_IDENTIFIER"] for e in found} >= {"postfix/smtpd", "postfix/cleanup", "postfix/qmgr"}
+    short = booted.run("journalctl", "-o", "short", "--no-pager", mine)[1]
+    assert re.search(rf" postfix/local\[\d+\]: {queue_id}: to=<alice@host.test>, relay=local, ", short)
+
+
+def test_the_submission_ports_are_served_when_their_sockets_are_started(host: Host, booted: Booted) -> None:
+    master = host.machine.read("/etc/mta/master.cf")
+    extra = "submission inet n - n - - smtpd\n  -o syslog_name=postfix/submission\n"
+    host.machine.write("/etc/mta/master.cf", f"{master}\n{extra}")
+    booted.run("systemctl", "stop", "mta.service")
+    booted.run("systemctl", "start", "mta-submission.socket")
+    with smtplib.SMTP("127.0.0.1", 587, timeout=30) as client:
+        client.sendmail("x@src.test", ["alice@host.test"], "Subject: at 587\r\n\r\nhi\r\n")
+    wait_for("mail", lambda: arrived(host, "at 587"))
+    assert "error: inherited socket" not in booted.log()
+    booted.run("systemctl", "stop", "mta-submission.socket", "mta.service")
+    host.machine.write("/etc/mta/master.cf", master)
+    booted.run("systemctl", "start", "mta.service")
+
+
+def stored(booted: Booted) -> str:
+    """How many descriptors systemd keeps for the service."""
+    return booted.run("systemctl", "show", "-P", "NFileDescriptorStore", "mta.service")[1].strip()
+
+
+def flows(load: Load, number: int) -> bool:
+    return len(load.accepted) > number
+
+
+def test_a_restart_under_load_loses_no_connection(host: Host, booted: Booted) -> None:
+    """Port 25 is held by a socket unit, port 2525 by the daemon itself, and in between by systemd's store."""
+    master = host.machine.read("/etc/mta/master.cf")
+    host.machine.write("/etc/mta/master.cf", f"{master}\n2525 inet n - n - - smtpd\n")
+    booted.run("systemctl", "reload", "mta.service")
+    wait_for("two listeners in the store", lambda: stored(booted) == "2")
+    before = len(host.messages("carol"))
+    loads = [Load(25, "carol@host.test", 2), Load(2525, "carol@host.test", 2)]
+    for _ in range(2):
+        known = [len(load.accepted) for load in loads]
+        booted.run("systemctl", "restart", "mta.service")
+        for load, number in zip(loads, known, strict=True):
+            wait_for("mail flows again", partial(flows, load, number + 5))
+    for load in loads:
+        load.stop()
+        assert load.failures == []
+    count = sum(len(load.accepted) for load in loads)
+    wait_for("all delivered", lambda: len(host.messages("carol")) - before >= count, timeout=60)
+    assert len(host.messages("carol")) - before == count
+    host.machine.write("/etc/mta/master.cf", master)
+    booted.run("systemctl", "restart", "mta.service")
+    assert stored(booted) == "0"
+
+
+def test_a_scheduler_that_stands_still_is_restarted_by_the_watchdog(host: Host, booted: Booted) -> None:
+    drop_in = "/run/systemd/system/mta.service.d/watchdog.conf"
+    write = f"mkdir -p $(dirname {drop_in}) && printf '[Service]\\nWatchdogSec=2\\n' > {drop_in}"
+    booted.run("sh", "-c", write)
+    booted.run("systemctl", "daemon-reload")
+    booted.run("systemctl", "restart", "mta.service")
+    first = pid(booted)
+    children = booted.run("cat", f"/proc/{first}/task/{first}/children")[1].split()
+    booted.run("kill", "-STOP", *children)
+    wait_for("a new first process", lambda: pid(booted) not in (first, "0"), timeout=60)
+    assert booted.run("systemctl", "show", "-P", "NRestarts", "mta")[1].strip() == "1"
+    wait_for("served again", lambda: booted.run("systemctl", "is-active", "mta", status=None)[1].strip() == "active")
+    with socket.create_connection(("127.0.0.1", 25), 20) as client:
+        assert client.recv(512).startswith(b"220 ")
+    assert booted.run("systemctl", "show", "-P", "StatusText", "mta")[1].strip() == "serving"
+    booted.run("rm", drop_in)
+    booted.run("systemctl", "daemon-reload")
+    booted.run("systemctl", "restart", "mta.service")
 
 
 def test_reload_keeps_the_process_and_the_service_goes_on(host: Host, booted: Booted) -> None:

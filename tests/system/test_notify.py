@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import textwrap
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ from mta.master_notify import Notify
 from mta.master_watchdog import feed
 from tests.crash.system import ROOT, free_port
 from tests.system.support_lifecycle import Client, Instance, instance, until
+from tests.system.support_load import Load
 from tests.system.support_manager import Manager
 
 PROCESSES = pytest.mark.parametrize("count", ["0", "2"])
@@ -75,58 +75,11 @@ def test_listeners_that_mta_opened_are_left_with_the_manager_and_taken_back(coun
         assert manager.stop() == 0
 
 
-class Load:
-    """Clients, one after the other in each of some threads, until stop().  told: what each was told at the end."""
-
-    def __init__(self, port: int, clients: int = 4) -> None:
-        self.accepted: list[str] = []
-        self.turned_away = 0
-        self.failures: list[str] = []
-        self._port, self._end = port, threading.Event()
-        self._threads = [threading.Thread(target=self._run, args=(n,)) for n in range(clients)]
-        for thread in self._threads:
-            thread.start()
-
-    def _run(self, client: int) -> None:
-        number = 0
-        while not self._end.is_set():
-            number += 1
-            try:
-                said = self._one(f"c{client}n{number}")
-            except OSError as error:
-                said = repr(error)
-            if said.startswith("250 2.0.0 Ok: queued"):
-                self.accepted.append(said)
-            elif said.startswith("421 "):
-                self.turned_away += 1
-            else:
-                self.failures.append(said)
-
-    def _one(self, name: str) -> str:
-        """One message; the last reply: 250, or that of a server that goes away."""
-        lines = ["EHLO load.test", "MAIL FROM:<a@src.test>", "RCPT TO:<box@elsewhere.test>", "DATA",
-                 f"Subject: {name}\r\n\r\nx\r\n."]  # fmt: skip
-        with Client(self._port) as client:
-            reply = client.greeting
-            for line in lines:
-                if reply[:1] not in "23" or not reply:
-                    break
-                with contextlib.suppress(OSError):  # it has said 421 and closed: what it said can still be read
-                    client.sock.sendall(f"{line}\r\n".encode())
-                reply = client.reply()
-            return reply
-
-    def stop(self) -> None:
-        self._end.set()
-        for thread in self._threads:
-            thread.join(60)
-
-
 @PROCESSES
 def test_restarts_under_load_refuse_nobody_and_lose_nothing(count: str) -> None:
     with managed(smtpd_processes=count, default_transport="discard") as (system, manager):
         manager.start()
-        load = Load(system.port)
+        load = Load(system.port, "box@elsewhere.test")
         for _ in range(3):
             before = len(load.accepted)
             until(lambda n=before: len(load.accepted) > n + 20, "mail flows")
