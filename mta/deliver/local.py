@@ -150,7 +150,8 @@ class _Content:
     def close(self) -> None:
         """The copy is gone with its last descriptor."""
         if self.fd >= 0:
-            os.close(self.fd)
+            with contextlib.suppress(OSError):  # it was only read
+                os.close(self.fd)
             self.fd = -1
 
 

@@ -209,8 +209,8 @@ class Mbox:
                     with contextlib.suppress(OSError):
                         os.close(fd)
                     raise
-                self._what = "error closing the mailbox"
-                os.close(fd)
+                with contextlib.suppress(OSError):  # what was flushed is there: another try would be a second copy
+                    os.close(fd)
         except OSError as error:
             raise failure(error, self._what) from error
 
@@ -503,7 +503,8 @@ def _move(temporary: str, final: str) -> None:
             raise
         os.rename(temporary, final)
         return
-    os.unlink(temporary)
+    with contextlib.suppress(OSError):  # what is in new/ is delivered: another try would be a second copy
+        os.unlink(temporary)
 
 
 def _flush_directory(path: str, fsync: Callable[[int], None]) -> None:

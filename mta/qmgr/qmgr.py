@@ -188,6 +188,8 @@ class QueueManager:
                 await work
             except FencedError:
                 self._log.write("qmgr", f"{queue_id}: taken over by another process, forgotten")
+            except QueueError as trouble:  # what the delivery had not reported is deferred
+                self._log.warning("qmgr", f"{queue_id}: {trouble}")
             except CorruptContentError as damage:
                 self._log.warning("qmgr", f"{damage}: not delivered")
             except Exception:

@@ -116,7 +116,10 @@ class SpoolStore:
             self.fsio.flock(fd)
             inode = self.fsio.fstat(fd).st_ino
         except OSError as error:
-            self.fsio.close_fd(fd)
+            with contextlib.suppress(OSError):
+                self.fsio.unlink(path)
+            with contextlib.suppress(OSError):
+                self.fsio.close_fd(fd)
             raise queue_error(error, "queue file write error") from error
         queue_id = self.spool.new_id(seconds, usec, inode)
         return SpoolDraft(self, fd, path, queue_id, self.fsio.entropy(16).hex())

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from mta.envelope import Envelope
 from mta.queue import queue_file
 from mta.queue.api import Parent, Queue, QueueError
-from mta.queue.store_spool import READY, queue_error
+from mta.queue.store_spool import READY, WRITING, queue_error
 
 if TYPE_CHECKING:
     from mta.queue.store import SpoolStore
@@ -198,14 +198,21 @@ class SpoolDraft:
             raise QueueError(f"{self.queue_id}: released before it was committed")
 
     def abort(self) -> None:
-        """See Draft.  Also takes back a child that was committed and not yet released."""
+        """See Draft.  Also takes back a child that was committed and not yet released.
+
+        A file that cannot be removed now gets the mode of an unfinished one: nobody claims it, the next start
+        removes it.
+        """
         if self.state not in (State.OPEN, State.HELD):
             return
         if self.state is State.OPEN:
             self._fsio.drafts -= 1
         self.state = State.GONE
         self._chunks = []
-        with contextlib.suppress(OSError):
+        try:
             self._fsio.unlink(self._path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                self._fsio.fchmod(self._fd, WRITING)
         with contextlib.suppress(OSError):
             self._fsio.close_fd(self._fd)

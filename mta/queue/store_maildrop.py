@@ -60,8 +60,9 @@ class MaildropFile:
     def close(self) -> None:
         """Let go of the descriptor; may be called twice."""
         if self.fd >= 0:
-            self.fsio.close_fd(self.fd)
-            self.fd = -1
+            fd, self.fd = self.fd, -1
+            with contextlib.suppress(OSError):  # it was only read
+                self.fsio.close_fd(fd)
 
 
 class Maildrop:

@@ -117,6 +117,9 @@ def identify(where: str, content: bytes, account: Account) -> list[Copy] | None:
     name = field_of(body, b"X-Test-Id")
     parent = field_of(body, rb"X-[A-Za-z]+-Queue-ID")
     failed = re.findall(rb"^Final-Recipient: rfc822; (\S+)", body, re.M)
+    if not name and failed:  # the original could not be read, so it goes without
+        place = f"{where} about {failed[0].decode()}"
+        name = next((name for name, places in account.places.items() if place in places), "")
     if name and parent and failed and body.rstrip().endswith(b"--"):
         way = (parent, field_of(header, b"Message-ID"))
         return [Copy(name, f"{where} about {address.decode()}", way) for address in failed]

@@ -195,7 +195,9 @@ class World:
         self.stop()
         self.account.kills += 1
         self.account.at_kill = self.copies()
-        self.account.todo = {file.name: recipients_todo(file) for file in self.queue_files()}
+        self.account.todo = {
+            f.name: recipients_todo(f) for f in self.queue_files() if f.parent.name in ("active", "incoming")
+        }
         self.kill_at = -1
 
     def stop(self) -> None:
@@ -290,10 +292,10 @@ class World:
     # -- what is where ------------------------------------------------------------------------------
 
     def queue_files(self) -> Iterator[Path]:
-        """Everything that stands for mail, or is left of it."""
+        """Everything that stands for mail, or is left of it; not what a dead sendmail began, which stays an hour."""
         for name in LEFT_OVER:
             for directory, _, files in os.walk(self.spool / name):
-                yield from (Path(directory, file) for file in files)
+                yield from (Path(directory, file) for file in files if name != "maildrop" or "." not in file)
 
     def copies(self) -> Counter[Copy]:
         """Every copy at peers and in mailboxes; torn ones are judged here: one per kill."""
