@@ -120,10 +120,6 @@ class FaultyFsio(InlineFsio):
         self._faults.point("scandir")
         return super().scandir(path)
 
-    def listdir(self, path: str) -> list[str]:
-        self._faults.point("listdir")
-        return super().listdir(path)
-
     def statvfs(self, path: str) -> os.statvfs_result:
         self._faults.point("statvfs")
         return super().statvfs(path)

@@ -26,7 +26,7 @@ from tests.crash.errno_world import World
 ERRNOS = ("ENOSPC", "EDQUOT", "EIO", "EMFILE", "ENFILE", "EROFS", "ENOMEM", "EINTR", "ESTALE")
 NET_ERRNOS = ("EMFILE", "ENFILE", "ENOMEM", "EINTR", "EIO", "ECONNRESET", "ETIMEDOUT", "EPIPE")
 DISK = ("open_excl", "open", "close", "write", "write_file", "pwrite", "pread", "read", "fchmod", "fstat", "lstat",
-        "flock", "utime", "rename", "link", "unlink", "mkdir", "chmod", "scandir", "listdir", "statvfs", "directory",
+        "flock", "utime", "rename", "link", "unlink", "mkdir", "chmod", "scandir", "statvfs", "directory",
         "flush", "flush_directory")  # fmt: skip
 NET = ("net-connect", "net-accept", "net-send-client", "net-recv-client", "net-send-server", "net-recv-server")
 KINDS = (*DISK, *(f"box-{name}" for name in (*BOX, "fsync")), *NET)
