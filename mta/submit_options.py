@@ -73,7 +73,8 @@ class Invocation:
     sender: of -f or -r, None when not given, "" = null sender.  full_name: of -F, None when not given (an empty
     -F "" asks for a bare address).  dot_ends: a line "." ends the message (no -i).  extract: -t.  envelope_id:
     plain text, xtext decoded.  remote: -G, no local rewriting.  flush: kind "I", "R", "S", "G" or "" (all),
-    argument, negated.  warnings: for stderr; the command goes on.
+    argument, negated; wait: -qf.  queue_directory: of -oQ, "" = the configured one.  warnings: for stderr; the command
+    goes on.
     """
 
     program: str
@@ -95,6 +96,7 @@ class Invocation:
     flush_given: bool = False
     config_directory: str = ""
     queue_directory: str = ""
+    wait: bool = False
     diagnose: bool = False
     warnings: list[str] = field(default_factory=list)
 
@@ -249,6 +251,7 @@ def _queue(result: Invocation, value: str, uid: int) -> None:
         result.flush = (kind, argument, negated)
     elif value in ("", "f") and not negated:
         result.flush = ("", "", False)
+        result.wait = value == "f"
     elif _INTERVAL.match(value.removeprefix("p")) and not negated:
         result.mode = Mode.DAEMON
         if uid != 0:
@@ -328,6 +331,8 @@ def _check(result: Invocation, uid: int) -> None:
         raise result.fatal(EX_USAGE, f"{mode.value} mode requires no recipient")
     if mode is Mode.DAEMON and uid != 0:
         raise result.fatal(EX_USAGE, "daemon mode can be used only by the superuser")
+    if mode is Mode.VERIFY and not result.recipients:
+        raise result.fatal(EX_USAGE, "Recipient addresses must be specified on the command line")
     if result.flush_given and mode not in (Mode.FLUSH, Mode.QUEUE, Mode.DAEMON):
         raise result.fatal(EX_USAGE, "-q can be used only in flush queue mode")
 

@@ -3,6 +3,7 @@
 See also: mta/control.py (the other end), postqueue(1)
 """
 
+import contextlib
 import itertools
 import json
 import os
@@ -219,6 +220,14 @@ def flush(config: Config, selection: tuple[str, str, bool], transport: Callable[
         say(f"fatal: {error}")
         return error.status
     return 0
+
+
+def wait_until_idle(config: Config, limit: float = 300.0) -> None:
+    """Return when nothing is being delivered any more, at most so many seconds later."""
+    end = time.monotonic() + limit
+    with contextlib.suppress(DownError, RefusedError):
+        while time.monotonic() < end and any(row["queue_name"] in ("incoming", "active") for row in rows(config)):
+            time.sleep(0.3)
 
 
 def selected(row: Row, kind: str, argument: str, transport: Callable[[str], str] | None = None) -> bool:

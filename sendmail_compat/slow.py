@@ -14,8 +14,7 @@ from collections.abc import Callable, Sequence
 from mta import __version__
 from mta.lookup.table import TableError
 from mta.lookup.unix import UserLookup
-from mta.message_address import parse_list, quote
-from mta.submit_options import Invocation, Mode, UsageError, parse_command
+from mta.submit_options import Invocation, Mode, UsageError, argument_recipients, parse_command
 from mta.submit_prepare import Caller, Submission
 from sendmail_compat import config as main_cf
 from sendmail_compat import fast
@@ -46,6 +45,9 @@ def run(argv: list[str], directory: str, stdin: fast.Input | None) -> int:
         _say(*error.lines)
         return error.status
     except main_cf.ConfigError as error:
+        _say(f"{fast.program(argv)}: fatal: {error}")
+        return EX_CONFIG
+    except ToolError as error:
         _say(f"{fast.program(argv)}: fatal: {error}")
         return EX_CONFIG
     except BrokenPipeError:
@@ -117,9 +119,7 @@ def _dispatch(invocation: Invocation, argv: list[str], directory: str, stdin: fa
 
             return mailq(config)
         case Mode.FLUSH:
-            from sendmail_compat.queue_tools import flush
-
-            return flush(config, invocation.flush)
+            return _flush(invocation, directory, config)
         case Mode.ALIASES:
             from sendmail_compat.alias_check import newaliases
 
@@ -129,12 +129,37 @@ def _dispatch(invocation: Invocation, argv: list[str], directory: str, stdin: fa
 
             return relay(config.text("submit_socket"), argv)
         case Mode.TEST:
-            return _address_test()
+            from sendmail_compat.verify import address_test
+
+            return address_test(directory)
+        case Mode.VERIFY:
+            from sendmail_compat.verify import verify
+
+            return verify(directory, argument_recipients(invocation))
         case Mode.DAEMON:
             return _start_daemon(invocation, directory)
-        case _:
-            _say(f"{invocation.program}: fatal: {mode.value} mode is not available")
-            return EX_UNAVAILABLE
+
+
+def _flush(invocation: Invocation, directory: str, config: main_cf.Config) -> int:
+    """-q and its forms, of our queue or of another one."""
+    from sendmail_compat.queue_tools import flush, wait_until_idle
+
+    other = os.path.abspath(invocation.queue_directory) if invocation.queue_directory else ""
+    if other and other != os.path.abspath(config.queue):
+        from sendmail_compat.adopt import adopt
+
+        status = adopt(config, other, invocation.program)
+        if status:
+            return status
+    transport = None
+    if invocation.flush[0] == "G":
+        from sendmail_compat.verify import transports
+
+        transport = transports(directory)
+    status = flush(config, invocation.flush, transport)
+    if invocation.wait and not status:
+        wait_until_idle(config)
+    return status
 
 
 def _caller() -> Caller:
@@ -202,17 +227,6 @@ def _drop(invocation: Invocation, submission: Submission, config: main_cf.Config
     return EX_OK
 
 
-def _address_test() -> int:
-    """-bt: one address list per line of stdin, as it is understood."""
-    for line in sys.stdin:
-        parsed = parse_list(line.strip())
-        if parsed.malformed:
-            print(f"{line.strip()}: {parsed.malformed}")
-        for address in parsed.addresses:
-            print(quote(address) or "<>")
-    return EX_OK
-
-
 def _start_daemon(invocation: Invocation, directory: str) -> int:
     """-bd and -q15m of root: start the mail system."""
     command = os.path.join(os.path.dirname(os.path.realpath(sys.argv[0])), "mta")
@@ -224,13 +238,12 @@ def _start_daemon(invocation: Invocation, directory: str) -> int:
 
 
 def _diagnose(directory: str) -> None:
-    """-d0: what this installation believes."""
-    print(f"Version aiomta {__version__}, Python {sys.version.split()[0]}")
-    print(f"Configuration directory: {directory}")
-    with contextlib.suppress(main_cf.ConfigError):
-        config = main_cf.read(directory)
-        for name in ("myhostname", "queue_directory", "submit_socket"):
-            print(f"{name} = {config.text(name)}")
+    """-d0: what this installation believes, and what is wrong with it; then the rest of the line is obeyed."""
+    from sendmail_compat.diagnosis import diagnose
+
+    for line in diagnose(directory):
+        print(line)
+    sys.stdout.flush()
 
 
 _HELP = """usage: sendmail [options] [recipient ...]
