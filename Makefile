@@ -9,6 +9,7 @@ LOWER := .venv-lower
 LOWER_BOUNDS := aiosmtpd==1.4.3 dnspython==2.3.0 aiofiles==23.1.0
 TEST_TOOLS := pytest 'pytest-asyncio>=1.5' pytest-xdist hypothesis cryptography
 PEERS_ARGS ?=
+SYSTEM_ARGS ?=
 BENCH := .venv-bench
 BENCH_PYTHON ?= $(shell /usr/bin/python3 -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' \
 	2>/dev/null && echo /usr/bin/python3 || echo $(PYTHON))
@@ -17,7 +18,7 @@ KILLS ?= 100
 CUTS ?= var/powercut-matrix.txt
 TABLE ?= var/kill-matrix.txt
 
-.PHONY: help venv deb run check lint test test-root test-lower test-peers test-logs crash crash-full load full bench bench-venv clean distclean
+.PHONY: help venv deb run check lint test test-root test-lower test-peers test-logs test-system rpm crash crash-full load full bench bench-venv clean distclean
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -54,6 +55,10 @@ test-peers: $(VENV)/.dev
 test-logs: $(VENV)/.dev
 	$(PY) -m pytest tests/logs
 
+## make test-system the packages: .deb in a booted container, .rpm, `mta install` beside Postfix and Exim (root)
+test-system: $(VENV)/.dev
+	$(PY) -m tests.package $(SYSTEM_ARGS)
+
 ## make crash       kill -9 at KILLS random points (100) under load, and at each fifth step of every scenario; as root also
 ##                  power cuts at each twelfth step: minutes
 crash: $(VENV)/.dev
@@ -73,7 +78,7 @@ load: $(VENV)/.dev
 	nice -n 5 $(PY) -m tests.crash.load --messages 100000
 
 ## make full        everything above
-full: check test test-lower test-peers test-logs crash
+full: check test test-lower test-peers test-logs test-system crash
 
 ## make bench       beside Postfix, Exim and OpenSMTPD; makes docs/bench.svg anew; BENCH_ARGS (root)
 bench: $(BENCH)/.installed

@@ -37,7 +37,7 @@ class Layer:
 
 LAYERS = {
     "python": Layer("", packages=PYTHON),
-    "system": Layer("python", (PLACEHOLDER,), ("systemd-sysv", "systemd", *CALLERS), (PEOPLE,)),
+    "system": Layer("python", (PLACEHOLDER,), ("systemd-sysv", "systemd", "dbus", *CALLERS), (PEOPLE,)),
     "postfix": Layer("python", (POSTFIX_ANSWERS, PEOPLE), ("postfix",), ("newaliases",)),
     "exim": Layer("python", (PEOPLE,), ("exim4-daemon-light", "exim4-base", "exim4-config")),
 }
