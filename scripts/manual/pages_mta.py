@@ -10,11 +10,57 @@ CONFIG_FILES = (
 )
 SPOOL = ("/var/spool/mta", "the queue")
 
+FILTERS = (
+    Option("--sender", "Sender like this; `*` and `?` are wild.", "glob"),
+    Option("--recipient", "A recipient like this.", "glob"),
+    Option("--domain", "The sender or a recipient in a domain like this.", "glob"),
+    Option("--reason", "Part of the reason of the last delay, or a glob.", "text"),
+    Option("--age", "Age, such as `>2h`, `<30m`, `>=5d`; without a sign: at least.", "age"),
+    Option("--size", "Size, such as `>10k` or `<1m`; without a sign: at least.", "size"),
+    Option("--queue", "Only in these queues, separated by commas.", "names", Kind.QUEUE),
+    Option("--json", "Print JSON: an object per message, or one in all for what was done."),
+)
+DRY = (Option("--dry-run", "Say what would be done. Also `-n`."), Option("-n", "The same as `--dry-run`."))
+QUEUE = Verb(
+    "queue", "Look at queued messages and act on them. Queue ids and filters say which; ALL stands for every message. "
+    "It works through the mail system while that runs, and on the directories while it does not. Acting is for root "
+    "and `mail_owner`.",
+    (*FILTERS, *DRY),
+    verbs=(
+        Verb("list", "List messages, as mailq(1) does.",
+             (*FILTERS, Option("--table", "One line per message.")), operands=Kind.QUEUE_ID),
+        Verb("show", "Show messages: times, recipients, reasons, header.", FILTERS, operands=Kind.QUEUE_ID),
+        Verb("hold", "Put on hold.", (*FILTERS, *DRY), operands=Kind.QUEUE_ID),
+        Verb("release", "Release from hold.", (*FILTERS, *DRY), operands=Kind.QUEUE_ID),
+        Verb("requeue", "Rewrite and route addresses anew.", (*FILTERS, *DRY), operands=Kind.QUEUE_ID),
+        Verb("expire", "Return to the sender, now.", (*FILTERS, *DRY), operands=Kind.QUEUE_ID),
+        Verb("delete", "Delete.", (*FILTERS, *DRY), operands=Kind.QUEUE_ID),
+        Verb("flush", "Try now; without ids and filters, everything.", (*FILTERS, *DRY), operands=Kind.QUEUE_ID),
+    ),
+)  # fmt: skip
+PREFIX = Option("--prefix", "Where the programs are, otherwise that of the running Python.", "directory",
+                Kind.DIRECTORY)  # fmt: skip
+INSTALL = Verb(
+    "install", "Put an installation that was not made by a package into the place of the machine's mail system: links, "
+    "units, account, directories. Ends with a check that sendmail, mailq and newaliases lead to one mail system, or "
+    "undoes everything. For root.",
+    (
+        PREFIX,
+        Option("--alternatives", "Register us and the present mail system as two choices of one group: the default."),
+        Option("--divert", "Only move the files of the present mail system aside."),
+        Option("--sockets", "Only write which ports systemd opens, from main.cf and master.cf; for a package, too."),
+        Option("--dry-run", "Say what would be done."),
+    ),
+)
+UNINSTALL = Verb("uninstall", "Undo exactly what `mta install` did.",
+                 (PREFIX, Option("--dry-run", "Say what would be done.")))  # fmt: skip
+
 MTA = Page(
     name="mta",
     section=8,
     about="start, stop and look after the mail system and its queue",
-    synopsis=("[-c directory] command",),
+    synopsis=("[-c directory] command", "[-c directory] `queue` command [option...] [queue_id...]",
+              "`install` [option...]", "`uninstall` [option...]"),
     description="""\
 `mta` controls the mail system: a server that accepts mail by SMTP and from local programs, keeps it in a queue on
 disk and delivers it. The verbs, their messages and their exit statuses are those of postfix(1).
@@ -36,6 +82,7 @@ With systemd, `systemctl start mta` and the others are the usual way; `mta` talk
         Verb("logrotate", "Give `maillog_file` a new name and begin a new one."),
         Verb("status", "Say whether it runs; and whether mail waits in maildrop while it does not."),
         Verb("version", "Print the version."),
+        QUEUE, INSTALL, UNINSTALL,
     ),
     sections=(
         ("Signals", """\

@@ -36,11 +36,13 @@ POSTSUPER = Page(
     section=1,
     about="hold, release, requeue, expire or delete queued mail",
     synopsis=("[-c directory] [-d queue_id] [-h queue_id] [-H queue_id] [-r queue_id] [-e queue_id] [-f queue_id] "
-              "[-ps] [queue...]",),
+              "[-psSv] [queue...]",),
     description="""\
 `postsuper` changes queued messages, one by one or all of them; it works while the mail system runs and while it does
-not. For root and `mail_owner`. Without queue names it looks at hold, incoming, active and deferred. `mta queue` does
-the same with filters, and can say beforehand what it would do.""",
+not. For root and `mail_owner`. Options are carried out in the order d, h, e, f, H, r. Queue names limit where it looks.
+Without one of these options it checks the structure of the queue.
+
+`mta queue` does the same with filters, and can say beforehand what it would do.""",
     options=(
         CONFIG,
         Option("-d", f"Delete. {ALL}", "queue_id", Kind.QUEUE_ID),
@@ -51,6 +53,7 @@ the same with filters, and can say beforehand what it would do.""",
         Option("-f", f"Expire, and release from hold. {ALL}", "queue_id", Kind.QUEUE_ID),
         Option("-p", "Remove files that were never finished."),
         Option("-s", "Check the structure of the queue, and repair it."),
+        Option("-S", "The same."),
         VERBOSE,
     ),
     operands=Kind.QUEUE,
@@ -63,18 +66,19 @@ POSTCAT = Page(
     name="postcat",
     section=1,
     about="show the contents of a queue file",
-    synopsis=("[-c directory] [-bdehoqv] [file_or_queue_id...]",),
+    synopsis=("[-c directory] [-bdehoqrv] [file_or_queue_id...]",),
     description="""\
 `postcat` prints queue files; without `-b`, `-e` and `-h` all of it: envelope, header, body. Without an argument it
-reads a queue file from standard input.""",
+reads a queue file from standard input. It reads what you may read.""",
     options=(
         CONFIG,
         Option("-q", "The arguments are queue ids, to be looked for in the queue."),
         Option("-b", "Show the body."),
         Option("-h", "Show the header."),
         Option("-e", "Show the envelope."),
-        Option("-d", "Show the type of each record."),
+        Option("-d", "Show the type of each record as a number."),
         Option("-o", "Show the offset of each record."),
+        Option("-r", "Show records in the order in which they lie in the file; pointers are not followed."),
         Option("-v", "Show more."),
     ),
     operands=Kind.FILE,
@@ -87,23 +91,27 @@ QSHAPE = Page(
     name="qshape",
     section=1,
     about="show queued mail by domain and age",
-    synopsis=("[-c directory] [-s] [-p] [-m count] [-l] [-b buckets] [-t minutes] [-w width] [queue...]",),
+    synopsis=("[-c directory] [-lps] [-b count] [-m count] [-N count] [-n count] [-t minutes] [-w width] [queue...]",),
     description="""\
 `qshape` counts the messages in queue directories (incoming and active unless named) by domain of the recipient and by
 age, so that the domain that stops the mail is seen at a glance. The first column of numbers is the total; the others
-are ages, the header naming the upper limit of each in minutes.""",
+are ages, the header naming the upper limit of each in minutes. It reads the queue itself, for root and `mail_owner`;
+the mail system need not run.""",
     options=(
         CONFIG,
         Option("-s", "By domain of the sender."),
-        Option("-p", "Count subdomains with the domain above them as well."),
-        Option("-m", "Show only subdomains' parents with this many subdomains.", "count"),
-        Option("-l", "Linear instead of doubling ages."),
-        Option("-b", "Number of age columns, 10 by default.", "buckets"),
+        Option("-p", "Count parent domains as well, shown with a dot in front."),
+        Option("-m", "Only parent domains with at least this many subdomains, 5 by default.", "count"),
+        Option("-l", "Columns of the same length in time, instead of each twice as long as the one before."),
+        Option("-b", "Number of age columns, 10 by default.", "count"),
         Option("-t", "Upper limit of the first column, 5 by default.", "minutes"),
-        Option("-w", "Width of the domain column, 30 by default.", "width"),
+        Option("-w", "Width of the table, 80 by default.", "width"),
+        Option("-N", "On a terminal, show the table again after so many messages.", "count"),
+        Option("-n", "Domains shown then.", "count"),
+        Option("-h", "Print a summary."),
     ),
     operands=Kind.QUEUE,
-    status=(("0", "Done."), ("1", "The queue cannot be read.")),
+    status=(("0", "Done."), ("1", "The queue cannot be read."), ("255", "Wrong usage.")),
     files=FILES,
     see=("mailq(1)", "postqueue(1)", "mta(8)"),
 )
@@ -115,7 +123,7 @@ POSTKICK = Page(
     synopsis=("[-c directory] [-v] class service request",),
     description="""\
 `postkick` asks a service to look for work now, for scripts that call Postfix's command: `postkick public pickup W`
-for maildrop, `postkick public qmgr D` for the deferred queue.""",
+for maildrop; `postkick public qmgr D` and any other request to public/qmgr or public/flush for deferred mail.""",
     options=(CONFIG, VERBOSE),
     status=(("0", "The service was told."), ("1", "It does not run.")),
     files=FILES,
@@ -128,12 +136,13 @@ POSTLOG = Page(
     about="write lines to the mail log",
     synopsis=("[-i] [-c directory] [-p priority] [-t tag] [-v] [text...]",),
     description="""\
-`postlog` writes its arguments, or each line of standard input, to the mail log: the file `maillog_file`, or syslog.""",
+`postlog` writes its arguments, or each line of standard input, to the mail log: the file `maillog_file`, or syslog; and
+to standard error when that is a terminal.""",
     options=(
         CONFIG,
         Option("-i", "Ignored: the process id is always written."),
-        Option("-p", "Severity.", "priority", words=("info", "warn", "warning", "error", "fatal", "panic")),
-        Option("-t", "Name in front of the process id instead of postlog.", "tag"),
+        Option("-p", "Severity.", "priority", words=("info", "warn", "error", "fatal", "panic")),
+        Option("-t", "Name in front of the process id instead of postfix/postlog.", "tag"),
         VERBOSE,
     ),
     status=(("0", "Written."), ("1", "It could not be written.")),

@@ -60,7 +60,7 @@ def _page(page: Page) -> Iterator[str]:
     yield from paragraphs(page.description)
     if page.verbs:
         yield ".SH COMMANDS"
-        yield from _verbs(page.verbs, "")
+        yield from _verbs(page.verbs, "", ())
     if page.options:
         yield ".SH OPTIONS"
         yield from terms((usage(o), o.doc + _words(o)) for o in page.options)
@@ -83,15 +83,17 @@ def _page(page: Page) -> Iterator[str]:
         ) + ")"
 
 
-def _verbs(verbs: tuple[Verb, ...], before: str) -> Iterator[str]:
+def _verbs(verbs: tuple[Verb, ...], before: str, known: tuple[Option, ...]) -> Iterator[str]:
+    """known: options that were explained already, for all verbs of this group."""
     for verb in verbs:
         name = f"{before}{verb.name}"
         yield from terms(iter([(f"\\fB{escaped(name)}\\fR", verb.doc)]))
-        if verb.options:
+        options = [option for option in verb.options if option not in known]
+        if options:
             yield ".RS"
-            yield from terms((usage(o), o.doc + _words(o)) for o in verb.options)
+            yield from terms((usage(o), o.doc + _words(o)) for o in options)
             yield ".RE"
-        yield from _verbs(verb.verbs, f"{name} ")
+        yield from _verbs(verb.verbs, f"{name} ", verb.options)
 
 
 def _words(option: Option) -> str:

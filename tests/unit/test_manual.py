@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from mta import cli, cli_queue, install, submit_options
 from scripts.manual.__main__ import PAGES, files
 from scripts.manual.model import Page, Verb
 from sendmail_compat.commands import COMMANDS
@@ -50,6 +51,45 @@ def test_roff_finds_nothing_wrong(path: Path) -> None:
     assert checked or text.startswith('.\\" Made by')
     assert re.search(r"(?m)^\.SH NAME\n\S+ \\- \S", text)
     assert not re.search(r"(?m)^'|^\.(?!\\\"|[A-Za-z]{1,2}\b)", text)
+
+
+GETOPT = re.compile(r"""(?:options\(argv, |getopt\.getopt\(list\(argv\[1:\]\), )"([^"]+)\"""")
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if p.command], ids=lambda p: p.name)
+def test_a_page_has_the_options_that_its_command_takes(page: Page) -> None:
+    """As far as the command uses getopt(3)."""
+    source = ROOT / f"sendmail_compat/{page.name}.py"
+    letters = GETOPT.search(source.read_text()) if source.exists() else None
+    if letters is None:
+        assert page.name in ("mta", "mta-local", "sendmail", "mailq", "newaliases", "rmail", "runq", "rsmtp")
+        return
+    wanted = {f"-{letter}": colon == ":" for letter, colon in re.findall(r"(\w)(:?)", letters[1])}
+    assert {option.flag: bool(option.argument) for option in page.options} == wanted
+
+
+def test_the_page_of_mta_has_its_verbs_and_their_options() -> None:
+    (page,) = (p for p in PAGES if p.name == "mta")
+    verbs = {verb.name: verb for verb in page.verbs}
+    assert set(verbs) == {*cli.VERBS, "queue", "install", "uninstall"}
+    parser = cli_queue._parser()
+    choices = next(action.choices for action in parser._actions if action.dest == "verb")
+    assert choices is not None and [verb.name for verb in verbs["queue"].verbs] == list(choices)
+    flags = {flag for action in parser._actions for flag in action.option_strings} - {"-h", "--help"}
+    shown = {option.flag for verb in verbs["queue"].verbs for option in verb.options}
+    assert shown == flags
+    for verb in ("install", "uninstall"):
+        options = [o.flag + "=/x" * bool(o.argument) for o in verbs[verb].options]
+        for option in options:
+            assert install.parse([option], install=verb == "install") is not None, option
+
+
+def test_the_page_of_sendmail_has_every_letter_that_it_takes() -> None:
+    (page,) = (p for p in PAGES if p.name == "sendmail")
+    ignored = dict(page.sections)["Ignored options"]
+    shown = {option.flag[1] for option in page.options} | set(re.findall(r"`-(\w)`", ignored))
+    taken = submit_options._WITH_ARGUMENT | submit_options._OPTIONAL_ARGUMENT | submit_options._FLAGS
+    assert taken - shown == {"I", "Q"} & taken and shown - taken <= {"-"}
 
 
 def complete(*words: str) -> list[str]:
