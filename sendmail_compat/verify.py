@@ -17,6 +17,7 @@ from mta.cleanup.mapping import AddressMapper
 from mta.cleanup.settings import CleanupSettings
 from mta.clock import Clock
 from mta.config.config import Config, ConfigError, load
+from mta.config.main_cf import decode, parse_main_cf
 from mta.deliver.aliases import Destination, DestinationKind, parse_destinations
 from mta.fsio import Fsio
 from mta.lookup.address import find_address, split_extension
@@ -136,10 +137,7 @@ class Verifier:
 @asynccontextmanager
 async def verifier(directory: str) -> AsyncIterator[Verifier]:
     """One for the configuration in this directory; ToolError when that is broken."""
-    try:
-        config = load(directory)
-    except ConfigError as error:
-        raise ToolError(str(error.problems[0]) if error.problems else "configuration broken") from None
+    config = _configuration(directory)
     fsio = Fsio(aio=False)
     try:
         users = UserDb(fsio, Clock())
@@ -148,6 +146,23 @@ async def verifier(directory: str) -> AsyncIterator[Verifier]:
         yield Verifier(config, context)
     finally:
         fsio.close()
+
+
+def _configuration(directory: str) -> Config:
+    """The configuration, without master.cf when that is missing or broken: it does not decide about addresses."""
+    try:
+        return load(directory)
+    except ConfigError as error:
+        problem = str(error.problems[0]) if error.problems else "configuration broken"
+    path = os.path.join(directory, "main.cf")
+    try:
+        with open(path, "rb") as file:
+            config = Config(directory, parse_main_cf(decode(file.read()), path).settings)
+        config.fill(RewriterSettings)
+        config.fill(CleanupSettings)
+    except (OSError, ValueError):
+        raise ToolError(problem) from None
+    return config
 
 
 def verify(directory: str, addresses: Sequence[str]) -> int:
