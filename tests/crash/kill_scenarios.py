@@ -89,9 +89,13 @@ class Scenario:
         return world.wait_until_settled()
 
     def after(self, world: World) -> None:
-        """Start again after the kill, repeat what was not promised, work until nothing is left."""
+        """Start again after the kill, then repeat()."""
         if not world.start():
             raise world.hung("the start after a kill")
+        self.repeat(world)
+
+    def repeat(self, world: World) -> None:
+        """Clients give again what they were not promised; work until nothing is left."""
         for _ in range(20):
             for each in self.mails:
                 each.give(world)
