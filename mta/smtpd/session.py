@@ -20,6 +20,7 @@ See also: RFC 5321 s4, RFC 2920 (PIPELINING), RFC 3207 (STARTTLS), postconf(5) s
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 from mta.envelope import Recipient
 from mta.smtp.data import DataReceiver
@@ -42,7 +43,6 @@ from mta.smtpd.session_text import (
     GO_AHEAD,
     HELO_FIRST,
     HELO_SYNTAX,
-    INTERNAL_ERROR,
     NEED_MAIL,
     NEED_RCPT,
     NESTED_MAIL,
@@ -99,10 +99,10 @@ class Session(Machine):
         elif verdict.hold or verdict.discard or verdict.redirect or verdict.bcc or verdict.prepend or verdict.filter:
             self._effects = (*self._effects, verdict)
 
-    # Handlers.  `value` is what the shell answered.
+    # Handlers
 
-    def _greet(self, value: Answer, events: list[Event]) -> None:
-        refusal = self._refused(value, events)
+    def _greet(self, verdict: Verdict, events: list[Event]) -> None:
+        refusal = self._refused(verdict, events)
         if self._at < len(self._input) and self._not_in_sync("CONNECT", events):
             return
         self._denied = refusal
@@ -125,8 +125,8 @@ class Session(Machine):
         self.facts.helo = parse_host(name)
         self.facts.protocol = "SMTP" if stage is Stage.HELO else "ESMTP"
 
-        def go_on(value: Answer, later: list[Event]) -> None:
-            refusal = self._refused(value, later)
+        def go_on(verdict: Verdict, later: list[Event]) -> None:
+            refusal = self._refused(verdict, later)
             if refusal is not None:
                 self.facts.helo, self.facts.protocol = before
                 self._finish(refusal, later, ok=False)
@@ -161,9 +161,9 @@ class Session(Machine):
             parsed.sender, parsed.size, parsed.encoding, parsed.smtputf8, parsed.ret, parsed.envelope_id, parsed.auth
         )
 
-        def go_on(value: Answer, later: list[Event]) -> None:
+        def go_on(verdict: Verdict, later: list[Event]) -> None:
             self.transaction = transaction
-            refusal = self._refused(value, later)
+            refusal = self._refused(verdict, later)
             if refusal is not None:
                 self._drop(later)
                 self._finish(refusal, later, ok=False)
@@ -175,9 +175,7 @@ class Session(Machine):
         self._ask(Stage.MAIL, go_on, events)
 
     def _rcpt(self, argument: bytes, events: list[Event]) -> None:
-        transaction = self.transaction
-        if transaction is None:  # its row has checked that
-            return
+        transaction = cast(Transaction, self.transaction)  # its row has checked that
         plan = self.plan
         rules = plan.esmtp_rules if self.facts.protocol == "ESMTP" else plan.smtp_rules
         parsed = parse_rcpt(argument, rules, smtputf8=transaction.smtputf8)
@@ -193,8 +191,8 @@ class Session(Machine):
         self.facts.recipient = parsed.recipient
         recipient = Recipient(parsed.recipient, notify=parsed.notify, dsn_orig_rcpt=parsed.orcpt)
 
-        def go_on(value: Answer, later: list[Event]) -> None:
-            refusal = self._refused(value, later)
+        def go_on(verdict: Verdict, later: list[Event]) -> None:
+            refusal = self._refused(verdict, later)
             if refusal is not None:
                 self._finish(refusal, later, ok=False)
                 return
@@ -219,23 +217,22 @@ class Session(Machine):
             self.facts.recipient = ""
         self._ask(Stage.DATA, self._data_permitted, events)
 
-    def _data_permitted(self, value: Answer, events: list[Event]) -> None:
-        refusal = self._refused(value, events)
-        transaction = self.transaction
-        if refusal is not None or transaction is None:
-            self._finish(refusal or INTERNAL_ERROR, events, ok=False)
+    def _data_permitted(self, verdict: Verdict, events: list[Event]) -> None:
+        refusal = self._refused(verdict, events)
+        transaction = cast(Transaction, self.transaction)
+        if refusal is not None:
+            self._finish(refusal, events, ok=False)
         elif transaction.discard:
             self._data_begun(None, events)
         else:
             events.append(Begin(self._block(self._data_begun, events), transaction))
 
-    def _data_begun(self, value: Answer, events: list[Event]) -> None:
-        transaction = self.transaction
-        if isinstance(value, Reply) or transaction is None:
+    def _data_begun(self, refusal: Reply | None, events: list[Event]) -> None:
+        if refusal is not None:
             self._drop(events)
-            self._finish(value if isinstance(value, Reply) else INTERNAL_ERROR, events, ok=False)
+            self._finish(refusal, events, ok=False)
             return
-        self._message_open = not transaction.discard
+        self._message_open = not cast(Transaction, self.transaction).discard
         if self._at < len(self._input) and self._not_in_sync("DATA", events):
             return
         self._too_big = False
@@ -264,15 +261,16 @@ class Session(Machine):
         self.where = "END-OF-MESSAGE"
         self.facts.size = receiver.wire_size
 
-        def go_on(value: Answer, later: list[Event]) -> None:
-            before = _stored_effects(self.transaction)
-            refusal = self._refused(value, later)
+        def go_on(verdict: Verdict, later: list[Event]) -> None:
+            transaction = cast(Transaction, self.transaction)
+            before = _stored_effects(transaction)
+            refusal = self._refused(verdict, later)
             if refusal is not None:
                 self._message_done(refusal, later)
-            elif self.transaction is None or self.transaction.discard:
+            elif transaction.discard:
                 # A DISCARD that came this late: nothing of it is kept.
                 self._message_done(DISCARDED, later)
-            elif _stored_effects(self.transaction) - before:
+            elif _stored_effects(transaction) - before:
                 # The envelope is in the queue file: to take the message without them would let through what
                 # they are there to stop.
                 text = f"{self.facts.client}: HOLD, REDIRECT, BCC and FILTER must be used before END-OF-MESSAGE"
@@ -288,9 +286,9 @@ class Session(Machine):
         else:
             self._ask(Stage.END_OF_MESSAGE, go_on, events)
 
-    def _commit_done(self, value: Answer, events: list[Event]) -> None:
+    def _commit_done(self, reply: Reply, events: list[Event]) -> None:
         self._message_open = False
-        self._message_done(value if isinstance(value, Reply) else INTERNAL_ERROR, events)
+        self._message_done(reply, events)
 
     def _message_done(self, reply: Reply, events: list[Event]) -> None:
         self._drop(events)
@@ -331,14 +329,13 @@ class Session(Machine):
         facts.recipient = facts.etrn_or_vrfy = address
         shown = word.decode("utf-8", "replace")
 
-        def go_on(value: Answer, later: list[Event]) -> None:
-            refusal = self._refused(value, later)
+        def go_on(verdict: Verdict, later: list[Event]) -> None:
+            refusal = self._refused(verdict, later)
             self.facts.recipient, self.facts.etrn_or_vrfy = before, ""
-            said = value.reply if isinstance(value, Verdict) else None
             if refusal is not None:
                 self._finish(refusal, later, ok=False)
             else:
-                self._finish(said or Reply(252, "2.0.0", shown), later)
+                self._finish(verdict.reply or Reply(252, "2.0.0", shown), later)
 
         self._ask(Stage.VRFY, go_on, events)
 
@@ -353,12 +350,11 @@ class Session(Machine):
         name = domain.decode("ascii")
         self.facts.etrn_or_vrfy = name
 
-        def go_on(value: Answer, later: list[Event]) -> None:
-            refusal = self._refused(value, later)
+        def go_on(verdict: Verdict, later: list[Event]) -> None:
+            refusal = self._refused(verdict, later)
             self.facts.etrn_or_vrfy = ""
-            said = value.reply if isinstance(value, Verdict) else None
             # Without a reply of the policy no queue is kept by destination for this name.
-            reply = refusal or said or Reply(459, "", f"<{name}>: service unavailable")
+            reply = refusal or verdict.reply or Reply(459, "", f"<{name}>: service unavailable")
             self._finish(reply, later, ok=reply.is_positive)
 
         self._ask(Stage.ETRN, go_on, events)
@@ -401,10 +397,8 @@ def _apply(verdict: Verdict, transaction: Transaction) -> None:
         transaction.filter = verdict.filter
 
 
-def _stored_effects(transaction: Transaction | None) -> set[tuple[str, object]]:
+def _stored_effects(transaction: Transaction) -> set[tuple[str, object]]:
     """The effects that are written with the envelope, before the text of a message."""
-    if transaction is None:
-        return set()
     single = {"hold": transaction.hold, "redirect": transaction.redirect, "filter": transaction.filter}
     return {*single.items(), *(("bcc", address) for address in transaction.bcc)}
 

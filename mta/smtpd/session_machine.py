@@ -7,8 +7,10 @@ See also: RFC 2920 (PIPELINING), RFC 5321 s4.5.3; postconf(5) smtpd_hard_error_l
 """
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 from mta.smtp.data import DataReceiver
 from mta.smtp.grammar import split_command
@@ -38,6 +40,9 @@ _QUOTE_FOR_LOG = 100  # octets of unexpected input shown in the log
 
 Answer = Verdict | Reply | None
 Continuation = Callable[[Answer, list[Event]], None]
+Judged = Callable[[Verdict, list[Event]], None]
+Begun = Callable[[Reply | None, list[Event]], None]
+Committed = Callable[[Reply, list[Event]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +65,7 @@ class Row:
 _UNKNOWN = Row("unknown", "UNKNOWN")
 
 
-class Machine:
+class Machine(ABC):
     """Lines, limits, replies and the one open question; what the commands mean is added by Session."""
 
     __slots__ = (
@@ -278,7 +283,7 @@ class Machine:
             return
         if refusal is not None:
             self._finish(refusal, events, ok=False)
-        elif command is not None:
+        else:
             self._run(verb, argument, events)
 
     def _may_come(self, command: Row | None, verb: bytes, line: bytes, events: list[Event]) -> Reply | None:
@@ -325,33 +330,32 @@ class Machine:
 
     # Questions and answers
 
-    def _block(self, go_on: Continuation, events: list[Event]) -> int:
-        """Stand still until the shell answers with the token returned."""
+    def _block(self, go_on: Continuation | Judged | Begun | Committed, events: list[Event]) -> int:
+        """Stand still until the shell answers with the token returned.
+
+        answer(), begun() and committed() say which kind of value goes on.
+        """
         if self._out:
             self._flush(events)
         self._token += 1
-        self._continue = go_on
+        self._continue = cast(Continuation, go_on)
         self.waiting = True
         return self._token
 
-    def _ask(self, stage: Stage, go_on: Continuation, events: list[Event]) -> None:
+    def _ask(self, stage: Stage, go_on: Judged, events: list[Event]) -> None:
         self._stage = stage
         events.append(Ask(self._block(go_on, events), stage, self.facts))
 
-    def _refused(self, value: Answer, events: list[Event]) -> Reply | None:
-        """Note a verdict's effects; return its reply when it refuses.  A reply in its place is one, too."""
-        if value is None:
-            return None
-        if isinstance(value, Reply):
-            return value
-        for text in value.log:
+    def _refused(self, verdict: Verdict, events: list[Event]) -> Reply | None:
+        """Note a verdict's effects; return its reply when it refuses."""
+        for text in verdict.log:
             events.append(Log(text))
-        reply = value.reply
+        reply = verdict.reply
         if reply is not None and not reply.is_positive:
             events.append(Log(reject_line(self._stage, self.facts, reply)))
-            self._close_after = value.close
+            self._close_after = verdict.close
             return reply
-        self._take_effects(value)
+        self._take_effects(verdict)
         return None
 
     # Replies
@@ -450,29 +454,29 @@ class Machine:
 
     counted: tuple[str, ...] = ()  # names of the counters in the order of the log
 
+    @abstractmethod
     def _row(self, verb: bytes) -> Row | None:
         """The command of this name (upper case), None when there is none."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _check(self, verb: bytes) -> Reply | None:
         """Why the command may not come now, None when it may."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _run(self, verb: bytes, argument: bytes, events: list[Event]) -> None:
         """Do it."""
-        raise NotImplementedError
 
-    def _greet(self, value: Answer, events: list[Event]) -> None:
+    @abstractmethod
+    def _greet(self, verdict: Verdict, events: list[Event]) -> None:
         """The client may connect, or not."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _read_text(self, receiver: DataReceiver, events: list[Event]) -> None:
         """Take message text from the input."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _take_effects(self, verdict: Verdict) -> None:
         """Note what a permitting verdict wants done with the message."""
-        raise NotImplementedError
 
     # Lines for the log
 
