@@ -181,23 +181,23 @@ class QueueManager:
     # -- one message ------------------------------------------------------------------------------
 
     def _spawn(self, work: Coroutine[None, None, None], queue_id: str) -> None:
-        """Run a task that ends alone: its bug is logged under the queue id and touches nothing else."""
-
-        async def guarded() -> None:
-            try:
-                await work
-            except FencedError:
-                self._log.write("qmgr", f"{queue_id}: taken over by another process, forgotten")
-            except QueueError as trouble:  # what the delivery had not reported is deferred
-                self._log.warning("qmgr", f"{queue_id}: {trouble}")
-            except CorruptContentError as damage:
-                self._log.warning("qmgr", f"{damage}: not delivered")
-            except Exception:
-                self._log_traceback(queue_id)
-
-        task = asyncio.get_running_loop().create_task(guarded())
+        """Run a task of its own."""
+        task = asyncio.get_running_loop().create_task(self._guarded(work, queue_id))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    async def _guarded(self, work: Coroutine[None, None, None], queue_id: str) -> None:
+        """Run something that ends alone: its bug is logged under the queue id and touches nothing else."""
+        try:
+            await work
+        except FencedError:
+            self._log.write("qmgr", f"{queue_id}: taken over by another process, forgotten")
+        except QueueError as trouble:  # what the delivery had not reported is deferred
+            self._log.warning("qmgr", f"{queue_id}: {trouble}")
+        except CorruptContentError as damage:
+            self._log.warning("qmgr", f"{damage}: not delivered")
+        except Exception:
+            self._log_traceback(queue_id)
 
     def _log_traceback(self, queue_id: str) -> None:
         for line in traceback.format_exc().splitlines():
@@ -310,16 +310,23 @@ class QueueManager:
             suspended = self._scheduler.enqueue(entry, now)
             if suspended is not None:
                 self._drop(entry, suspended)
-        self._pump()
+        own = self._pump(attempt.job.queue_id if len(entries) == 1 else "")
+        if own is not None:  # most messages have one delivery, which needs no task besides the message's
+            await self._guarded(self._deliver(own), own.job_id)
         await finished
 
-    def _pump(self) -> None:
-        """Start whatever the scheduler allows now."""
+    def _pump(self, job_id: str = "") -> Entry | None:
+        """Start whatever the scheduler allows now; the entry of job_id, if it is among them, is the caller's."""
+        own = None
         while not self._draining:
             entry = self._scheduler.next(self._clock.monotonic())
             if entry is None:
-                return
-            self._spawn(self._deliver(entry), entry.job_id)
+                break
+            if entry.job_id == job_id:
+                own = entry
+            else:
+                self._spawn(self._deliver(entry), entry.job_id)
+        return own
 
     async def _deliver(self, entry: Entry) -> None:
         attempt = self._active[entry.job_id]
