@@ -182,7 +182,9 @@ def build_stdin_smtpd(core: Core) -> SMTPServer:
     filled = core.config.fill(ServerSettings)
     settings = replace(filled, smtpd_peername_lookup=False, smtpd_forbid_unauth_pipelining=False)
     door, everything = LocalDoor(core.cleanup), PermitAll()
-    return SMTPServer(settings, everything, door, everything, core.resolver, core.log, core.clock)
+    return SMTPServer(
+        settings, everything, door, everything, core.resolver, core.log, core.clock, silent=frozenset(Stage)
+    )  # fmt: skip
 
 
 def build_smtpd(core: Core, config: Config, anvil: Anvil, service: str) -> SMTPServer:
@@ -193,7 +195,7 @@ def build_smtpd(core: Core, config: Config, anvil: Anvil, service: str) -> SMTPS
     name = f"{prefix}/smtpd" if prefix else service
     return SMTPServer(
         config.fill(ServerSettings), restrictions, core.cleanup, anvil, core.resolver, core.log, core.clock, tls,
-        service=name,
+        service=name, silent=restrictions.silent,
     )  # fmt: skip
 
 

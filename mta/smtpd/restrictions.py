@@ -112,6 +112,13 @@ class Restrictions:
         self._data = self.compile(s.smtpd_data_restrictions, "data")
         self._end_of_data = self.compile(s.smtpd_end_of_data_restrictions, "end_of_data")
         self._etrn = self.compile(s.smtpd_etrn_restrictions, "etrn")
+        self.silent = self._silent()
+
+    def _silent(self) -> frozenset[Stage]:
+        """Stages that nothing is configured for: check() would permit them in any case."""
+        silent = {Stage.CONNECT, Stage.HELO, Stage.EHLO} if self._settings.smtpd_delay_reject else set()
+        lists = {Stage.DATA: self._data, Stage.END_OF_MESSAGE: self._end_of_data}
+        return frozenset(silent | {stage for stage, checks in lists.items() if not checks})
 
     # -- compiling --------------------------------------------------------------------------------
 

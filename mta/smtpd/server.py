@@ -22,7 +22,7 @@ import aiosmtpd.smtp
 from mta.clock import Clock
 from mta.descriptors import limit
 from mta.smtp.reply import Reply
-from mta.smtpd.facts import Facts
+from mta.smtpd.facts import Facts, Stage
 from mta.smtpd.ports import Anvil, Cleanup, Log, PeerNames, Policy
 from mta.smtpd.server_connection import Connection
 from mta.smtpd.server_settings import ServerSettings
@@ -96,8 +96,11 @@ class SMTPServer:
         tls: ssl.SSLContext | None = None,
         *,
         service: str = "smtpd",
+        silent: frozenset[Stage] = frozenset(),
     ) -> None:
-        """service: name in the log ("submission/smtpd").  To be called in the loop that serves."""
+        """service: name in the log ("submission/smtpd").  silent: stages at which the policy has nothing to say, so
+        that nobody need ask.  To be called in the loop that serves."""
+        self.silent = silent
         self.settings = settings
         self.policy, self.cleanup, self.anvil, self.names = policy, cleanup, anvil, names
         self.log, self.clock, self.tls, self.service = log, clock, tls, service

@@ -125,6 +125,15 @@ async def test_with_delay_reject_client_helo_and_sender_are_judged_at_rcpt_in_th
     assert await site.rcpt("postmaster", helo="bad") == ""
 
 
+def test_nobody_is_asked_about_a_stage_only_where_nothing_is_configured_for_it() -> None:
+    early = {Stage.CONNECT, Stage.HELO, Stage.EHLO}
+    late = {Stage.DATA, Stage.END_OF_MESSAGE}
+    assert Site().restrictions.silent == early | late
+    assert Site(smtpd_delay_reject=False).restrictions.silent == late
+    assert Site(smtpd_data_restrictions=("reject_unauth_pipelining",)).restrictions.silent == early | {Stage.END_OF_MESSAGE}
+    assert Site(smtpd_end_of_data_restrictions=("reject",)).restrictions.silent == early | {Stage.DATA}
+
+
 async def test_without_delay_reject_each_list_is_judged_with_its_command() -> None:
     site = Site(
         smtpd_delay_reject=False,
