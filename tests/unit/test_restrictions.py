@@ -130,7 +130,8 @@ def test_nobody_is_asked_about_a_stage_only_where_nothing_is_configured_for_it()
     late = {Stage.DATA, Stage.END_OF_MESSAGE}
     assert Site().restrictions.silent == early | late
     assert Site(smtpd_delay_reject=False).restrictions.silent == late
-    assert Site(smtpd_data_restrictions=("reject_unauth_pipelining",)).restrictions.silent == early | {Stage.END_OF_MESSAGE}
+    data = Site(smtpd_data_restrictions=("reject_unauth_pipelining",))
+    assert data.restrictions.silent == early | {Stage.END_OF_MESSAGE}
     assert Site(smtpd_end_of_data_restrictions=("reject",)).restrictions.silent == early | {Stage.DATA}
 
 
