@@ -94,6 +94,9 @@ def test_the_journal_has_fields_beside_the_text(host: Host, booted: Booted) -> N
     assert sent["_TRANSPORT"] == "journal" and sent["SYSLOG_FACILITY"] == "2"
     assert {e["SYSLOG_IDENTIFIER"] for e in found} >= {"postfix/smtpd", "postfix/cleanup", "postfix/qmgr"}
     short = booted.run("journalctl", "-o", "short", "--no-pager", mine)[1]
+    booted.run("sh", "-c", "journalctl -u mta.service -o short --no-pager > /root/journal")
+    lines = re.findall(r"(?:smtpd|pickup)\[\d+\]: \w+: (?:client|uid)=", host.machine.read("/root/journal"))
+    assert re.search(rf"(?m)^ +{len(lines)}   received$", booted.run("pflogsumm", "/root/journal")[1])
     assert re.search(rf" postfix/local\[\d+\]: {queue_id}: to=<alice@host.test>, relay=local, ", short)
 
 
