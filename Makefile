@@ -18,7 +18,7 @@ KILLS ?= 100
 CUTS ?= var/powercut-matrix.txt
 TABLE ?= var/kill-matrix.txt
 
-.PHONY: help venv deb run check lint test test-root test-lower test-peers test-logs test-system rpm crash crash-full load full bench bench-venv clean distclean
+.PHONY: help venv deb run check lint test test-root test-lower test-peers test-logs test-system rpm crash crash-full load full bench flushes bench-venv clean distclean
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -83,6 +83,10 @@ full: check test test-lower test-peers test-logs test-system crash
 ## make bench       beside Postfix, Exim and OpenSMTPD; makes docs/bench.svg anew; BENCH_ARGS (root)
 bench: $(BENCH)/.installed
 	$(BENCH)/bin/python -m tests.bench $(BENCH_ARGS)
+
+## make flushes     device flushes per message: accepting, and the whole way beside Postfix, 10, 16 and 32 sessions (root)
+flushes: $(BENCH)/.installed
+	$(BENCH)/bin/python -m tests.powercut.flushes
 
 ## make bench-venv  the environment of the benchmark in .venv-bench, with the Python of the distribution
 bench-venv: $(BENCH)/.installed
