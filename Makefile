@@ -95,6 +95,10 @@ bench-venv: $(BENCH)/.installed
 deb:
 	$(PYTHON) -m scripts.build_deb
 
+## make rpm         dist/aiomta-VERSION-1.noarch.rpm for Fedora and EL10 (needs rpmbuild: apt-get install rpm)
+rpm:
+	$(PYTHON) -m scripts.build_rpm
+
 ## make venv        the development environment in .venv
 venv: $(VENV)/.dev
 
