@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from tests.bench.counters import Group
 from tests.bench.lab import PEOPLE, ROOT, Lab
@@ -46,20 +46,21 @@ def wait(receiver: Receiver, messages: int) -> float:
     return time.monotonic()
 
 
-class Sink:
-    """A server that prints mesg=NUMBER for each message."""
+class Server:
+    """A sink that runs until the benchmark ends, and prints mesg=NUMBER for each message.
 
-    def __init__(self, lab: Lab, size: int, *options: str) -> None:
-        self.group: Group | None = Group("sink")
-        self._out = tempfile.NamedTemporaryFile("w+", suffix=".sink", dir="/dev/shm")  # noqa: SIM115  (close())
-        if size >= LARGE:
+    One for all runs: a mail system may keep a connection, and OpenSMTPD takes a long time to try again when it breaks.
+    """
+
+    def __init__(self, lab: Lab, group: Group, *, large: bool) -> None:
+        self._out = tempfile.NamedTemporaryFile("w+", suffix=".sink", dir="/dev/shm")  # noqa: SIM115  (until the end)
+        if large:
             argv: list[object] = [sys.executable, "-m", "tests.bench.bulk_sink", SINK_PORT]
         else:
             become = ["setpriv", "--reuid=nobody", "--clear-groups"]
             where = f"127.0.0.1:{SINK_PORT}"
-            argv = ["chroot", lab.tools.root, *become, "/usr/sbin/smtp-sink", "-c", *options, where, "4000"]
-        command = self.group.command(argv)
-        self._process = subprocess.Popen(command, stdout=self._out, stderr=self._out, cwd=ROOT)
+            argv = ["chroot", lab.tools.root, *become, "/usr/sbin/smtp-sink", "-c", where, "4000"]
+        self._process = subprocess.Popen(group.command(argv), stdout=self._out, stderr=self._out, cwd=ROOT)
         time.sleep(0.3)
         if self._process.poll() is not None:
             raise RuntimeError(f"the sink did not start: {self._tail()}")
@@ -78,6 +79,30 @@ class Sink:
         self._process.terminate()
         self._process.wait(10)
         self._out.close()
+
+
+class Sink:
+    """What the server for messages of a size takes from now on."""
+
+    _servers: ClassVar[dict[bool, Server]] = {}
+
+    def __init__(self, lab: Lab, size: int) -> None:
+        self.group: Group | None = Group("sink")
+        large = size >= LARGE
+        if large not in self._servers:
+            for server in self._servers.values():
+                server.close()  # both listen on one port
+            self._servers.clear()
+            self._servers[large] = Server(lab, self.group, large=large)
+        self._server = self._servers[large]
+        self._before = self._server.messages()
+
+    def messages(self) -> int:
+        """Since it was made."""
+        return self._server.messages() - self._before
+
+    def close(self) -> None:
+        """The server goes on."""
 
 
 class Mbox:

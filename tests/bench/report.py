@@ -45,7 +45,7 @@ def line(figures: Mapping[str, float]) -> str:
 
 def ratios(samples: Mapping[str, Sequence[Figures]], first: str, other: str, figure: str) -> list[float]:
     """first / other, round by round."""
-    pairs = zip(samples[first], samples[other], strict=True)
+    pairs = zip(samples[first], samples[other], strict=False)  # some run in the first round only
     return [mine[figure] / theirs[figure] for mine, theirs in pairs if figure in mine and theirs.get(figure)]
 
 
@@ -95,12 +95,47 @@ def summary(cases: Sequence[Case], results: Results) -> str:
     return "\n".join(lines)
 
 
+def markdown(cases: Sequence[Case], results: Results) -> str:
+    """The same for the page, with what a message costs."""
+    lines = ["| case | ours | Postfix | ratio [least-most] | goal | cpu ms | fsyncs | commits | peak MB |"]
+    lines.append("|---|---:|---:|---|---|---|---|---|---|")
+    for case in cases:
+        samples = results.get(case.name, {})
+        if "postfix" not in samples or len(samples) < 2:
+            continue
+        first = next(iter(samples))
+        values = ratios(samples, first, "postfix", case.figure)
+        row = [case.title, *(f"{middle(samples[name], case.figure):.1f}" for name in (first, "postfix"))]
+        sign = ">=" if case.more_is_better else "<="
+        row += [spread(values).strip(), f"{sign} {case.target:.1f}" if case.target else ""]
+        for figure in ("cpu", "fsyncs", "commits", "peak"):
+            both = [middle(samples[name], figure) for name in (first, "postfix")]
+            row.append(" / ".join("-" if value is None else f"{value:.2f}" for value in both))
+        lines.append(f"| {' | '.join(row)} |")
+    return "\n".join(lines)
+
+
+def middle(samples: Sequence[Figures], figure: str) -> float | None:
+    """The median of the rounds, None when it was not measured."""
+    values = [sample[figure] for sample in samples if figure in sample]
+    return statistics.median(values) if values else None
+
+
+def update_page(page: Path, cases: Sequence[Case], results: Results) -> None:
+    """Put the table between the two marks of the page."""
+    before, begin, rest = page.read_text().partition("<!-- begin: make bench -->\n")
+    _, end, after = rest.partition("<!-- end: make bench -->")
+    machine = f"{os.cpu_count()} processors, {processor()}, Linux {platform.release()}."
+    page.write_text(f"{before}{begin}{machine}\n\n{markdown(cases, results)}\n{end}{after}")
+
+
+def processor() -> str:
+    """Its name."""
+    lines = [text for text in Path("/proc/cpuinfo").read_text().splitlines() if text.startswith("model name")]
+    return lines[0].partition(": ")[2] if lines else platform.machine()
+
+
 def write_json(path: Path, results: Results) -> None:
     """Everything measured, with the machine it was measured on."""
-    model = [text for text in Path("/proc/cpuinfo").read_text().splitlines() if text.startswith("model name")]
-    machine = {
-        "kernel": platform.release(),
-        "processors": os.cpu_count(),
-        "processor": model[0].partition(": ")[2] if model else platform.machine(),
-    }
+    machine = {"kernel": platform.release(), "processors": os.cpu_count(), "processor": processor()}
     path.write_text(json.dumps({"machine": machine, "results": results}, indent=1) + "\n")
