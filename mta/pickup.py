@@ -22,6 +22,7 @@ from mta.queue.store_maildrop import MaildropFile
 from mta.submit_intake import Opener, open_local
 from mta.submit_prepare import HEADER_BLOCK_LIMIT
 
+AT_ONCE = 500  # files between two looks at the directory: whoever comes during a flood gets a turn
 SCAN_INTERVAL = 60.0  # seconds, Postfix's wakeup time of pickup
 
 
@@ -70,7 +71,10 @@ class Pickup:
                 pass
 
     async def scan(self) -> int:
-        """Bring in every complete file; return how many.  Errors are logged and leave the file."""
+        """Bring in complete files, AT_ONCE at most; return how many.  Errors are logged and leave the file.
+
+        Owners take turns, and while there is more it scans again at once.
+        """
         done = 0
         try:
             names = await self._store.scan_maildrop()
@@ -78,9 +82,11 @@ class Pickup:
             self._log.warning("pickup", f"maildrop: {error}")
             return 0
         self._refused.intersection_update(names)
-        for name in names:
-            if name not in self._refused:
-                done += await self._guarded(name)
+        names = [name for name in names if name not in self._refused]
+        for name in names[:AT_ONCE]:
+            done += await self._guarded(name)
+        if done and len(names) > AT_ONCE:
+            self.poke()
         return done
 
     async def _guarded(self, name: str) -> bool:

@@ -11,8 +11,9 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from mta.clock import Clock
 from mta.fsio import Fsio
@@ -65,6 +66,11 @@ class MaildropFile:
                 self.fsio.close_fd(fd)
 
 
+def in_turns(groups: Iterable[list[str]]) -> list[str]:
+    """One of each group, then the next of each: who drops ten thousand files delays nobody else's."""
+    return [name for turn in zip_longest(*groups) for name in turn if name is not None]
+
+
 class Maildrop:
     """The directory maildrop/ of one spool."""
 
@@ -79,15 +85,16 @@ class Maildrop:
         return await self._fsio.run(self._scan, self._clock.now())
 
     def _scan(self, now: float) -> list[str]:
-        names = []
+        by_owner: dict[int, list[str]] = {}
         for entry in self._fsio.scandir(self._root):
             if ids.is_temporary(entry.name):
                 with contextlib.suppress(OSError):
                     if entry.stat(follow_symlinks=False).st_ctime < now - LEFTOVER_AGE:
                         self._fsio.unlink(entry.path)
             elif ids.is_queue_id(entry.name):
-                names.append(entry.name)
-        return names
+                with contextlib.suppress(OSError):  # somebody has removed it meanwhile
+                    by_owner.setdefault(entry.stat(follow_symlinks=False).st_uid, []).append(entry.name)
+        return in_turns(by_owner.values())
 
     async def open(self, name: str) -> MaildropFile | None:
         """See SpoolStore.open_maildrop."""

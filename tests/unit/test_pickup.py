@@ -229,3 +229,16 @@ async def test_hops_are_counted_to_the_end_of_the_header(hops: int, pad: int, re
     assert await world.pickup.scan() == 2
     for found in await world.queued():
         assert ("content_filter" in found.envelope.attributes) is returned
+
+
+async def test_a_flood_is_taken_in_parts_until_nothing_is_left(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pickup_module, "AT_ONCE", 2)
+    drop(world, b"garbage", "B1")
+    assert await world.pickup.scan() == 0
+    for n in range(5):
+        drop(world, message(), f"A{n}")
+    again: list[bool] = []
+    monkeypatch.setattr(world.pickup, "poke", lambda: again.append(True))
+    assert [await world.pickup.scan() for _ in range(4)] == [2, 2, 1, 0]
+    assert again == [True, True], "scans at once while there is more, and not for what it has refused"
+    assert len(await world.queued()) == 5

@@ -10,6 +10,7 @@ import pytest
 from mta.queue.api import QueueError
 from mta.queue.queue_reader import DamagedError
 from mta.queue.store import MaildropFile
+from mta.queue.store_maildrop import in_turns
 from tests.queue_support import Spooled, spooled
 from tests.unit.test_store import fail_at
 
@@ -143,3 +144,22 @@ async def test_a_removal_that_cannot_be_flushed_closes_the_queue_but_counts(spoo
     await spool.store.remove_maildrop(file)
     with pytest.raises(QueueError):
         await spool.draft()
+
+
+def test_owners_take_turns() -> None:
+    assert in_turns([["a1", "a2", "a3"], ["b1"], ["c1", "c2"]]) == ["a1", "b1", "c1", "a2", "c2", "a3"]
+    assert in_turns([]) == []
+
+
+async def test_a_file_that_goes_while_the_directory_is_read_is_left_out(
+    spool: Spooled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = drop(spool)
+
+    def late(where: str) -> Iterator[os.DirEntry[str]]:
+        entries = list(os.scandir(where))
+        path.unlink(missing_ok=True)
+        return iter(entries)
+
+    monkeypatch.setattr(spool.fsio, "scandir", late)
+    assert await spool.store.scan_maildrop() == []
