@@ -15,10 +15,11 @@ BENCH_PYTHON ?= $(shell /usr/bin/python3 -c 'import sys, venv, ensurepip; sys.ex
 	2>/dev/null && echo /usr/bin/python3 || echo $(PYTHON))
 BENCH_ARGS ?= --chart
 KILLS ?= 100
+PARTS ?=
 CUTS ?= var/powercut-matrix.txt
 TABLE ?= var/kill-matrix.txt
 
-.PHONY: help venv deb run check lint test test-root test-lower test-peers test-logs test-system rpm crash crash-full load full bench flushes bench-venv clean distclean
+.PHONY: help venv deb run check lint test test-root test-lower test-peers test-logs test-system rpm crash crash-full load full bench flushes bench-venv coverage clean distclean
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -38,6 +39,10 @@ lint: $(VENV)/.dev
 ## make test        the whole test suite, as any user
 test: $(VENV)/.dev
 	$(PY) -m pytest -n auto
+
+## make coverage    branch coverage of what mail depends on, each part by its own tests; less than 100 % fails
+coverage: $(VENV)/.dev
+	$(PY) -m tests.coverage $(PARTS)
 
 ## make test-root   the tests that only root can run (they are in make test too, when root calls it)
 test-root: $(VENV)/.dev

@@ -19,6 +19,7 @@ See also: RFC 5321 s3.3, s4.3.2; RFC 1870, 2033 (LMTP), 2920, 3207, 3461, 6152, 
 from collections import deque
 from dataclasses import dataclass
 from enum import Enum
+from typing import cast
 
 from mta.envelope import Notify, Recipient, Ret
 from mta.smtp.grammar import encode_xtext, quote_address
@@ -470,9 +471,7 @@ class Client:
 
     def _next(self, events: list[Event]) -> None:
         """Lock step: the next command of the envelope."""
-        message = self._message
-        if message is None:
-            raise RuntimeError("no transaction")
+        message = cast(Transaction, self._message)  # whose reply brought us here
         if not self._undecided:
             self._finish(events)
             return

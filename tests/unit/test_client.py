@@ -214,6 +214,50 @@ def test_refused_starttls_goes_on_in_the_clear() -> None:
     assert client.receive(b"454 no\r\n") == [Ready()] and client.starttls_refused and not client.tls
 
 
+@pytest.mark.parametrize(("said", "step"), [
+    ((b"220 x\r\n250 more\r\n",), Step.GREETING),
+    ((b"220 x\r\n", b"250 x\r\n250 more\r\n"), Step.EHLO),
+    ((b"220 x\r\n", b"502 what?\r\n250 more\r\n"), Step.EHLO),
+    ((b"220 x\r\n", b"250-x\r\n250 STARTTLS\r\n250 more\r\n"), Step.EHLO),
+    ((b"220 x\r\n", b"250-x\r\n250 STARTTLS\r\n", b"454 no\r\n250 more\r\n"), Step.STARTTLS),
+])  # fmt: skip
+def test_more_replies_than_commands_before_the_first_message_break_the_dialogue(
+    said: tuple[bytes, ...], step: Step
+) -> None:
+    client = Client("me.test", starttls=True)
+    for data in said:
+        events = client.receive(data)
+    (event,) = events
+    assert isinstance(event, Broken) and (event.step, event.problem) == (step, "more replies than commands")
+    assert client.closed and client.receive(b"250 ghost\r\n") == []
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_more_replies_than_commands_before_the_text_break_the_dialogue(refused: bool) -> None:
+    """Whether the text would follow or, as nobody was accepted, a lone dot."""
+    client = connected(HELLO)
+    client.begin(message())
+    events = client.receive(b"250 ok\r\n" + (b"550 no\r\n" if refused else b"250 ok\r\n") + b"354 go\r\n250 more\r\n")
+    broken = events[-1]
+    assert isinstance(broken, Broken) and broken.problem == "more replies than commands"
+    assert not any(isinstance(event, Send | WantBody) for event in events)
+    assert client.undecided == ([] if refused else [0])
+
+
+def test_a_server_that_goes_away_instead_of_starting_tls_is_left() -> None:
+    client = starttls(Client("me.test", starttls=True))
+    (event,) = client.receive(b"421 4.3.2 closing\r\n")
+    assert isinstance(event, Refused) and event.step is Step.STARTTLS
+    assert client.closed and not client.starttls_refused
+
+
+def test_a_server_that_refuses_to_forget_a_transaction_is_left() -> None:
+    client = connected()
+    assert client.reset() == b"RSET\r\n"
+    assert client.receive(b"502 5.5.1 what?\r\n") == [Closed()]
+    assert client.closed
+
+
 def test_an_idle_server_may_say_good_bye_and_nothing_else() -> None:
     assert connected().receive(b"421 timeout\r\n") == [Closed()]
     (event,) = connected().receive(b"250 hm\r\n")
