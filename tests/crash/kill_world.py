@@ -83,7 +83,8 @@ class Zygote:
     def close(self) -> None:
         """End it."""
         self._ours.close()
-        self._process.wait(10)
+        self._process.kill()  # it may still be importing
+        self._process.wait()
 
 
 @dataclass
@@ -91,12 +92,14 @@ class World:
     """as_user: no root anywhere.  settings: main.cf lines besides the usual ones; aliases: the alias file.
 
     fresh: each run makes its spool; otherwise its directories stay, and runs begin with the first message.
+    trouble: one of kill_troubles.py.
     """
 
     as_user: bool = False
     settings: dict[str, str] = field(default_factory=dict)
     aliases: str = ""
     fresh: bool = False
+    trouble: str = ""
     kill_at: int = 0
     process: Started | None = None
     runs: int = 0
@@ -161,7 +164,10 @@ class World:
 
     def start(self, *, wait: bool = True) -> bool:
         """Start the MTA; False when it died before it served, which it may when it is to die."""
-        armed = {"counter": str(self.counter), "die_at": self.kill_at} if self.kill_at >= 0 else {}
+        armed: dict[str, object] = {}
+        if self.kill_at >= 0:
+            armed = {"counter": str(self.counter), "die_at": self.kill_at}
+        armed |= {"trouble": self.trouble} if self.trouble else {}
         user = {"uid": self.user.pw_uid, "gid": self.user.pw_gid} if self.drops_root else {}
         began = time.monotonic()
         self.process = self.zygote.start(

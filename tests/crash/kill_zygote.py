@@ -20,7 +20,7 @@ import mta.master_local
 import sendmail_compat.fast
 import sendmail_compat.maildrop
 import sendmail_compat.slow
-from tests.crash import kill_steps
+from tests.crash import kill_steps, kill_troubles
 
 _PR_SET_CHILD_SUBREAPER = 36
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -73,6 +73,8 @@ def child(request: dict[str, Any]) -> None:
     request |= {"rename": os.rename, "open": os.open, "write": os.write}  # uncounted
     if request.get("counter"):
         kill_steps.arm(request["counter"], request["die_at"])
+    if request.get("trouble"):
+        kill_troubles.TROUBLES[request["trouble"]]()
     if "uid" in request:
         become(request["uid"], request["gid"])
     (run_mta if "etc" in request else run_sendmail)(request)
