@@ -43,6 +43,7 @@ MAX_CRASHES = 6  # and after so many it is put on hold: the last ones can hardly
 SETTLE_RETRY = 60.0  # seconds at most between tries to write the end of an attempt to a failing disk ...
 FIRST_SETTLE_RETRY = 1.0  # ... and before the second try, doubled each time: descriptors come back soon
 CLAIM_RETRY = 5.0  # seconds before a message that could not be opened (no descriptors) is claimed again
+CLOCK_JUMP = 86400.0  # seconds that the wall clock gains on the loop's: it was wrong before, or is now
 UNAVAILABLE = Reply(451, "4.3.5", "mail transport unavailable")
 UNRESOLVED = Reply(451, "4.3.0", "address resolver failure")
 
@@ -109,6 +110,8 @@ class QueueManager:
         self._wake = asyncio.Event()
         self._suspects = asyncio.Lock()
         self._started = 0.0
+        self._ahead: float | None = None  # wall clock minus the loop's, at the last look
+        self._no_expiry = 0.0  # time of the loop until which nothing is too old
         self._draining = False
 
     # -- intake -----------------------------------------------------------------------------------
@@ -143,6 +146,7 @@ class QueueManager:
         self._wake.set()
 
     async def _scan(self) -> None:
+        self._clock_jumped()
         self._scheduler.forget_dead(self._clock.monotonic())
         now = self._clock.now()
         try:
@@ -177,6 +181,16 @@ class QueueManager:
             if queue_id not in self._active:
                 self._active[queue_id] = None
                 self._spawn(self._serve(queue_id), queue_id)
+
+    def _clock_jumped(self) -> bool:
+        """True for one round of retries after the wall clock went forward: a wrong clock gives no mail back."""
+        now = self._clock.monotonic()
+        before, self._ahead = self._ahead, self._clock.now() - now
+        if before is not None and self._ahead - before > CLOCK_JUMP:
+            self._no_expiry = now + self._backoff.maximal_backoff_time
+            text = f"the clock went forward by {self._ahead - before:.0f} s: no mail is given back as too old for now"
+            self._log.warning("qmgr", text)
+        return now < self._no_expiry
 
     # -- one message ------------------------------------------------------------------------------
 
@@ -398,7 +412,8 @@ class QueueManager:
     async def _notices(self, attempt: Attempt) -> None:
         job, now = attempt.job, self._clock.now()
         null = not job.envelope.sender
-        old = job.force_expire or expired(job.envelope.arrival, now, null_sender=null, settings=self._backoff)
+        old = expired(job.envelope.arrival, now, null_sender=null, settings=self._backoff)
+        old = job.force_expire or (old and not self._clock_jumped())
         late = bool(job.envelope.warn_time) and now >= job.envelope.warn_time
         await attempt.notify(self._bounces, expired=old, delayed=late)
         if late:

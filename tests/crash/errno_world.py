@@ -101,13 +101,15 @@ class MemoryPeer:
 
     taken: list[Taken] = field(default_factory=list)
     tried: set[str] = field(default_factory=set)
+    busy: bool = False
 
     def answer(self, address: str) -> str:
+        """450 for those that are `busy`, too."""
         again = address in self.tried
         self.tried.add(address)
         if address.startswith("perm"):
             return "550 5.1.1 no such user"
-        return "450 4.2.0 greylisted" if address.startswith("temp") and not again else "250 2.1.5 Ok"
+        return "450 4.2.0 greylisted" if address.startswith("temp") and (self.busy or not again) else "250 2.1.5 Ok"
 
 
 class PeerProtocol(asyncio.Protocol):
@@ -231,7 +233,8 @@ class Life:
 
     def __init__(self, world: World, faults: Faults, loop: VirtualLoop) -> None:
         self.world, self.faults, self.loop = world, faults, loop
-        self.clock = VirtualClock(lambda: EPOCH + loop.time(), self._skip)
+        self.jump = 0.0  # seconds that the wall clock has been set forward
+        self.clock = VirtualClock(lambda: EPOCH + loop.time() + self.jump, self._skip)
         self.net, self.peer, self.log = FaultyNet(faults), MemoryPeer(), ListSink()
         self.account = Account({m.name: set(m.ends) for m in world.mails}, {m.name: m.body for m in world.mails})
         self.back = 0.0
