@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from textwrap import wrap
 
 from mta import __version__
 from mta.config.param import Kind, Param
@@ -10,6 +11,7 @@ from mta.config.params import PARAMS, PER_TRANSPORT, TOPICS, declared
 DATE = "2026-11-21"
 """Of all manual pages: they change with the program, not with the day they are made on."""
 _BOLD = re.compile(r"`([^`]+)`")
+_WIDTH = 78  # columns of the source, for `mandoc -T lint`
 _SENTENCE = re.compile(r"(?<=[a-z0-9)`]\.) (?=[A-Z`])")
 
 _SYNTAX = """\
@@ -39,8 +41,9 @@ def inline(text: str) -> str:
 
 def _line(sentence: str) -> str:
     parts = _BOLD.split(sentence)
-    line = "".join(f"\\fB{escaped(part)}\\fR" if n % 2 else escaped(part) for n, part in enumerate(parts))
-    return f"\\&{line}" if line.startswith((".", "'")) else line
+    text = "".join(f"\\fB{escaped(part)}\\fR" if n % 2 else escaped(part) for n, part in enumerate(parts))
+    lines = wrap(text, _WIDTH, break_long_words=False, break_on_hyphens=False)
+    return "\n".join(f"\\&{line}" if line.startswith((".", "'")) else line for line in lines)
 
 
 def heading(name: str, section: int, about: str) -> Iterator[str]:
