@@ -4,13 +4,13 @@ The daemon names a recipient and hands over a descriptor with the message; who t
 mailbox lies and what aliases say is decided here, from files the daemon cannot write.  Whoever has taken over
 the daemon can send mail to users, which the daemon could before, and nothing else.
 
-For each delivery a child is forked, becomes the user for good, delivers and answers.  uid 0 and mail_owner are
-nobody's mailbox: root's mail waits (4.3.5) until /etc/aliases names a person.  Postfix appends it to
-/var/mail/root as root; a process that never writes as root cannot be made to.
+A child is forked, becomes the user for good, delivers and answers (mta/local_helper_child.py).  uid 0 and
+mail_owner are nobody's mailbox: root's mail waits (4.3.5) until /etc/aliases names a person.  Postfix appends it
+to /var/mail/root as root; a process that never writes as root cannot be made to.
 
 State: connections in progress.  When a step fails:
 - a connection sends nonsense, or nothing for READ_LIMIT: it is closed, the others go on;
-- the child dies or runs out of time (command_time_limit, its own alarm: we have no right to kill it): 4.3.0;
+- the child dies or runs out of time: 4.3.0;
 - main.cf cannot be read or believed: every recipient 4.3.5.
 
 One thread, no threads even for blocking work, because it forks.
@@ -25,26 +25,22 @@ import signal
 import socket
 import stat
 import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import NoReturn, ParamSpec, Protocol, TypeVar
+from typing import ParamSpec, Protocol, TypeVar
 
 from mta.clock import Clock
-from mta.deliver.local import user_delivery
 from mta.deliver.local_plan import USER_LOOKUP_FAILED, LocalSettings, Planner, ToOthers, ToUser
-from mta.deliver.local_user import UserDelivery, deliver_to_user
 from mta.deliver.local_wire import (
-    ANSWER_LIMIT,
     REQUEST_LIMIT,
     Answer,
     Ask,
     WireError,
-    decode_answer,
     decode_ask,
     encode_answer,
 )
-from mta.deliver.mailbox import System
 from mta.fsio import fsync_now
+from mta.local_helper_child import Become, Children, Work, become_user
 from mta.lookup.table import TableError
 from mta.lookup.unix import User
 from mta.maillog import Maillog
@@ -58,9 +54,7 @@ DRAIN_LIMIT = 30.0  # seconds for deliveries to end at shutdown
 MAX_CONNECTIONS = 256
 MAX_CHILDREN = 50
 SERVICE = "local"
-FAILED = Reply(451, "4.3.0", "local delivery failed, will try again")
 BAD_SETUP = Reply(451, "4.3.5", "local delivery is not configured correctly")
-OUT_OF_TIME = Reply(451, "4.3.0", "local delivery took too long")
 
 
 class InlineWorker:
@@ -176,14 +170,14 @@ class Helper:
         clock: Clock,
         log: Maillog,
         fsync: Callable[[int], None] = fsync_now,
-        become: "Callable[[User, Iterable[int], int], None] | None" = None,
+        become: Become | None = None,
     ) -> None:
         """setup: called with the transport for each request; SetupError.  become: see become_user."""
         self._doorway, self._setup, self._users = doorway, setup, users
-        self._clock, self._log, self._fsync = clock, log, fsync
-        self._become = become or become_user
+        self._clock, self._log = clock, log
+        self._children = Children(fsync, clock, log, become or become_user)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._children = asyncio.Semaphore(MAX_CHILDREN)
+        self._slots = asyncio.Semaphore(MAX_CHILDREN)
         self._stopped = asyncio.Event()
         self._accepted = 0
 
@@ -199,6 +193,7 @@ class Helper:
             self._doorway.close()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=DRAIN_LIMIT)
+        self._children.close()
         signal.signal(signal.SIGCHLD, before)
 
     def stop(self) -> None:
@@ -272,96 +267,9 @@ class Helper:
         except TableError as error:
             self._log.warning(SERVICE, f"{ask.queue_id}: {error}")
             return USER_LOOKUP_FAILED
-        delivery = user_delivery(plan, ask, content, settings, self._clock.now())
-        async with self._children:
-            return await self._child(delivery, groups, mailbox_group(settings, user), settings.command_time_limit)
-
-    async def _child(self, delivery: UserDelivery, groups: Iterable[int], gid: int, limit: float) -> Reply:
-        """Fork, and wait for what the child says; its silence is a temporary failure."""
-        ours, theirs = socket.socketpair()
-        try:
-            try:
-                pid = os.fork()
-            except OSError as error:
-                theirs.close()
-                self._log.warning(SERVICE, f"fork: {error}")
-                return FAILED
-            if pid == 0:
-                self._be_child(theirs, delivery, groups, gid, limit)
-            theirs.close()
-            ours.setblocking(False)
-            async with self._clock.timeout(limit + READ_LIMIT):
-                line = await _read_line(ours)
-            return decode_answer(line).reply
-        except (WireError, TimeoutError, OSError):
-            self._log.warning(SERVICE, f"the delivery to {delivery.recipient} ended without an answer")
-            return FAILED
-        finally:
-            ours.close()
-
-    def _be_child(
-        self, sock: socket.socket, delivery: UserDelivery, groups: Iterable[int], gid: int, limit: float
-    ) -> NoReturn:
-        """In the child: become the user, deliver, answer, exit.  Never returns into the loop of the parent."""
-        try:
-            signal.set_wakeup_fd(-1)
-            _close_others({0, 1, 2, sock.fileno(), delivery.message.content})
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-                signal.signal(number, signal.SIG_IGN)
-            with time_limit(limit):
-                self._become(delivery.plan.user, groups, gid)
-                system = System(self._fsync, self._clock.block, self._clock.now, delivery.plan.user.uid)
-                reply = deliver_to_user(delivery, system)
-        except _TimeUpError:
-            reply = OUT_OF_TIME
-        except BaseException:
-            reply = FAILED
-        try:
-            sock.setblocking(True)
-            sock.sendall(encode_answer(Answer(reply)))
-        finally:
-            os._exit(0)
-
-
-# -- the child --------------------------------------------------------------------------------------------
-
-
-class _TimeUpError(BaseException):
-    """Not an Exception, so that nothing on the way takes it for its own; the mailbox is cut back as it passes."""
-
-
-@contextlib.contextmanager
-def time_limit(seconds: float) -> Iterator[None]:
-    """Raise _TimeUpError in the block after so many seconds, whatever system call it is in."""
-
-    def up(_number: int, _frame: object) -> None:
-        raise _TimeUpError
-
-    signal.signal(signal.SIGALRM, up)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-
-
-def become_user(user: User, groups: Iterable[int], gid: int) -> None:
-    """Become a user for good: groups, then all three gids, then all three uids; make sure there is no way back."""
-    if user.uid == 0:
-        raise PermissionError("never as root")
-    os.setgroups(list(groups))
-    os.setresgid(gid, gid, gid)
-    os.setresuid(user.uid, user.uid, user.uid)
-    try:
-        os.setuid(0)
-    except PermissionError:
-        pass
-    else:
-        raise PermissionError("still root")
-    if os.getresuid() != (user.uid,) * 3 or os.getresgid() != (gid,) * 3:
-        raise PermissionError("not the user")
-    os.umask(0o077)
-    os.chdir("/")
+        work = Work(plan, ask, content, groups, mailbox_group(settings, user), settings)
+        async with self._slots:
+            return await self._children.deliver(work)
 
 
 def mailbox_group(settings: LocalSettings, user: User) -> int:
@@ -411,26 +319,6 @@ async def _receive(sock: socket.socket) -> tuple[bytes, int]:
         _close_all([content] if content >= 0 else [])
         raise
     return line, content
-
-
-async def _read_line(sock: socket.socket) -> bytes:
-    loop = asyncio.get_running_loop()
-    line = b""
-    while not line.endswith(b"\n"):
-        data = await loop.sock_recv(sock, 65536)
-        line += data
-        if not data or len(line) > ANSWER_LIMIT:
-            raise WireError("no answer")
-    return line
-
-
-def _close_others(keep: Iterable[int]) -> None:
-    """Close every descriptor but these: a child holds no other client's connection open."""
-    start = 0
-    for fd in (*sorted(keep), os.sysconf("SC_OPEN_MAX")):
-        if fd > start:  # closerange(0, 0) closes everything: its end becomes the largest number there is
-            os.closerange(start, fd)
-        start = fd + 1
 
 
 def _close_all(fds: Iterable[int]) -> None:

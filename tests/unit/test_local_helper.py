@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import replace
@@ -18,7 +19,8 @@ from mta.deliver.local_client import HelperConnection, through_channel, to_socke
 from mta.deliver.local_plan import LocalSettings
 from mta.deliver.local_trust import Distrust, UntrustedFileError, check_path, read_trusted
 from mta.deliver.local_wire import Answer, Ask, WireError, decode_answer, decode_ask, encode_answer, encode_ask
-from mta.local_helper import Channel, Helper, Listener, Setup, SetupError, become_user
+from mta.local_helper import Channel, Helper, Listener, Setup, SetupError
+from mta.local_helper_child import become_user
 from mta.lookup.unix import User
 from mta.maillog import Maillog, MaillogSettings
 from mta.smtp.reply import Reply
@@ -157,6 +159,42 @@ async def test_root_and_mail_owner_have_no_mailbox_and_their_mail_waits(tmp_path
     assert (answer.reply.code, answer.reply.enhanced) == (451, "4.3.5")
     assert "add an alias for root" in answer.reply.text
     assert not list((tmp_path / "mail").iterdir())
+
+
+async def test_mail_for_one_user_in_a_row_is_delivered_by_one_child_and_never_by_another_users(tmp_path: Path) -> None:
+    born = tmp_path / "born"
+
+    def note(user: User, _groups: Iterable[int], _gid: int) -> None:
+        with born.open("a") as file:
+            file.write(f"{user.name} {os.getpid()}\n")
+
+    desk = Desk(people(tmp_path), become=note)
+    async with desk.serving() as connection:
+        for name in ("alice", "alice", "bob", "alice"):
+            assert (await ask(connection, f"{name}@mx.test")).reply.code == 250
+        assert [line.split()[0] for line in born.read_text().splitlines()] == ["alice", "bob"]
+        for line in born.read_text().splitlines():  # idle ones
+            os.kill(int(line.split()[1]), signal.SIGKILL)
+        await _gone(born)
+        assert (await ask(connection, "alice@mx.test")).reply.code == 250, "one that was killed while idle is replaced"
+        desk.settings = replace(desk.settings)
+        assert (await ask(connection, "alice@mx.test")).reply.code == 250
+    assert [line.split()[0] for line in born.read_text().splitlines()] == ["alice", "bob", "alice", "alice"]
+    assert (tmp_path / "mail/alice").read_bytes().count(b"\nSubject: test") == 5
+    await _gone(born)  # they end with the helper
+
+
+async def _gone(born: Path) -> None:
+    while any(_alive(int(line.split()[1])) for line in born.read_text().splitlines()):  # noqa: ASYNC110  (processes)
+        await asyncio.sleep(0)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
 
 
 async def test_a_child_that_dies_is_a_temporary_failure(tmp_path: Path) -> None:
