@@ -185,8 +185,12 @@ async def test_mail_for_one_user_in_a_row_is_delivered_by_one_child_and_never_by
 
 
 async def _gone(born: Path) -> None:
-    while any(_alive(int(line.split()[1])) for line in born.read_text().splitlines()):  # noqa: ASYNC110  (processes)
+    while _any_alive(born):  # noqa: ASYNC110  (processes tell no event)
         await asyncio.sleep(0)
+
+
+def _any_alive(born: Path) -> bool:
+    return any(_alive(int(line.split()[1])) for line in born.read_text().splitlines())
 
 
 def _alive(pid: int) -> bool:
