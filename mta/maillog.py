@@ -100,6 +100,13 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
+class Watcher(Protocol):
+    """Hears every line; must not raise, wait or log."""
+
+    def line(self, text: str) -> None:
+        """One line, without its head."""
+
+
 class Maillog:
     """One per process.  write() may be called from anywhere on the loop's thread, or without a loop."""
 
@@ -114,6 +121,7 @@ class Maillog:
         self._date = ""
         self._lost = 0
         self._scheduled = False
+        self.watchers: list[Watcher] = []
 
     def write(self, service: str, text: str) -> None:
         """Log one event of a service: "smtpd", "qmgr", "submission/smtpd"..."""
@@ -122,6 +130,8 @@ class Maillog:
             self._second, self._date = now, syslog_date(now)
         host = f" {self._host}" if self._sink.with_header else ""
         self._lines.append(f"{self._date}{host} {self._name}/{service}[{self._pid}]: {printable(text)}")
+        for watcher in self.watchers:
+            watcher.line(text)
         if self._scheduled:
             return
         try:

@@ -26,6 +26,7 @@ from mta.queue.store_admin import Administrator
 from mta.smtpd.anvil import Anvil
 from mta.smtpd.server import SMTPServer
 from mta.submit import SubmitServer, SubmitSettings
+from mta.submit_limits import UserLimits, UserLimitSettings
 from mta.submit_smtp import SmtpOnStdin
 from mta.submit_users import Access
 from mta.worker_link import LinkClient, LinkServer
@@ -208,14 +209,19 @@ async def _serve(
         running.tasks.append(_background(core, feed(notify, core.clock)))
     anvil = build_anvil(core)
     qmgr = build_qmgr(core, helper)
-    pickup = Pickup(config.fill(PickupSettings), core.store, core.cleanup, os.getuid(), core.log, core.clock)
+    access = Access(core.users, core.context, owner=os.getuid())
+    limits = UserLimits(config.fill(UserLimitSettings), core.clock, core.store.free_percent, os.getuid())
+    pickup = Pickup(
+        config.fill(PickupSettings), core.store, core.cleanup, os.getuid(), core.log, core.clock,
+        access=access, limits=limits,
+    )  # fmt: skip
     await core.store.recover()
     on_stdin = build_stdin_smtpd(core)
     running.smtpd.append(on_stdin)
-    access = Access(core.users, core.context, owner=os.getuid())
     submit = SubmitServer(
         config.fill(SubmitSettings), core.cleanup, core.users, access, core.log, core.clock,
         core.fsio.entropy(8), serve_smtp=SmtpOnStdin(on_stdin).serve, find_key=core.store.submit_keys.get,
+        limits=limits, results=True,
     )  # fmt: skip
     control = Control(
         core.store, qmgr.flush, pickup.poke, core.clock, core.log, config.fill(ControlSettings), access,

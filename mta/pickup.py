@@ -14,13 +14,16 @@ from typing import Protocol
 from mta.cleanup.intake import RefusedError
 from mta.clock import Clock
 from mta.envelope import Envelope
+from mta.lookup.table import TableError
 from mta.maillog import Maillog
 from mta.message import HeaderScanner
 from mta.queue.api import Draft, Parent, QueueError, QueueStore
 from mta.queue.queue_reader import DamagedError, QueueFile
 from mta.queue.store_maildrop import MaildropFile
 from mta.submit_intake import Opener, open_local
+from mta.submit_limits import UserLimits
 from mta.submit_prepare import HEADER_BLOCK_LIMIT
+from mta.submit_users import Access
 
 AT_ONCE = 500  # files between two looks at the directory: whoever comes during a flood gets a turn
 SCAN_INTERVAL = 60.0  # seconds, Postfix's wakeup time of pickup
@@ -41,19 +44,31 @@ class PickupSettings:
     """postconf(5)."""
 
     hopcount_limit: int
+    authorized_submit_users: tuple[str, ...] = ("static:anyone",)
 
 
 class Pickup:
     """Owns maildrop/ while it runs."""
 
     def __init__(
-        self, settings: PickupSettings, store: Store, cleanup: Opener, owner_uid: int, log: Maillog, clock: Clock
+        self,
+        settings: PickupSettings,
+        store: Store,
+        cleanup: Opener,
+        owner_uid: int,
+        log: Maillog,
+        clock: Clock,
+        *,
+        access: Access | None = None,
+        limits: UserLimits | None = None,
     ) -> None:
-        """owner_uid: of mail_owner, whose files are requeued messages."""
+        """owner_uid: of mail_owner, whose files are requeued messages.  access, limits: of the other users."""
+        self._access, self._limits = access, limits
         self._settings, self._store, self._cleanup = settings, store, cleanup
         self._owner_uid, self._log, self._clock = owner_uid, log, clock
         self._poked = asyncio.Event()
         self._refused: set[str] = set()
+        self._waiting: set[int] = set()  # users over their limit, until the next scan
 
     def poke(self) -> None:
         """Somebody left a message."""
@@ -75,7 +90,7 @@ class Pickup:
 
         Owners take turns, and while there is more it scans again at once.
         """
-        done = 0
+        done, self._waiting = 0, set()
         try:
             names = await self._store.scan_maildrop()
         except (OSError, QueueError) as error:
@@ -111,6 +126,8 @@ class Pickup:
         if file is None:
             return False
         try:
+            if not await self._permitted(file):
+                return False
             found = await file.read()
             child = await self._copy(file, found)
             try:
@@ -122,6 +139,24 @@ class Pickup:
             file.close()
         await self._store.release([child])
         return True
+
+    async def _permitted(self, file: MaildropFile) -> bool:
+        """May its owner submit mail, and now?  A file that waits is looked at again by the next scan."""
+        uid = file.owner
+        if uid == self._owner_uid or uid in self._waiting:
+            return uid == self._owner_uid
+        if self._access is not None:
+            try:
+                denied = await self._access.denied(self._settings.authorized_submit_users, uid)
+            except TableError as error:
+                raise QueueError(f"authorized_submit_users: {error}") from None
+            if denied:
+                raise DamagedError(f"User {denied}({uid}) is not allowed to submit mail")
+        refusal = self._limits.refusal(uid) if self._limits is not None else None
+        if refusal:
+            self._waiting.add(uid)
+            self._log.warning("pickup", f"maildrop: uid={uid}: {refusal}")
+        return not refusal
 
     async def _copy(self, file: MaildropFile, found: QueueFile) -> Draft:
         requeued = file.owner == self._owner_uid

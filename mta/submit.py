@@ -14,7 +14,7 @@ import socket
 import struct
 from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mta.cleanup.intake import TOO_BIG, WRITE_ERROR
 from mta.clock import Clock
@@ -24,15 +24,16 @@ from mta.queue.api import QueueError
 from mta.smtp.reply import Reply
 from mta.submit_connection import Connection, LostError
 from mta.submit_intake import Delivery, Opener
+from mta.submit_limits import UserLimits, UserLimitSettings
 from mta.submit_options import EX_DATAERR, EX_NOPERM, Mode, UsageError, parse_command, program_name
 from mta.submit_prepare import Caller, Submission
+from mta.submit_results import PATIENCE, Results
 from mta.submit_users import Access, Users
 from mta.submit_wire import Hello, WireError, decode_hello, decode_total, encode
 
 KEY_LIFETIME = 3600.0  # seconds an answer is remembered
 MAX_KEYS = 10_000  # answers remembered
 MAX_CONNECTIONS = 500  # at once, of everybody
-MAX_PER_UID = 50  # at once, of one uid that is not root
 RESERVED_FOR_ROOT = 20
 IDLE_TIMEOUT = 30.0  # seconds without a frame; sendmail has all of its input before it connects
 EX_TEMPFAIL = 75
@@ -49,11 +50,12 @@ class SubmitSettings:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a caller is told.  status: exit status.  lines: for stderr."""
+    """What a caller is told.  status: exit status.  lines: for stderr.  results: for -v, to be closed."""
 
     status: int
     lines: tuple[str, ...] = ()
     queue_id: str = ""
+    results: Results | None = None
 
 
 ServeSmtp = Callable[[asyncio.Transport, int], Awaitable[None]]  # takes the transport over until the session ends
@@ -74,14 +76,18 @@ class SubmitServer:
         *,
         serve_smtp: ServeSmtp | None = None,
         find_key: Callable[[str], str | None] = lambda _: None,
+        limits: UserLimits | None = None,
+        results: bool = False,
     ) -> None:
         """run_id: 8 random bytes, new at each start.  find_key: submit key (hex) -> queue id found at start, or None.
 
         serve_smtp: runs an SMTP dialogue on a transport for this uid (`sendmail -bs`); None = not offered.
+        results: messages are delivered in this process, so -v can be told what becomes of them.
         """
         self._settings, self._cleanup, self._users, self._access = settings, cleanup, users, access
         self._log, self._clock, self._run_id = log, clock, run_id[:8].ljust(8, b"\0")
         self._serve_smtp, self._find_key = serve_smtp, find_key
+        self._limits, self._results = limits or UserLimits(UserLimitSettings(), clock), results
         self._answers: OrderedDict[bytes, tuple[float, asyncio.Future[Answer]]] = OrderedDict()
         self._open: Counter[int] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -130,7 +136,8 @@ class SubmitServer:
 
     def _room(self, uid: int) -> bool:
         limit = MAX_CONNECTIONS if uid == 0 else MAX_CONNECTIONS - RESERVED_FOR_ROOT
-        return self._open.total() < limit and (uid == 0 or self._open[uid] < MAX_PER_UID)
+        most = self._limits.settings.submit_user_connection_limit
+        return self._open.total() < limit and (not most or self._limits.exempt(uid) or self._open[uid] < most)
 
     async def _dialogue(self, connection: Connection, uid: int) -> None:
         kind, data = await connection.frame()
@@ -141,7 +148,7 @@ class SubmitServer:
             await self._what_became(connection, hello.key)
             return
         program = program_name(hello.arguments[0])
-        refusal = await self._refusal(program, uid)
+        refusal = None if self._remembered(hello.key) else await self._refusal(program, uid)
         if refusal is not None:
             _answer(connection, refusal)
         elif hello.mode == "s":
@@ -156,6 +163,9 @@ class SubmitServer:
         except TableError as error:
             self._log.warning("pickup", f"authorized_submit_users: {error}")
             return Answer(EX_TEMPFAIL, (f"{program}: fatal: cannot look up who may submit mail, try again later",))
+        if not denied and (limited := self._limits.refusal(uid)):
+            self._log.warning("pickup", f"uid={uid}: {limited}")
+            return Answer(EX_TEMPFAIL, (f"{program}: fatal: uid={uid}: {limited}",))
         if denied:
             return Answer(EX_NOPERM, (f"{program}: fatal: User {denied}({uid}) is not allowed to submit mail",))
         return None
@@ -186,9 +196,22 @@ class SubmitServer:
         outcome.set_result(answer)
         if answer.status != EX_OK:
             self._answers.pop(hello.key, None)
-        if answer.queue_id and "-v" in hello.arguments[1:]:
-            connection.send(b"O", f"{answer.queue_id}\n".encode())
+        if answer.results is not None:
+            await self._tell(connection, answer.queue_id, answer.results)
         _answer(connection, answer)
+
+    async def _tell(self, connection: Connection, queue_id: str, results: Results) -> None:
+        """-v: the queue id, then what becomes of the message for some seconds; its exit status is certain already."""
+        try:
+            connection.send(b"O", f"{queue_id}\n".encode())
+            until = self._clock.monotonic() + PATIENCE
+            while self._results and not self._closing:
+                lines = await results.next(queue_id, self._clock, until)
+                if lines is None:
+                    break
+                connection.send(b"O", "".join(f"{line}\n" for line in lines).encode("utf-8", "replace")[:60000])
+        finally:
+            results.close()
 
     async def _accept(self, connection: Connection, uid: int, hello: Hello) -> Answer:
         program = program_name(hello.arguments[0])
@@ -234,7 +257,9 @@ class SubmitServer:
                 await delivery.feed(data)
             if decode_total(data) != total:
                 raise WireError("bytes missing")
-            return _outcome(submission, await delivery.finish(), delivery.queue_id)
+            if not submission.invocation.verbose:
+                return _outcome(submission, await delivery.finish(), delivery.queue_id)
+            return await self._verbose(submission, delivery)
         except UsageError as error:
             return Answer(error.status, error.lines)
         except QueueError as error:
@@ -242,6 +267,18 @@ class SubmitServer:
             return _outcome(submission, WRITE_ERROR, "")
         finally:
             delivery.close()
+
+    async def _verbose(self, submission: Submission, delivery: Delivery) -> Answer:
+        results = Results(self._log)
+        try:
+            answer = _outcome(submission, await delivery.finish(), delivery.queue_id)
+            if answer.status == EX_OK:
+                return replace(answer, results=results)
+        except BaseException:
+            results.close()
+            raise
+        results.close()
+        return answer
 
     # -- keys ----------------------------------------------------------------------------------------
 

@@ -24,6 +24,7 @@ RAM_LIMIT = 1 << 20  # bytes of stdin kept in memory; more goes to a memfd
 CHUNK = 65536
 FIRST_ANSWER = 12.0  # seconds from the end of input to the daemon's first answer
 FINAL_ANSWER = 300.0  # seconds after the body
+BUSY_PAUSE = 0.2  # seconds before a busy daemon is asked again
 ASK_AGAIN = 10.0  # seconds of asking what became of the message
 MAX_FRAME = 65536
 MAX_CONFIG = 1 << 20  # bytes of main.cf
@@ -265,12 +266,18 @@ class Submitter:
     def submit(self) -> int:
         """Return the exit status; raises Unavailable."""
         end = monotonic() + FIRST_ANSWER
-        sock = self._connect(end)
-        try:
+        while True:
+            sock = self._connect(end)
             try:
                 kind, data = self._hello(sock, b"m", end)
             except OSError:
+                sock.close()
                 raise Unavailable from None  # silent, or gone before it said anything
+            if kind != b"B" or monotonic() > end - BUSY_PAUSE:
+                break
+            sock.close()
+            sleep(BUSY_PAUSE)  # as many connections as this user, or all, may have
+        try:
             if kind != b"G":
                 return self._final(sock, kind, data, monotonic() + FINAL_ANSWER)
             self._run_id = data
@@ -332,7 +339,10 @@ class Submitter:
         if len(head) > MAX_FRAME:
             raise Unavailable  # more arguments than the protocol takes
         sock.settimeout(max(0.1, end - monotonic()))
-        sock.sendall(frame(b"H", head))
+        try:  # noqa: SIM105
+            sock.sendall(frame(b"H", head))
+        except OSError:
+            pass  # the answer of a daemon that is busy comes before the question
         return self._receive(sock, end)
 
     def _receive(self, sock: "_socket.socket", end: float) -> "tuple[bytes, bytes]":

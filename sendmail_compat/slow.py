@@ -18,13 +18,14 @@ from mta.submit_options import Invocation, Mode, UsageError, argument_recipients
 from mta.submit_prepare import Caller, Submission
 from sendmail_compat import config as main_cf
 from sendmail_compat import fast
-from sendmail_compat.tool import ToolError
+from sendmail_compat.tool import LogLine, ToolError, syslog_name
 
 EX_OK = 0
 EX_USAGE = 64
 EX_UNAVAILABLE = 69
 EX_SOFTWARE = 70
 EX_TEMPFAIL = 75
+EX_NOPERM = 77
 EX_CONFIG = 78
 
 
@@ -210,21 +211,50 @@ def _submit(
 
 
 def _drop(invocation: Invocation, submission: Submission, config: main_cf.Config, stdin: fast.Input) -> int:
+    """The daemon does not answer: maildrop, then SMTP on loopback if that is configured, else 75 and nothing queued."""
+    from sendmail_compat.access import denied
     from sendmail_compat.maildrop import MaildropError, write
 
     if config.size_limit and stdin.size > config.size_limit:
         _say(f"{invocation.program}: fatal: {submission.who}: message file too big")
         return fast.EX_DATAERR
     try:
+        if name := denied(config, "authorized_submit_users"):
+            _say(f"{invocation.program}: fatal: User {name}({os.getuid()}) is not allowed to submit mail")
+            return EX_NOPERM
+        _check_space(config)
         name = write(config.queue, submission, stdin.chunks())
+    except TableError:
+        _say(f"{invocation.program}: fatal: cannot look up who may submit mail, try again later; nothing was queued")
+        return EX_TEMPFAIL
     except MaildropError as error:
+        if server := config.text("submit_fallback_relay"):
+            from sendmail_compat.smtp_fallback import send
+
+            return send(server, invocation, submission, stdin)
         _say(f"{invocation.program}: fatal: mail system is down and its maildrop takes nothing: {error}")
         return EX_TEMPFAIL
     _say(*invocation.warnings)
     _say(f"{invocation.program}: warning: mail system is down; message kept in maildrop until it is back")
+    LogLine(config, f"{syslog_name(config)}/sendmail").write(
+        f"warning: maildrop/{name}: uid={os.getuid()}: mail system is down, message kept until it is back", warning=True
+    )
     if invocation.verbose:
         print(name)
     return EX_OK
+
+
+def _check_space(config: main_cf.Config) -> None:
+    """submit_reserved_space, as the daemon would judge; MaildropError."""
+    from sendmail_compat.maildrop import MaildropError
+
+    text = config.text("submit_reserved_space") or "5"
+    if os.getuid() == 0 or not text.isdigit():
+        return
+    with contextlib.suppress(OSError):
+        found = os.statvfs(f"{config.queue}/maildrop")
+        if 100.0 * found.f_bavail / max(1, found.f_blocks) < int(text):
+            raise MaildropError("the queue is nearly full")
 
 
 def _start_daemon(invocation: Invocation, directory: str) -> int:

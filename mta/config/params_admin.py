@@ -74,6 +74,18 @@ PARAMS: tuple[Param, ...] = (
            "Support mail addresses and headers in UTF-8 (RFC 6531)."),
     tables("alias_database", "hash:/etc/aliases", "Alias files that newaliases checks."),
     extension(path("submit_socket", "$queue_directory/public/submit", "Socket that sendmail hands mail in through.")),
+    extension(text("submit_fallback_relay", "",
+                   "Where sendmail speaks SMTP when it reaches neither socket nor maildrop, as in a chroot:\n"
+                   "127.0.0.1:25, host:port or [v6]:port. Empty: exit 75.")),
+    extension(count("submit_user_connection_limit", "50",
+                    "Connections of sendmail and -bs at once of one local user; more wait, then go to maildrop. 0: no\n"
+                    "limit. Not for root and mail_owner, as the two below.")),
+    extension(count("submit_user_message_limit", "0",
+                    "Messages that one local user may hand in per anvil_rate_time_unit; beyond, sendmail exits 75 and\n"
+                    "files in maildrop wait. 0: no limit.")),
+    extension(count("submit_reserved_space", "5",
+                    "Percent of the queue's file system that local users cannot fill: below, they get 75 while mail\n"
+                    "from the network is still taken. 0: no reserve.", 0, 100)),
     extension(count("smtpd_processes", "",
                     "Processes that serve SMTP clients; 0: the scheduler does it too, in one process.\n"
                     "Default: processors minus one, at least 1.", 0, 256)),

@@ -154,6 +154,11 @@ class SpoolStore:
         if found.f_bavail * found.f_frsize > need + ROOMY:
             self._roomy_until = now + ROOMY_TIME
 
+    def free_percent(self) -> float:
+        """How much of the queue's file system is free; OSError."""
+        found = self.fsio.statvfs(self.spool.root)
+        return 100.0 * found.f_bavail / max(1, found.f_blocks)
+
     def disk_failed(self, error: OSError) -> None:
         """A flush failed: accept nothing until a fresh file can be made durable."""
         if not self._suspect:

@@ -21,7 +21,10 @@ DIFFERENCES = {
     "alias_maps", "config_directory", "data_directory", "mail_name", "mail_owner", "queue_directory",
     "smtp_tls_security_level", "smtpd_forbid_bare_newline", "smtpd_forbid_unauth_pipelining", "compatibility_level",
 }  # fmt: skip
-EXTENSIONS = {"submit_socket", "smtpd_processes", "dns_servers"}
+EXTENSIONS = {
+    "submit_socket", "smtpd_processes", "dns_servers", "submit_user_connection_limit", "submit_user_message_limit",
+    "submit_reserved_space", "submit_fallback_relay",
+}  # fmt: skip
 
 
 def test_every_postfix_parameter_is_known_with_the_default_that_postfix_prints() -> None:

@@ -1,0 +1,145 @@
+"""What one user may hand in, on the socket and in maildrop."""
+
+import asyncio
+import os
+from pathlib import Path
+
+import pytest
+
+from mta.clock import Clock
+from mta.submit_limits import UserLimits, UserLimitSettings
+from mta.submit_results import Results
+from mta.submit_wire import encode
+from tests.queue_support import spooled
+from tests.sendmail.world import World
+
+MESSAGE = b"Subject: s\n\nbody\n"
+
+
+async def test_messages_are_counted_per_user_and_interval() -> None:
+    limits = UserLimits(UserLimitSettings(submit_user_message_limit=2, anvil_rate_time_unit=0.2), Clock(), owner=7)
+    assert [limits.refusal(uid) for uid in (5, 5, 6)] == [None, None, None]
+    assert limits.refusal(5) == "too many messages, try again later"
+    assert [limits.refusal(uid) for uid in (0, 0, 0, 7, 7, 7, 6)] == [None] * 7, "root, mail_owner, another user"
+    await asyncio.sleep(0.25)
+    assert limits.refusal(5) is None
+
+
+async def test_a_full_disk_is_for_root_and_the_network() -> None:
+    free = 4.0
+    limits = UserLimits(UserLimitSettings(), Clock(), lambda: free)
+    assert limits.refusal(5) == "the queue is nearly full, try again later"
+    assert limits.refusal(0) is None
+    free = 6.0
+    assert limits.refusal(5) is None
+
+
+class Counted(UserLimits):
+    """Takes this process for an ordinary user, also when it is root."""
+
+    def exempt(self, uid: int) -> bool:
+        return False
+
+
+async def limited(world: World, **settings: int) -> None:
+    """Have this world's daemon and pickup limit the user."""
+    limits = Counted(UserLimitSettings(**settings), world.clock)
+    world.submit._limits = limits
+    world.pickup._limits = limits
+
+
+async def test_the_excess_gets_75_and_the_next_interval_is_free() -> None:
+    async with World() as world:
+        await limited(world, submit_user_message_limit=2)
+        done = [await world.run(["-i", "bob@r.test"], MESSAGE) for _ in range(3)]
+        assert [d.status for d in done] == [0, 0, 75]
+        assert "too many messages, try again later" in done[2].stderr
+        assert len(await world.queued()) == 2
+        assert os.listdir(world.queue / "maildrop") == []
+
+
+async def test_a_user_with_all_connections_waits_and_then_uses_maildrop(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with World() as world:
+        await limited(world, submit_user_connection_limit=1)
+        reader, writer = await asyncio.open_unix_connection(str(world.queue / "public" / "submit"))
+        await asyncio.sleep(0.1)
+        waiting = asyncio.create_task(world.run(["-i", "bob@r.test"], MESSAGE))
+        await asyncio.sleep(1.0)
+        assert not waiting.done(), "it asks again while the daemon is busy"
+        writer.close()
+        await writer.wait_closed()
+        assert (await waiting).status == 0
+        assert len(await world.queued()) == 1
+        assert os.listdir(world.queue / "maildrop") == []
+        assert await reader.read() == b""
+
+
+async def test_pickup_takes_what_the_limit_allows_and_the_rest_later() -> None:
+    async with World() as world:
+        await world.stop()
+        for _ in range(4):
+            assert (await world.run(["-i", "bob@r.test"], MESSAGE)).status == 0
+        await limited(world, submit_user_message_limit=3, anvil_rate_time_unit=1)
+        assert await world.pickup.scan() == 3
+        assert len(os.listdir(world.queue / "maildrop")) == 1
+        world.maillog.flush()
+        assert sum("too many messages" in line for line in world.log) == 1
+        await asyncio.sleep(1.1)
+        assert await world.pickup.scan() == 1
+
+
+async def test_pickup_asks_whether_the_owner_may_submit() -> None:
+    async with World() as world:
+        await world.stop()
+        assert (await world.run(["-i", "bob@r.test"], MESSAGE)).status == 0
+
+        class Nobody:
+            async def denied(self, allowed: object, uid: int) -> str | None:
+                return "alice"
+
+        world.pickup._access = Nobody()  # type: ignore[assignment]  # as Access
+        assert await world.pickup.scan() == 0
+        world.maillog.flush()
+        assert any("User alice" in line and "is not allowed to submit mail" in line for line in world.log)
+        assert len(os.listdir(world.queue / "maildrop")) == 1
+
+
+@pytest.mark.needs_root
+async def test_the_files_of_many_users_are_taken_in_turn(tmp_path: Path) -> None:
+    with spooled(tmp_path / "q") as spool:
+        for uid, count in ((1001, 6), (1002, 2)):
+            for n in range(count):
+                path = tmp_path / "q" / "maildrop" / f"{uid}X{n}"
+                path.write_bytes(b"x")
+                os.chown(path, uid, uid)
+        names = await spool.store.scan_maildrop()
+        assert {name.partition("X")[0] for name in names[:2]} == {"1001", "1002"}
+        assert {name.partition("X")[0] for name in names[2:4]} == {"1001", "1002"}
+        assert len(names) == 8
+
+
+async def test_v_tells_what_becomes_of_the_message() -> None:
+    async with World() as world:
+        world.submit._results = True
+        running = asyncio.create_task(world.run(["-v", "-i", "bob@r.test"], MESSAGE))
+        queue_id = ""
+        while not queue_id:
+            await asyncio.sleep(0.02)
+            queue_id = next((line.split(":")[0] for line in world.log if ": uid=" in line), "")
+        await asyncio.sleep(0.3)
+        world.maillog.write("smtp", "OTHER: to=<x@y>, relay=none, dsn=4.0.0, status=deferred (no)")
+        world.maillog.write("smtp", f"{queue_id}: to=<bob@r.test>, relay=mx:25, dsn=2.0.0, status=sent (250 ok)")
+        world.maillog.write("qmgr", f"{queue_id}: removed")
+        done = await running
+        assert (done.status, done.stdout) == (0, f"{queue_id}\nbob@r.test... sent (250 ok)\n")
+        assert world.maillog.watchers == []
+        assert len(await world.queued()) == 1
+
+
+async def test_results_end_with_the_patience(tmp_path: Path) -> None:
+    async with World() as world:
+        results = Results(world.maillog)
+        assert await results.next("X", world.clock, world.clock.monotonic() + 0.1) is None
+        results.close()
+        results.close()
+        assert encode(b"O", b"") == b"O\0\0\0\0"
