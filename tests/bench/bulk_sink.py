@@ -19,10 +19,9 @@ class Client:
         self.sock = sock
         self.pending = b""
         self.in_data = False
-        sock.sendall(b"220 sink ESMTP\r\n")
 
-    def take(self, piece: bytes) -> int:
-        """Answer what came; returns how many messages ended."""
+    def take(self, piece: bytes) -> tuple[int, bytes]:
+        """What came; returns how many messages ended, and the replies."""
         ended, text, answers = 0, self.pending + piece, b""
         while True:
             if self.in_data:
@@ -38,9 +37,7 @@ class Client:
                 break
             answers += self.answer(line[:4].upper())
             text = b"\r\n" + rest if self.in_data else rest  # the first line of the data may be the dot
-        if answers:
-            self.sock.sendall(answers)
-        return ended
+        return ended, answers
 
     def answer(self, verb: bytes) -> bytes:
         """The reply to one command."""
@@ -63,12 +60,14 @@ def main() -> None:
         for key, _ in selector.select():
             if key.data is None:
                 sock, _ = listener.accept()
+                sock.sendall(b"220 sink ESMTP\r\n")
                 selector.register(sock, selectors.EVENT_READ, Client(sock))
                 continue
             client: Client = key.data
             try:
                 size = client.sock.recv_into(view)
-                ended = client.take(bytes(view[:size])) if size else 0
+                ended, answers = client.take(bytes(view[:size])) if size else (0, b"")
+                client.sock.sendall(answers)
             except ConnectionError:
                 size = ended = 0
             if not size:

@@ -105,11 +105,27 @@ class Sink:
         """The server goes on."""
 
 
+class FromLines:
+    """Counts the messages of an mbox that comes in pieces."""
+
+    BEGIN = b"\nFrom from@src.test "
+
+    def __init__(self) -> None:
+        self.seen, self._rest = 0, b"\n"
+
+    def take(self, piece: bytes) -> int:
+        """The next piece; returns the number so far.  What may be the beginning of a From line is kept."""
+        text = self._rest + piece
+        self.seen += text.count(self.BEGIN)
+        after = text.rfind(self.BEGIN) + 1  # 0 when there is none
+        self._rest = text[max(after, len(text) - len(self.BEGIN) + 1) :]
+        return self.seen
+
+
 class Mbox:
     """The bench user's mbox; reads what was appended since it was last asked."""
 
     group: Group | None = None
-    BEGIN = b"From from@src.test "
 
     def __init__(self, lab: Lab) -> None:
         path = lab.mail / "bench"
@@ -117,16 +133,11 @@ class Mbox:
         self._file = path.open("x+b", buffering=0)
         os.fchown(self._file.fileno(), PEOPLE["bench"], PEOPLE["bench"])
         os.fchmod(self._file.fileno(), 0o600)
-        self._seen, self._rest = 0, b"\n"
+        self._lines = FromLines()
 
     def messages(self) -> int:
         """From lines so far."""
-        text = self._rest + self._file.read()
-        self._seen += text.count(b"\n" + self.BEGIN)
-        cut = text.rfind(b"\n" + self.BEGIN)
-        keep = max(cut + 1, len(text) - len(self.BEGIN))  # a From line may be cut, and none counts twice
-        self._rest = text[keep:]
-        return self._seen
+        return self._lines.take(self._file.read())
 
     def close(self) -> None:
         """It stays until the next run."""
