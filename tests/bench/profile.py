@@ -1,8 +1,9 @@
 """Where the processor time of our processes goes: py-spy's samples under load, by function and by stage.
 
-py-spy samples each Python process while it is on a processor; its shares are scaled to the processor time that the
-kernel has counted for that process.  A sample belongs to the stage of its innermost frame that has one: what asyncio,
-uvloop and the kernel do for a stage counts there, what they do for nobody is "loop".
+py-spy samples each Python process while it is on a processor, and does not stop it for that, which would cost up to
+four times the work.  Shares are scaled to the processor time that the kernel has counted for the process.  A sample
+belongs to the stage of its innermost frame that has one: what asyncio, uvloop and the kernel do for a stage counts
+there, what they do for nobody is "loop".
 """
 
 import re
@@ -93,8 +94,11 @@ def title(text: str, pid: int) -> str:
 
 
 def spent(pid: int) -> float:
-    """Seconds of processor time so far, all threads."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    """Seconds of processor time so far, all threads; 0 when it has ended."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0
     return (int(fields[11]) + int(fields[12])) / TICKS
 
 
@@ -113,7 +117,7 @@ class Profiler:
         self._samplers: dict[int, tuple[Path, subprocess.Popen[bytes]]] = {}
         for pid in self._before:
             out = directory / f"profile.{pid}"
-            options = ["-r", str(RATE), "-d", "3600", "-f", "raw", *(["--native"] if native else [])]
+            options = ["-r", str(RATE), "-d", "3600", "-f", "raw", "--nonblocking", *(["--native"] if native else [])]
             argv = [tool(), "record", *options, "-p", str(pid), "-o", str(out)]
             null = subprocess.DEVNULL
             self._samplers[pid] = out, subprocess.Popen(argv, stdin=null, stdout=null, stderr=null)
@@ -122,7 +126,7 @@ class Profiler:
     def end(self) -> list[Profile]:
         """What was seen, the busiest first."""
         profiles = []
-        used = {pid: spent(pid) - before for pid, before in self._before.items()}
+        used = {pid: max(0.0, spent(pid) - before) for pid, before in self._before.items()}
         for _, sampler in self._samplers.values():
             sampler.send_signal(signal.SIGINT)
         for pid, (out, sampler) in self._samplers.items():
@@ -172,7 +176,7 @@ class Symbols:
 
     def end(self, messages: int, *, top: int = 25) -> str:
         """For each process that did anything: its heaviest symbols, microseconds per message."""
-        used = {pid: spent(pid) - before for pid, before in self._before.items()}
+        used = {pid: max(0.0, spent(pid) - before) for pid, before in self._before.items()}
         self._process.send_signal(signal.SIGINT)
         self._process.wait(60)
         argv = ["perf", "report", "-i", str(self._data), "--stdio", "--sort", "pid,dso,sym", "-g", "none"]
