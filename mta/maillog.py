@@ -88,7 +88,8 @@ class FileSink:
 
 def sink_for(settings: MaillogSettings) -> Sink:
     """A file, or standard output, or syslog; the journal instead of the last two when we are connected to it."""
-    if settings.maillog_file in ("", "/dev/stdout") and is_journal(os.environ):
+    fds = {"": (1, 2), "/dev/stdout": (1,)}.get(settings.maillog_file, ())
+    if is_journal(os.environ, fds):
         return JournalSink()
     return FileSink(settings.maillog_file) if settings.maillog_file else SyslogSink()
 

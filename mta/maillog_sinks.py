@@ -188,10 +188,10 @@ class JournalSink(DatagramSink):
         super().__init__([(path, for_journal), (syslog, for_syslog)])
 
 
-def is_journal(environ: Mapping[str, str]) -> bool:
+def is_journal(environ: Mapping[str, str], fds: Sequence[int] = (1, 2)) -> bool:
     """True when standard output or error of this process is the journal (JOURNAL_STREAM, systemd.exec(5))."""
     stream = environ.get("JOURNAL_STREAM", "")
-    for fd in (1, 2):
+    for fd in fds:
         with contextlib.suppress(OSError):
             found = os.fstat(fd)
             if stream == f"{found.st_dev}:{found.st_ino}":

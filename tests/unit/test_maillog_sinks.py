@@ -183,7 +183,6 @@ def test_the_journal_is_known_by_the_descriptor_it_gave_us(tmp_path: Path) -> No
 
 
 def test_where_the_log_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = os.fstat(2)
     file = str(tmp_path / "log")
 
     def kind(maillog_file: str) -> type[object]:
@@ -191,7 +190,25 @@ def test_where_the_log_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         sink.close()
         return type(sink)
 
+    def connected(fd: int) -> None:
+        found = os.fstat(fd)
+        monkeypatch.setenv("JOURNAL_STREAM", f"{found.st_dev}:{found.st_ino}")
+
     monkeypatch.delenv("JOURNAL_STREAM", raising=False)
     assert [kind(each) for each in ("", file)] == [SyslogSink, FileSink]
-    monkeypatch.setenv("JOURNAL_STREAM", f"{found.st_dev}:{found.st_ino}")
-    assert [kind(each) for each in ("", "/dev/stdout", file)] == [JournalSink, JournalSink, FileSink]
+    out, err = (os.open(tmp_path / name, os.O_CREAT | os.O_RDWR) for name in ("out", "err"))
+    saved = os.dup(1), os.dup(2)
+    try:
+        os.dup2(out, 1)
+        os.dup2(err, 2)
+        connected(2)
+        with os.fdopen(1, "w", closefd=False) as stdout:
+            monkeypatch.setattr("sys.stdout", stdout)
+            assert [kind(each) for each in ("", "/dev/stdout", file)] == [JournalSink, FileSink, FileSink]
+        connected(1)
+        assert [kind(each) for each in ("", "/dev/stdout", file)] == [JournalSink, JournalSink, FileSink]
+    finally:
+        for number, fd in enumerate(saved, 1):
+            os.dup2(fd, number)
+        for fd in (out, err, *saved):
+            os.close(fd)
