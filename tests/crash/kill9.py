@@ -93,6 +93,7 @@ def read_mailbox(system: System, ledger: Ledger) -> None:
     path = system.directory / "mail" / LOCAL_USER
     if not path.exists():
         return
+    reports = set()  # one that was delivered again (W3) has the same Message-ID and is no second report
     with contextlib.closing(mailbox.mbox(path, create=False)) as box:
         messages = list(box)
     for message in messages:
@@ -102,6 +103,9 @@ def read_mailbox(system: System, ledger: Ledger) -> None:
             when = time.mktime(time.strptime(message.get_from().split(None, 1)[1].strip()))
             ledger.deliver(name, f"{LOCAL_USER}@mx.test.example", when)
             continue
+        if (identity := parsed.get("Message-ID", "")) in reports:
+            continue
+        reports.add(identity)
         report = parsed.as_string()
         for part in report.split("Final-Recipient: rfc822; ")[1:]:
             recipient = part.split()[0]

