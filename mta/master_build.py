@@ -89,7 +89,7 @@ def build_core(
 ) -> Core:  # fmt: skip
     """owner: this process runs the queue.  The other arguments replace the outside world in tests."""
     clock = clock or Clock()
-    fsio = fsio or Fsio()
+    fsio = fsio or Fsio(journal=True)
     connector = connector or NetConnector(clock)
     log = log or Maillog(config.fill(MaillogSettings), clock)
     users = UserDb(fsio, clock)

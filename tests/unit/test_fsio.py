@@ -12,7 +12,7 @@ from typing import Protocol
 
 import pytest
 
-from mta.fsio import ENTROPY, Fsio, ThreadFlusher, fsync_now
+from mta.fsio import ENTROPY, Fsio, ThreadFlusher, fsync_now, names_follow_files
 from mta.linux_aio import CONTEXT_SIZE, FDSYNC, FSYNC, Done, LinuxAio
 
 
@@ -51,6 +51,53 @@ async def test_many_commits_share_few_flushes(tmp_path: Path, opener: Opener, ai
     assert groups.count("flush_directory") == 1, "the directory once per group"
     for fd in fds:
         fsio.close_fd(fd)
+
+
+@pytest.mark.parametrize("follows", [True, False])
+async def test_a_directory_is_flushed_unless_the_journal_holds_names_together_with_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, follows: bool
+) -> None:
+    monkeypatch.setattr("mta.fsio.names_follow_files", lambda _: follows)
+    fsio = Fsio(journal=True)
+    operations: list[str] = []
+    fsio.hook = lambda op, _: operations.append(op) if op.startswith("flush") else None
+    directory = fsio.directory(str(tmp_path))
+    fd = fsio.open_excl(f"{tmp_path}/1", 0o600)
+    assert await committed(fsio, fd, directory) is None
+    assert operations == (["flush"] if follows else ["flush", "flush_directory"])
+    fsio.close_fd(fd)
+    fsio.close()
+
+
+@pytest.mark.parametrize(
+    ("kind", "journal", "follows"),
+    [
+        (0x58465342, None, True),
+        (0xEF53, "12345\n", True),
+        (0xEF53, "<none>\n", False),  # made without a journal
+        (0xEF53, None, False),  # sysfs is not there
+        (0x01021994, "1\n", False),  # tmpfs
+        (-1, "1\n", False),  # no such descriptor
+    ],
+)
+def test_only_xfs_and_ext4_with_a_journal_are_trusted_with_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: int, journal: str | None, follows: bool
+) -> None:
+    def fstatfs(_fd: int, found: ctypes.Array[ctypes.c_char]) -> int:
+        ctypes.c_long.from_buffer(found).value = kind
+        return -1 if kind < 0 else 0
+
+    opened: Callable[..., object] = open
+    text = tmp_path / "journal_task"
+    if journal is not None:
+        text.write_text(journal)
+    monkeypatch.setattr("mta.fsio.ctypes.CDLL", lambda _: SimpleNamespace(fstatfs=fstatfs))
+    monkeypatch.setattr("builtins.open", lambda name: opened(text) if "/sys/fs/ext4/" in name else opened(name))
+    fd = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        assert names_follow_files(fd) is follows
+    finally:
+        os.close(fd)
 
 
 async def test_a_group_waits_a_moment_for_drafts_that_are_about_to_commit(tmp_path: Path, opener: Opener) -> None:
