@@ -1,0 +1,219 @@
+"""Handing mail in with sendmail, in every condition the daemon and the caller may be in: exit 0 means durable."""
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from sendmail_compat.install import install
+from tests.crash.system import ROOT, System
+from tests.system.support_system import (
+    DOMAIN,
+    local_user,
+    log_of,
+    mail_system,
+    mailbox_of,
+    processes,
+    queued,
+    spool_of,
+    wait_for,
+)
+
+DISCARD = {"mydestination": "", "default_transport": "discard"}
+
+
+def command(system: System, *argv: str) -> list[str]:
+    return [str(install(system.directory)), "-C", str(system.etc), *argv]
+
+
+def hand_in(
+    system: System, name: str, *argv: str, prefix: tuple[str, ...] = (), user: int | None = None
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*prefix, *command(system, "-i", *(argv or (f"{local_user()}@{DOMAIN}",)))], input=f"Subject: {name}\n\nbody\n",
+        capture_output=True, text=True, timeout=60, check=False, user=user, group=user, cwd="/",
+    )  # fmt: skip
+
+
+def delivered(system: System, name: str) -> int:
+    return mailbox_of(system).count(b"Subject: %b\n" % name.encode())
+
+
+def status_of(system: System) -> str:
+    line = [sys.executable, "-m", "mta", "-c", str(system.etc), "status"]
+    return subprocess.run(line, capture_output=True, text=True, cwd=ROOT, check=False, timeout=60).stderr
+
+
+def test_without_the_daemon_it_is_durable_said_once_and_seen_by_status_and_mailq() -> None:
+    with mail_system() as system:
+        system.stop()
+        done = hand_in(system, "kept")
+        assert (done.returncode, done.stdout) == (0, "")
+        assert done.stderr == "sendmail: warning: mail system is down; message kept in maildrop until it is back\n"
+        if os.access(system.log, os.W_OK):
+            assert "mail system is down, message kept until it is back" in log_of(system)
+        assert [p.stat().st_mode & 0o777 for p in system.queue()["maildrop"]] == [0o750]
+        listed = subprocess.run(command(system, "-bp"), capture_output=True, text=True, check=False, timeout=60)
+        waits = "1 message in maildrop wait for the mail system to be started"
+        assert listed.stderr.splitlines()[1:] == [f"postqueue: warning: {waits}"] and waits in status_of(system)
+        system.start()
+        wait_for(lambda: delivered(system, "kept") == 1, "the message")
+        time.sleep(0.5)
+        assert delivered(system, "kept") == 1 and queued(system) == []
+
+
+def test_a_frozen_daemon_costs_12_seconds_and_no_mail_and_nothing_twice() -> None:
+    with mail_system() as system:
+        frozen = processes(system)
+        for pid in frozen:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            started = time.monotonic()
+            done = hand_in(system, "frozen")
+            waited = time.monotonic() - started
+            assert done.returncode == 0 and "kept in maildrop" in done.stderr
+            assert 11 < waited < 20
+        finally:
+            for pid in frozen:
+                os.kill(pid, signal.SIGCONT)
+        assert hand_in(system, "after").returncode == 0
+        wait_for(lambda: delivered(system, "frozen") == 1 and delivered(system, "after") == 1, "both messages")
+        time.sleep(1.0)
+        assert delivered(system, "frozen") == 1
+
+
+def test_a_daemon_that_starts_with_a_long_queue_answers_soon() -> None:
+    with mail_system({**DISCARD, "queue_run_delay": "300s"}, start=False) as system:
+
+        async def fill() -> None:
+            with spool_of(system) as spool:
+                for _ in range(3000):
+                    await spool.accept("someone@far.test")
+
+        asyncio.run(fill())
+        system.start()
+        started = time.monotonic()
+        done = hand_in(system, "soon", "somebody@far.test")
+        assert (done.returncode, done.stderr) == (0, "") and time.monotonic() - started < 12
+        wait_for(lambda: log_of(system).count("status=sent") >= 3001, "all of the queue")
+
+
+def interrupted(system: System, *argv: str) -> "subprocess.Popen[bytes]":
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command(system, *argv), stdin=pipe, stdout=pipe, stderr=pipe, bufsize=0, cwd="/")
+
+
+def dialogue(process: "subprocess.Popen[bytes]", *lines: bytes) -> None:
+    """Greeting and replies read, one for each line."""
+    assert process.stdin is not None and process.stdout is not None
+    assert process.stdout.readline().startswith(b"220 ")
+    for line in lines:
+        process.stdin.write(line + b"\r\n")
+        assert process.stdout.readline()[:1] in b"23", line
+
+
+@pytest.mark.parametrize("end", ["EOF", "SIGTERM", "SIGPIPE", "SIGHUP"])
+def test_an_interrupted_dialogue_queues_nothing(end: str) -> None:
+    with mail_system(DISCARD) as system:
+        process = interrupted(system, "-bs")
+        dialogue(process, b"HELO x", b"MAIL FROM:<a@s.test>", b"RCPT TO:<b@far.test>", b"DATA")
+        assert process.stdin is not None and process.stdout is not None and process.stderr is not None
+        process.stdin.write(b"Subject: x\r\n\r\n" + b"line\r\n" * 10_000)
+        if end == "EOF":
+            process.stdin.close()
+        elif end == "SIGPIPE":
+            process.stdout.close()
+            process.stdin.write(b".\n"[:1])  # half of a dot: the message is still open
+            process.stdin.close()
+        else:
+            process.send_signal(getattr(signal, end))
+        process.wait(20)
+        for stream in (process.stdin, process.stdout, process.stderr):
+            stream.close()
+        assert hand_in(system, "later", "c@far.test").returncode == 0
+        wait_for(lambda: "to=<c@far.test>" in log_of(system), "the message after it")
+        wait_for(lambda: "lost connection after DATA" in log_of(system) or end == "SIGPIPE", "the end of the dialogue")
+        assert "to=<b@far.test>" not in log_of(system) and queued(system) == []
+
+
+@pytest.mark.parametrize("running", [True, False])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_caller_killed_while_it_writes_queues_nothing(running: bool, number: signal.Signals) -> None:
+    with mail_system(DISCARD) as system:
+        if not running:
+            system.stop()
+        process = interrupted(system, "-i", "b@far.test")
+        assert process.stdin is not None and process.stdout is not None and process.stderr is not None
+        process.stdin.write(b"Subject: x\n\n" + b"line\n" * 10_000)
+        process.send_signal(number)
+        assert process.wait(20) in (-number, 128 + number)
+        for stream in (process.stdin, process.stdout, process.stderr):
+            stream.close()
+        left = system.queue()
+        assert not any(left.values()), left
+
+
+def test_a_daemon_killed_between_body_and_answer_leaves_one_message_or_an_honest_75() -> None:
+    """Stopped as soon as the message is in the queue file, then killed: the caller cannot know, and says so."""
+    with mail_system(DISCARD) as system:
+        path = system.spool / "public" / "submit"
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.connect(str(path))
+        process = interrupted(system, "-i", "b@far.test")
+        assert process.stdin is not None and process.stderr is not None and process.stdout is not None
+        process.stdin.write(b"Subject: x\n\n" + b"line\n" * 100_000)
+        process.stdin.close()
+        system.kill()
+        status = process.wait(40)
+        said = process.stderr.read().decode()
+        process.stdout.close()
+        process.stderr.close()
+        assert (status, "may have been queued" in said) in ((75, True), (0, False)), (status, said)
+        system.start()
+        wait_for(lambda: not any(queued(system, "maildrop", "incoming", "active")), "an empty queue")
+        assert log_of(system).count("to=<b@far.test>") == 1 if status == 0 else log_of(system).count("to=<b@") <= 1
+
+
+def test_a_caller_that_streams_slowly_is_waited_for() -> None:
+    with mail_system(DISCARD) as system:
+        process = interrupted(system, "b@far.test")
+        assert process.stdin is not None and process.stdout is not None and process.stderr is not None
+        process.stdin.write(b"Subject: x\n\n")
+        system.stop()
+        system.start()  # a restart meanwhile is nothing to it
+        for n in range(5):
+            process.stdin.write(b"%d\n" % n)
+            time.sleep(0.1)
+        process.stdin.close()
+        assert process.wait(20) == 0 and process.stderr.read() == b""
+        process.stdout.close()
+        process.stderr.close()
+        wait_for(lambda: "to=<b@far.test>" in log_of(system), "the message")
+
+
+@pytest.mark.needs_root
+@pytest.mark.parametrize("running", [True, False])
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        ("setpriv", "--no-new-privs", "--reuid=54321", "--regid=54321", "--clear-groups"),
+        ("setpriv", "--reuid=54321", "--regid=54321", "--clear-groups", "--bounding-set=-all", "--inh-caps=-all"),
+        ("unshare", "--user", "--map-root-user"),
+        ("env", "-i"),
+    ],
+    ids=["no-new-privs", "no-capabilities", "user-namespace", "empty-environment"],
+)
+def test_a_caller_in_a_box_is_served(prefix: tuple[str, ...], running: bool) -> None:
+    with mail_system(DISCARD) as system:
+        if not running:
+            system.stop()
+        done = hand_in(system, "boxed", "b@far.test", prefix=prefix)
+        assert done.returncode == 0, done
+        if not running:
+            system.start()
+        wait_for(lambda: "to=<b@far.test>" in log_of(system), "the message")
