@@ -62,10 +62,11 @@ async def test_a_directory_is_flushed_unless_the_journal_holds_names_together_wi
     operations: list[str] = []
     fsio.hook = lambda op, _: operations.append(op) if op.startswith("flush") else None
     directory = fsio.directory(str(tmp_path))
-    fd = fsio.open_excl(f"{tmp_path}/1", 0o600)
-    assert await committed(fsio, fd, directory) is None
-    assert operations == (["flush"] if follows else ["flush", "flush_directory"])
-    fsio.close_fd(fd)
+    for name in ("1", "2"):
+        fd = fsio.open_excl(f"{tmp_path}/{name}", 0o600)
+        assert await committed(fsio, fd, directory) is None
+        fsio.close_fd(fd)
+    assert operations == (["flush"] if follows else ["flush", "flush_directory"]) * 2
     fsio.close()
 
 
