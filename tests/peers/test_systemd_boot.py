@@ -176,6 +176,19 @@ def test_reload_keeps_the_process_and_the_service_goes_on(host: Host, booted: Bo
     assert pid(booted) == before
 
 
+def test_a_reload_of_a_broken_configuration_fails_and_the_service_goes_on(host: Host, booted: Booted) -> None:
+    main = host.machine.read("/etc/mta/main.cf")
+    host.machine.write("/etc/mta/main.cf", f"{main}queue_run_delay = soon\n")
+    before = pid(booted)
+    assert booted.run("systemctl", "reload", "mta.service", status=None)[0] != 0
+    assert "queue_run_delay = soon: expected a time" in booted.log()
+    host.machine.write("/etc/mta/main.cf", main)
+    booted.run("systemctl", "reload", "mta.service")
+    host.sendmail("-i", "alice", message="Subject: unimpressed\n\nhi\n", user="bob")
+    wait_for("mail after that", lambda: arrived(host, "unimpressed"))
+    assert pid(booted) == before
+
+
 def test_a_client_that_connects_while_the_daemon_restarts_is_served(host: Host, booted: Booted) -> None:
     booted.run("systemctl", "stop", "mta.service")
     assert booted.run("systemctl", "show", "-P", "Result", "mta.service")[1].strip() == "success"
