@@ -215,6 +215,8 @@ async def _serve(
         config.fill(PickupSettings), core.store, core.cleanup, os.getuid(), core.log, core.clock,
         access=access, limits=limits,
     )  # fmt: skip
+    demand = Demand([] if listen else [sock for _, sock in sockets.tcp], hooks.call, core.clock)
+    demand.start()  # a worker can take mail before the queue has been looked through
     await core.store.recover()
     on_stdin = build_stdin_smtpd(core)
     running.smtpd.append(on_stdin)
@@ -227,12 +229,10 @@ async def _serve(
         core.store, qmgr.flush, pickup.poke, core.clock, core.log, config.fill(ControlSettings), access,
         Administrator(core.store.spool, core.fsio, core.clock),
     )  # fmt: skip
-    demand = Demand([] if listen else [sock for _, sock in sockets.tcp], hooks.call, core.clock)
     link = LinkServer(anvil, qmgr.arrived, core.log, demand.linked)
     await _listen_unix(running, core, sockets, control, submit, link)
     if listen:
         await listen_smtp(running, core, anvil, sockets)
-    demand.start()
     running.tasks += [_background(core, qmgr.run()), _background(core, pickup.run())]
     hooks.serving()
     await stop.wait()
