@@ -64,17 +64,21 @@ test-logs: $(VENV)/.dev
 test-system: $(VENV)/.dev
 	$(PY) -m tests.package $(SYSTEM_ARGS)
 
-## make crash       kill -9 at KILLS random points (100) under load, and at each fifth step of every scenario; as root also
-##                  power cuts at each twelfth step: minutes
+## make crash       kill -9 at KILLS random points (100) under load, and at each eighth step of every scenario; each errno
+##                  at each call of each kind; as root also power cuts at each twelfth step: minutes
 crash: $(VENV)/.dev
-	AIOMTA_KILLS=$(KILLS) AIOMTA_STRIDE=5 AIOMTA_LOAD=20000 AIOMTA_CUT_EVERY=12 $(PY) -m pytest -n 2 --loops asyncio \
-		tests/crash tests/powercut
+	AIOMTA_KILLS=$(KILLS) AIOMTA_STRIDE=8 AIOMTA_ERRNO_STRIDE=1 AIOMTA_RESTARTS=5 AIOMTA_LOAD=20000 AIOMTA_CUT_EVERY=12 \
+		$(PY) -m pytest -n 2 --loops asyncio tests/crash tests/powercut
 
-## make crash-full  kill -9 at every step of every scenario, the table in TABLE (var/kill-matrix.txt); power cuts at every
+## make crash-full  kill -9 at every step of every scenario, once, and again after the start that follows, and by strace at
+##                  every call of each process, tables beside TABLE (var/kill-matrix.txt); 50 restarts; power cuts at every
 ##                  step, three file systems, two kinds of cut, the table in CUTS (var/powercut-matrix.txt); root, hours
 crash-full: $(VENV)/.dev crash
 	@mkdir -p $(dir $(TABLE))
 	$(PY) -m tests.crash.kill_matrix --table $(TABLE)
+	$(PY) -m tests.crash.kill_matrix --twice --table $(TABLE:.txt=-twice.txt)
+	$(PY) -m tests.crash.kill_strace --table $(TABLE:.txt=-strace.txt)
+	$(PY) -m tests.crash.storms --restarts 50
 	@mkdir -p $(dir $(CUTS))
 	$(PY) -m tests.powercut --jobs 4 --table $(CUTS)
 

@@ -391,8 +391,7 @@ class Life:
         """Nothing was killed, so nothing may be there twice; but a peer's answer may have been lost on the way."""
         faults, found = self.faults, self._copies()
         if faults.kind in ("net-recv-client", "net-send-client"):
-            self.account.kills = faults.hits
-            self.account.at_kill = Counter({copy: 1 for copy in found})
+            self.account.at_kills = [Counter({copy: n + 1 for copy in found}) for n in range(faults.hits)]
         wrong = self.account.verdict(found)
         unreadable = faults.number == errno.EIO and faults.kind in UNREADABLE
         if unreadable:

@@ -33,19 +33,23 @@ class Copy:
 
 @dataclass
 class Account:
-    """One run.  places: where each message must end, by message name.  at_kill, todo: what was where when it was
-    killed, and which recipients each queue file still had.  wrong: seen on the way; altered: by the last look."""
+    """One run.  places: where each message must end, by message name.  at_kills, todo: what was where at each kill,
+    and which recipients each queue file still had at the last.  wrong: seen on the way; altered: by the last look."""
 
     places: dict[str, set[str]]
     bodies: dict[str, bytes]
     attempts: Counter[str] = field(default_factory=Counter)
     promised: Counter[str] = field(default_factory=Counter)
-    at_kill: Counter[Copy] = field(default_factory=Counter)
-    kills: int = 0
+    at_kills: list[Counter[Copy]] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
     altered: list[str] = field(default_factory=list)
     todo: dict[str, set[str]] = field(default_factory=dict)
     windows: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def kills(self) -> int:
+        """How often it was killed."""
+        return len(self.at_kills)
 
     def verdict(self, copies: Counter[Copy]) -> list[str]:
         """Every broken promise as a sentence; counts the permitted duplicates in `windows`."""
@@ -75,15 +79,25 @@ class Account:
             yield f"{extra + 1} acceptances of {name} in {place}, given {self.attempts[name]} times"
         self.windows["W1"] += max(0, extra)
         for way, count in ways.items():
-            before = self.at_kill[Copy(name, place, way)]
-            if count > 1 and not (before == 1 and count - before <= self.kills):
-                yield f"duplicate outside the windows: {name} in {place}: {count}, {before} of them before the kill"
+            seen = [at_kill[Copy(name, place, way)] for at_kill in self.at_kills]
+            if not _each_after_a_kill(seen, count):
+                yield f"duplicate outside the windows: {name} in {place}: {count}, at the kills {seen}"
             if count > 1 and " about " not in place and way[-1] in self.todo:
                 address = place.partition(":")[2]
                 if not any(r in (address, f"{address}@{r.partition('@')[2]}") for r in self.todo[way[-1]]):
                     yield f"delivered again after its mark: {name} in {place} by {way}"
             if count > 1:
                 self.windows["W2" if place.startswith("sink:") else "W3"] += count - 1
+
+
+def _each_after_a_kill(seen: list[int], count: int) -> bool:
+    """Is each copy but the first one more than there was at some kill, and only one more?  seen: at each kill."""
+    most = 1
+    for now in seen:
+        if now > most:
+            return False
+        most = now + 1 if now else most
+    return count <= most
 
 
 def ids_of(header: bytes) -> tuple[str, ...]:

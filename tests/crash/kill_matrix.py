@@ -1,6 +1,6 @@
 """The MTA killed at every step of each scenario:
 
-    python -m tests.crash.kill_matrix [SCENARIO ...] [--stride K] [--offset I] [--jobs J] [--table FILE]
+    python -m tests.crash.kill_matrix [SCENARIO ...] [--stride K] [--offset I] [--jobs J] [--twice] [--table FILE]
 
 n = 1, 2, 3 ... until no run dies any more; after each death it is started again, lets its clients repeat what they
 were not promised, works until the queue is empty, and the ledger judges.  --stride K takes each K-th n, beginning
@@ -20,6 +20,7 @@ from pathlib import Path
 from tests.crash.kill_scenarios import Scenario, scenarios
 from tests.crash.kill_world import SERVICE_LIMIT, HungError, World
 
+SECOND = 60  # steps of the second life in which it dies again, with --twice: start, recovery, first deliveries
 MOST = 3000  # steps; a scenario that takes more does not end
 UNHARMED = 2  # runs in a row that end the count: the number of steps differs a little from run to run
 COLUMNS = ("scenario", "steps", "kills", "promised", "delivered", "reports", "W1", "W2", "W3", "violations", "start",
@@ -61,8 +62,8 @@ class Row:
             len(self.wrong))), f"{self.start:.2f}", f"{self.seconds / max(1, self.runs):.2f}")  # fmt: skip
 
 
-def one_run(scenario: Scenario, world: World, n: int, row: Row) -> bool:
-    """Die at step n; True when it did not come to that."""
+def one_run(scenario: Scenario, world: World, n: int, row: Row, *, twice: bool = False) -> bool:
+    """Die at step n, twice: and again in the life after it; True when it did not come to that."""
     began = time.monotonic()
     scenario.begin(world, n)
     try:
@@ -72,9 +73,8 @@ def one_run(scenario: Scenario, world: World, n: int, row: Row) -> bool:
             world.count_kill()
             died = world.steps()
             at = died[n - 1] if len(died) >= n else f"step {n} was never counted: it died of something else"
-            row.kills += 1
             row.kinds[at[14:24].strip()] += 1
-            scenario.after(world)
+            scenario.after(world, 1 + n * 7 % SECOND if twice else 0)
         found = world.copies()
         wrong = world.account.verdict(found)
         if world.slowest_start > SERVICE_LIMIT:
@@ -84,6 +84,7 @@ def one_run(scenario: Scenario, world: World, n: int, row: Row) -> bool:
         unharmed = False
     finally:
         world.stop()
+    row.kills += world.account.kills
     row.wrong += [f"{scenario.name} n={n} ({' '.join(at.split())}): {text}" for text in wrong]
     row.promised += sum(len(world.account.places[name]) for name, times in world.account.promised.items() if times)
     row.delivered += sum(count for copy, count in found.items() if " about " not in copy.place)
@@ -96,13 +97,13 @@ def one_run(scenario: Scenario, world: World, n: int, row: Row) -> bool:
     return unharmed
 
 
-def every(scenario: Scenario, first: int, stride: int, last: int = MOST) -> Row:
+def every(scenario: Scenario, first: int, stride: int, last: int = MOST, *, twice: bool = False) -> Row:
     """n = first, first + stride, ... until runs end unharmed."""
     row, unharmed = Row(scenario.name), 0
     world = scenario.world()
     try:
         for n in range(first, last + 1, stride):
-            unharmed = unharmed + 1 if one_run(scenario, world, n, row) else 0
+            unharmed = unharmed + 1 if one_run(scenario, world, n, row, twice=twice) else 0
             if unharmed == UNHARMED:
                 break
         else:
@@ -117,18 +118,18 @@ def all_scenarios() -> list[Scenario]:
     return scenarios(root=os.getuid() == 0, user=pwd.getpwuid(os.getuid()).pw_name)
 
 
-def _task(name: str, first: int, stride: int) -> Row:
+def _task(name: str, first: int, stride: int, twice: bool) -> Row:
     scenario = next(s for s in all_scenarios() if s.name == name)
-    return every(scenario, first, stride)
+    return every(scenario, first, stride, twice=twice)
 
 
-def matrix(names: list[str], stride: int, offset: int, jobs: int) -> list[Row]:
+def matrix(names: list[str], stride: int, offset: int, jobs: int, *, twice: bool = False) -> list[Row]:
     """Each scenario in `jobs` interleaved parts."""
     chosen = [s.name for s in all_scenarios() if not names or s.name in names]
     rows = {name: Row(name) for name in chosen}
     with ProcessPoolExecutor(jobs) as pool:
         parts = [
-            (name, pool.submit(_task, name, 1 + offset % stride + stride * i, stride * jobs))
+            (name, pool.submit(_task, name, 1 + offset % stride + stride * i, stride * jobs, twice))
             for name in chosen for i in range(jobs)
         ]  # fmt: skip
         for name, part in parts:
@@ -157,10 +158,11 @@ def main() -> int:
     parser.add_argument("--stride", type=int, default=1)
     parser.add_argument("--offset", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1))
+    parser.add_argument("--twice", action="store_true", help="die again, soon after the start that follows")
     parser.add_argument("--table", type=Path)
     options = parser.parse_args()
     began = time.monotonic()
-    rows = matrix(options.scenario, options.stride, options.offset, options.jobs)
+    rows = matrix(options.scenario, options.stride, options.offset, options.jobs, twice=options.twice)
     kinds: Counter[str] = sum((row.kinds for row in rows), Counter())
     text = f"{table(rows)}\nkilled at: {', '.join(f'{k} {n}' for k, n in kinds.most_common())}\n"
     text += f"{time.monotonic() - began:.0f} s, {options.jobs} at a time, every {options.stride}. n\n"

@@ -6,7 +6,7 @@ recipients at the peer (ok, temp, perm, late) say what it answers: see kill_sink
 
 from dataclasses import dataclass, field
 
-from tests.crash.kill_world import DOMAIN, World
+from tests.crash.kill_world import DOMAIN, HungError, World
 
 BODY = b"first\n.dot\n..\nFrom here\n" + b"0123456789abcdef" * 3 + b"\nlast\n"
 LARGE = BODY + (b"0123456789abcdef" * 4 + b"\n") * 4700  # more than is kept in memory: written in blocks
@@ -88,22 +88,41 @@ class Scenario:
             return False
         return world.wait_until_settled()
 
-    def after(self, world: World) -> None:
-        """Start again after the kill, then repeat()."""
+    def after(self, world: World, again: int = 0) -> None:
+        """Start again after the kill, then repeat().  again: the second life dies at this step of its own, too."""
+        if again and not self._dies_again(world, again):
+            return
         if not world.start():
             raise world.hung("the start after a kill")
         self.repeat(world)
+
+    def _dies_again(self, world: World, again: int) -> bool:
+        """False when all was done before it came to that."""
+        world.arm(again)
+        try:
+            if world.start():
+                self.repeat(world)
+                return world.dead()
+        except HungError:
+            if not world.dead():
+                raise
+        finally:
+            if world.dead():
+                world.count_kill()
+        return True
 
     def repeat(self, world: World) -> None:
         """Clients give again what they were not promised; work until nothing is left."""
         for _ in range(20):
             for each in self.mails:
                 each.give(world)
+            if world.dead():
+                return
             if all(world.account.promised[each.name] for each in self.mails):
                 break
         else:
             world.account.wrong.append("a client gets no 250 after the kill")
-        if not world.wait_until_settled():
+        if not world.wait_until_settled() and not world.dead():
             raise world.hung("a life after the kill")
 
 

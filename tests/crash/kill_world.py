@@ -162,6 +162,11 @@ class World:
         self.sink.forget()
         self.account = Account(places, bodies)
 
+    def arm(self, kill_at: int) -> None:
+        """The next life is to die at this step of its own."""
+        self.counter.write_bytes(b"")
+        self.kill_at = kill_at
+
     def start(self, *, wait: bool = True) -> bool:
         """Start the MTA; False when it died before it served, which it may when it is to die."""
         armed: dict[str, object] = {}
@@ -204,8 +209,7 @@ class World:
 
     def note_kill(self) -> None:
         """Note what is where; nothing is to die in this run any more."""
-        self.account.kills += 1
-        self.account.at_kill = self.copies()
+        self.account.at_kills.append(self.copies())
         claimed = (file for file in self.queue_files() if file.parent.name in ("active", "incoming"))
         self.account.todo = {file.name: recipients_todo(file) for file in claimed}
         self.kill_at = -1

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -50,25 +51,25 @@ def test_steps_of_every_kind_are_counted() -> None:
 
 def test_the_ledger_sees_what_must_not_be() -> None:
     place = "sink:ok@sink.test"
-    bad: dict[str, tuple[int, list[Copy], list[Copy]]] = {  # kills, copies at the kill, copies in the end
-        "lost": (1, [], []),
-        "never asked for": (0, [], [Copy("a", place, ("1",)), Copy("a", "sink:x@sink.test", ("1",))]),
-        "duplicate outside": (1, [], [Copy("a", place, ("1",))] * 2),
-        "duplicate outside the": (1, [Copy("a", place, ("1",))] * 2, [Copy("a", place, ("1",))] * 3),
-        "made twice": (1, [Copy("a", place, ("1", "2"))], [Copy("a", place, ("1", "2")), Copy("a", place, ("1", "3"))]),
-        "acceptances": (1, [Copy("a", place, ("1",))], [Copy("a", place, ("1",)), Copy("a", place, ("2",))]),
+    one = Copy("a", place, ("1",))
+    bad: dict[str, tuple[list[list[Copy]], list[Copy]]] = {  # copies at each kill, copies in the end
+        "lost": ([[]], []),
+        "never asked for": ([], [one, Copy("a", "sink:x@sink.test", ("1",))]),
+        "duplicate outside": ([], [one] * 2),
+        "duplicate outside the": ([[]], [one] * 2),  # there was nothing that could be in flight
+        "duplicate outside the windows": ([[one] * 2], [one] * 2),  # there twice before anybody was killed
+        "made twice": ([[Copy("a", place, ("1", "2"))]], [Copy("a", place, ("1", "2")), Copy("a", place, ("1", "3"))]),
+        "acceptances": ([[one]], [one, Copy("a", place, ("2",))]),
     }
-    for word, (kills, before, after) in bad.items():
-        account = Account({"a": {place}}, {"a": b"x\n"}, kills=kills)
+    for word, (kills, after) in bad.items():
+        account = Account({"a": {place}}, {"a": b"x\n"}, at_kills=[Counter(kill) for kill in kills])
         account.attempts["a"] = account.promised["a"] = 1
-        account.at_kill.update(before)
-        found = account.at_kill.__class__(after)
-        assert any(word in line for line in account.verdict(found)), word
-    good = Account({"a": {place}}, {"a": b"x\n"}, kills=1)
-    good.attempts["a"] = good.promised["a"] = 1
-    good.at_kill.update([Copy("a", place, ("1",))])
-    assert good.verdict(good.at_kill.__class__([Copy("a", place, ("1",))] * 2)) == []
-    assert good.windows == {"W1": 0, "W2": 1}
+        assert any(word in line for line in account.verdict(Counter(after))), word
+    for kills, after in (([[one]], [one] * 2), ([[one], [one] * 2], [one] * 3), ([[], [one]], [one] * 2)):
+        account = Account({"a": {place}}, {"a": b"x\n"}, at_kills=[Counter(kill) for kill in kills])
+        account.attempts["a"] = account.promised["a"] = 1
+        assert account.verdict(Counter(after)) == []
+        assert account.windows["W2"] == len(after) - 1
 
 
 def test_processes_never_count_a_step_twice_and_none_passes_the_last(tmp_path: Path) -> None:
