@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.package.container import Container
+from tests.package.docs import block
 from tests.peers.host import parse_mbox
 from tests.peers.machine import wait_for
 from tests.sendmail.test_fast_path import LOADED
@@ -150,6 +151,12 @@ def test_reload_keeps_the_process_and_restart_makes_a_new_one(box: Container) ->
     arrived(box, "after restart")
 
 
+def test_the_commands_of_the_documentation(box: Container) -> None:
+    said = box.output("sh", "-ec", block("install.md", "check") + "journalctl -u mta | tail -n 5")
+    assert "running: PID" in box.run("mta", "status").stderr.decode() and said
+    arrived(box, "test")
+
+
 def test_with_all_units_stopped_the_message_waits_in_maildrop(box: Container) -> None:
     box.run("systemctl", "stop", *UNITS)
     done = box.run("/usr/sbin/sendmail", "-i", "alice", stdin="Subject: waited\n\nx\n", user="bob")
@@ -162,7 +169,7 @@ def test_with_all_units_stopped_the_message_waits_in_maildrop(box: Container) ->
 def test_the_sockets_follow_master_cf(box: Container) -> None:
     master = box.read("/etc/mta/master.cf")
     box.write("/etc/mta/master.cf", master + "127.0.0.1:submission inet n - n - - smtpd\n")
-    told = box.output("mta", "install", "--sockets")
+    told = box.output("sh", "-ec", block("install.md", "sockets"))
     box.run("sh", "-ec", told.replace("then: ", ""))
     try:
         connect = "import socket; print(socket.create_connection(('127.0.0.1', 587)).recv(99))"
