@@ -38,27 +38,31 @@ callers of Sendmail, Postfix and Exim use is acted on, or accepted and ignored; 
         Option("-bm", "Hand in mail: the default."),
         Option("-bp", "List the queue, as mailq(1)."),
         Option("-bs", "Speak SMTP on standard input and output."),
-        Option("-bi", "Check the alias files, as newaliases(1)."),
-        Option("-bv", "Say for each recipient whether it can be delivered; nothing is queued."),
+        Option("-bi", "Check the alias files, as newaliases(1). Also `-I`."),
+        Option("-I", "The same as `-bi`."),
+        Option("-bv", "Say for each recipient whether it can be delivered, with your rights; nothing is queued. Status 67: "
+               "unknown, 75: it cannot be told now."),
         Option("-bt", "Test addresses, one per line of standard input: how each is rewritten and delivered."),
         Option("-bd", "Start the mail system; for root. Also `-bD` and `-bl`."),
         Option("-bh", "Accepted, reads nothing. Also `-bH`."),
         Option("-bV", "Print the version. Also `--version`."),
         Option("-q", "Try everything that is deferred now. A time, as in `-q15m`, starts the mail system when it "
                "does not run; for root."),
+        Option("-qf", "The same as `-q`, and wait, for at most 300 seconds, until nothing is being delivered."),
         Option("-qI", "Try the messages whose queue id contains the text; `-q!I` those whose id does not.", "text",
                attached=True),
         Option("-qR", "The same by recipient.", "text", attached=True),
         Option("-qS", "The same by sender.", "text", attached=True),
         Option("-qG", "The same by transport.", "name", attached=True),
-        Option("-oQ", "With `-q`: run the queue in another directory; for root and `mail_owner`.", "directory",
-               Kind.DIRECTORY, attached=True),
+        Option("-oQ", "With `-q`: take over what lies in the queue of another directory, which nobody may be using; "
+               "for root and `mail_owner`.", "directory", Kind.DIRECTORY, attached=True),
         Option("-v", "Print the queue id and then the results of the deliveries, for at most 10 seconds."),
         Option("-N", "When to report to the sender, see RFC 3461.", "conditions",
                words=("never", "success", "failure", "delay")),
         Option("-R", "How much of the message a report returns.", "part", words=("full", "hdrs")),
         Option("-V", "Envelope id for reports, in xtext form.", "id"),
         Option("-B", "What the body is.", "type", words=("7BIT", "8BITMIME")),
+        Option("-XV", "Send with a sender per recipient (VERP); two characters after it separate the parts."),
         Option("-G", "The message comes from elsewhere: do not complete its addresses."),
         Option("-U", "Addresses may be in UTF-8."),
         Option("-C", "Configuration directory, opened with your rights.", "directory", Kind.DIRECTORY),
@@ -66,8 +70,8 @@ callers of Sendmail, Postfix and Exim use is acted on, or accepted and ignored; 
         Option("--help", "Print a summary."),
     ),
     sections=(
-        ("Ignored options", "`-A` `-E` `-J` `-L` `-O` `-X` `-c` `-e` `-h` `-m` `-n` `-o` (other letters) `-p` `-s` "
-         "`-x`, with their arguments. No option makes `sendmail` write to a file of the caller's choice."),
+        ("Ignored options", "`-A` `-E` `-J` `-L` `-O` `-X` (anything else) `-c` `-e` `-h` `-m` `-n` `-o` (other letters) "
+         "`-p` `-s` `-x`, with their arguments. No option makes `sendmail` write to a file of the caller's choice."),
         ("Other names", "Called as `mailq`, `newaliases`, `runq`, `smtpd`, `hoststat` or `purgestat` it does what "
          "these do."),
     ),

@@ -89,7 +89,7 @@ def test_the_page_of_sendmail_has_every_letter_that_it_takes() -> None:
     ignored = dict(page.sections)["Ignored options"]
     shown = {option.flag[1] for option in page.options} | set(re.findall(r"`-(\w)`", ignored))
     taken = submit_options._WITH_ARGUMENT | submit_options._OPTIONAL_ARGUMENT | submit_options._FLAGS
-    assert taken - shown == {"I", "Q"} & taken and shown - taken <= {"-"}
+    assert taken <= shown and shown - taken <= {"-"}
 
 
 def complete(*words: str) -> list[str]:
