@@ -40,8 +40,8 @@ callers of Sendmail, Postfix and Exim use is acted on, or accepted and ignored; 
         Option("-bs", "Speak SMTP on standard input and output."),
         Option("-bi", "Check the alias files, as newaliases(1). Also `-I`."),
         Option("-I", "The same as `-bi`."),
-        Option("-bv", "Say for each recipient whether it can be delivered, with your rights; nothing is queued. Status 67: "
-               "unknown, 75: it cannot be told now."),
+        Option("-bv", "Say for each recipient whether it can be delivered, with your rights; nothing is queued. "
+               "Status 67: unknown, 75: it cannot be told now."),
         Option("-bt", "Test addresses, one per line of standard input: how each is rewritten and delivered."),
         Option("-bd", "Start the mail system; for root. Also `-bD` and `-bl`."),
         Option("-bh", "Accepted, reads nothing. Also `-bH`."),
@@ -70,8 +70,8 @@ callers of Sendmail, Postfix and Exim use is acted on, or accepted and ignored; 
         Option("--help", "Print a summary."),
     ),
     sections=(
-        ("Ignored options", "`-A` `-E` `-J` `-L` `-O` `-X` (anything else) `-c` `-e` `-h` `-m` `-n` `-o` (other letters) "
-         "`-p` `-s` `-x`, with their arguments. No option makes `sendmail` write to a file of the caller's choice."),
+        ("Ignored options", "`-A` `-E` `-J` `-L` `-O` `-X` (anything else) `-c` `-e` `-h` `-m` `-n` `-o` (other "
+         "letters) `-p` `-s` `-x`, with their arguments. No option makes `sendmail` write to a file of the caller's choice."),
         ("Other names", "Called as `mailq`, `newaliases`, `runq`, `smtpd`, `hoststat` or `purgestat` it does what "
          "these do."),
     ),
