@@ -71,7 +71,8 @@ callers of Sendmail, Postfix and Exim use is acted on, or accepted and ignored; 
     ),
     sections=(
         ("Ignored options", "`-A` `-E` `-J` `-L` `-O` `-X` (anything else) `-c` `-e` `-h` `-m` `-n` `-o` (other "
-         "letters) `-p` `-s` `-x`, with their arguments. No option makes `sendmail` write to a file of the caller's choice."),
+         "letters) `-p` `-s` `-x`, with their arguments. No option makes `sendmail` write to "
+         "a file of the caller's choice."),
         ("Other names", "Called as `mailq`, `newaliases`, `runq`, `smtpd`, `hoststat` or `purgestat` it does what "
          "these do."),
     ),
