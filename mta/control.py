@@ -25,6 +25,7 @@ from dataclasses import dataclass
 
 from mta.clock import Clock
 from mta.envelope import MAILER_DAEMON
+from mta.lookup.match_list import DomainList
 from mta.lookup.table import TableError
 from mta.maillog import Maillog
 from mta.queue.api import Listing, Queue, QueueError, QueueStore
@@ -48,6 +49,7 @@ class ControlSettings:
 
     authorized_mailq_users: tuple[str, ...]
     authorized_flush_users: tuple[str, ...]
+    fast_flush_domains: tuple[str, ...] = ()
 
 
 _JSON = {ord('"'): '\\"', ord("\\"): "\\\\", **{c: f"\\u{c:04X}" for c in (*range(32), 127)}}
@@ -88,8 +90,10 @@ class Control:
         settings: ControlSettings | None = None,
         access: Access | None = None,
         administrator: Administrator | None = None,
+        fast_flush: DomainList | None = None,
     ) -> None:
-        """administrator: None = "admin" requests are not answered."""
+        """administrator: None = "admin" requests are not answered.  fast_flush: domains for `postqueue -s`."""
+        self._fast_flush = fast_flush
         self._administrator = administrator
         self._store, self._flush, self._pickup = store, flush, pickup
         self._clock, self._log = clock, log
@@ -196,12 +200,22 @@ class Control:
                 return 0, f"{await self._flush(None)} messages"
             if verb == "id" and argument.isalnum():
                 return 0, f"{await self._flush([argument])} messages"
-        except QueueError as error:
+            if verb == "site" and self._fast_flush is not None and await self._fast_flush.match(argument):
+                return 0, f"{await self._flush(await self._for_site(argument.lower()))} messages"
+        except (QueueError, TableError) as error:
             self._log.warning("qmgr", f"flush: {error}")
             return EX_UNAVAILABLE, "Cannot flush mail queue"
         if verb == "site":
             return EX_UNAVAILABLE, f'Flush service is not configured for destination "{argument}"'
         return EX_UNAVAILABLE, f'Cannot flush queue ID - invalid name: "{argument}"'
+
+    async def _for_site(self, domain: str) -> list[str]:
+        """Deferred messages with a recipient in this domain."""
+        return [
+            row.queue_id
+            async for row in self._store.listing()
+            if row.queue is Queue.DEFERRED and any(r.rpartition("@")[2].lower() == domain for r in row.recipients)
+        ]
 
     async def pickup(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Somebody left a message in maildrop."""

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from mta.config.config import Config
 from mta.control import Control, ControlSettings, guarded
 from mta.deliver.local_client import HelperConnection
+from mta.lookup.match_list import DomainList
 from mta.master_build import Core, build_anvil, build_core, build_qmgr, build_smtpd, build_stdin_smtpd
 from mta.master_demand import Demand
 from mta.master_notify import Notify
@@ -225,9 +226,11 @@ async def _serve(
         core.fsio.entropy(8), serve_smtp=SmtpOnStdin(on_stdin).serve, find_key=core.store.submit_keys.get,
         limits=limits, results=True,
     )  # fmt: skip
+    control_settings = config.fill(ControlSettings)
     control = Control(
-        core.store, qmgr.flush, pickup.poke, core.clock, core.log, config.fill(ControlSettings), access,
+        core.store, qmgr.flush, pickup.poke, core.clock, core.log, control_settings, access,
         Administrator(core.store.spool, core.fsio, core.clock),
+        DomainList("fast_flush_domains", control_settings.fast_flush_domains, core.context, parents=True),
     )  # fmt: skip
     link = LinkServer(anvil, qmgr.arrived, core.log, demand.linked)
     await _listen_unix(running, core, sockets, control, submit, link)

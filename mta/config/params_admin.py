@@ -52,6 +52,7 @@ PARAMS: tuple[Param, ...] = (
           "relay_domains,smtpd_access_maps",
           "Features where example.com also matches sub.example.com; elsewhere .example.com is needed."),
     text("recipient_delimiter", "", "Characters that may separate user and extension in user+ext@domain."),
+    items("fast_flush_domains", "$relay_domains", "Domains that `postqueue -s` may name; mail for them is tried then."),
     items("authorized_submit_users", "static:anyone", "Local users that may hand in mail with sendmail."),
     items("authorized_mailq_users", "static:anyone", "Local users that may list the queue."),
     items("authorized_flush_users", "static:anyone", "Local users that may flush the queue."),

@@ -13,6 +13,7 @@ from mta import control
 from mta.clock import Clock
 from mta.control import Control, ControlSettings, guarded, listing_json
 from mta.lookup.context import LookupContext
+from mta.lookup.match_list import DomainList
 from mta.lookup.table import TableError
 from mta.lookup.unix import UserDb
 from mta.maillog import Maillog, MaillogSettings
@@ -112,6 +113,20 @@ async def test_flush_answers_with_the_callers_exit_status(sockets: Sockets) -> N
     assert await sockets.ask("flush", b"id ***\n") == b'69 Cannot flush queue ID - invalid name: "***"\n'
     refused = b'69 Flush service is not configured for destination "r.test"\n'
     assert await sockets.ask("flush", b"site r.test\n") == refused
+
+
+async def test_a_site_is_flushed_when_it_is_configured(sockets: Sockets) -> None:
+    ids = []
+    for address in ("a@r.test", "b@sub.r.test", "c@q.test"):
+        job = await sockets.spool.store.claim(await sockets.spool.accept(address))
+        assert job is not None
+        await sockets.spool.store.defer(job, sockets.spool.now + 1000, {})
+        ids.append(job.queue_id)
+    sockets.control._fast_flush = DomainList("x", ("r.test",), sockets.context, parents=True)
+    assert await sockets.ask("flush", b"site R.test\n") == b"0 7 messages\n"
+    assert await sockets.ask("flush", b"site sub.r.test\n") == b"0 7 messages\n"
+    assert (await sockets.ask("flush", b"site q.test\n")).startswith(b"69 Flush service is not configured")
+    assert sockets.flushed == [[ids[0]], [ids[1]]]
 
 
 async def test_garbage_ends_its_own_connection_only(sockets: Sockets) -> None:
