@@ -20,7 +20,7 @@ EX_DATAERR = 65
 EX_NOPERM = 77
 
 _WITH_ARGUMENT = frozenset("ABCFLNORVXbefhopr")
-_OPTIONAL_ARGUMENT = frozenset("EJdq")  # attached or absent
+_OPTIONAL_ARGUMENT = frozenset("EJQdq")  # attached or absent
 _FLAGS = frozenset("GIUcimnstvx")
 _MAX_ENVID = 100  # RFC 3461 s5.4
 _XTEXT = re.compile(r"(?:[!-*,-<>-~]|\+[0-9A-F]{2})*\Z")
@@ -73,8 +73,8 @@ class Invocation:
     sender: of -f or -r, None when not given, "" = null sender.  full_name: of -F, None when not given (an empty
     -F "" asks for a bare address).  dot_ends: a line "." ends the message (no -i).  extract: -t.  envelope_id:
     plain text, xtext decoded.  remote: -G, no local rewriting.  flush: kind "I", "R", "S", "G" or "" (all),
-    argument, negated; wait: -qf.  queue_directory: of -oQ, "" = the configured one.  warnings: for stderr; the command
-    goes on.
+    argument, negated; wait: -qf.  quarantine: -Q, its reason or "" to release.  queue_directory: of -oQ, "" = the
+    configured one.  warnings: for stderr; the command goes on.
     """
 
     program: str
@@ -97,6 +97,7 @@ class Invocation:
     config_directory: str = ""
     queue_directory: str = ""
     wait: bool = False
+    quarantine: str | None = None
     diagnose: bool = False
     warnings: list[str] = field(default_factory=list)
 
@@ -213,6 +214,11 @@ def _apply(result: Invocation, letter: str, value: str, uid: int) -> None:
             result.verbose += 1
         case "d":
             result.diagnose = True
+        case "Q":
+            if uid != 0:
+                bad = f"{result.program}: invalid option -- 'Q'"
+                raise UsageError(EX_USAGE, [bad, bad, f"{result.program}: fatal: usage: sendmail [options]"])
+            result.quarantine = value
         case "h":
             if not value.isdigit():
                 raise result.fatal(EX_USAGE, "-h option needs a number")
@@ -331,6 +337,8 @@ def _check(result: Invocation, uid: int) -> None:
         raise result.fatal(EX_USAGE, f"{mode.value} mode requires no recipient")
     if mode is Mode.DAEMON and uid != 0:
         raise result.fatal(EX_USAGE, "daemon mode can be used only by the superuser")
+    if result.quarantine is not None and (mode is not Mode.FLUSH or not result.flush[0]):
+        raise result.fatal(EX_USAGE, "-Q needs -qI, -qR, -qS or -qG")
     if mode is Mode.VERIFY and not result.recipients:
         raise result.fatal(EX_USAGE, "Recipient addresses must be specified on the command line")
     if result.flush_given and mode not in (Mode.FLUSH, Mode.QUEUE, Mode.DAEMON):

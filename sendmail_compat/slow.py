@@ -157,10 +157,30 @@ def _flush(invocation: Invocation, directory: str, config: main_cf.Config) -> in
         from sendmail_compat.verify import transports
 
         transport = transports(directory)
+    if invocation.quarantine is not None:
+        return _quarantine(config, invocation, transport)
     status = flush(config, invocation.flush, transport)
     if invocation.wait and not status:
         wait_until_idle(config)
     return status
+
+
+def _quarantine(config: main_cf.Config, invocation: Invocation, transport: Callable[[str], str] | None) -> int:
+    """-Qreason: hold what is selected; -Q: release it."""
+    from sendmail_compat.queue_admin import administer
+    from sendmail_compat.queue_tools import available_lines, parse_row, selected
+
+    kind, argument, negated = invocation.flush
+    rows = map(parse_row, available_lines(config))
+    ids = [row["queue_id"] for row in rows if selected(row, kind, argument, transport) != negated]
+    verb = "hold" if invocation.quarantine else "release"
+    log = LogLine(config, f"{syslog_name(config)}/sendmail")
+    for queue_id, outcome in administer(config, verb, ids).items():
+        if outcome == "done":
+            said = f"placed on hold: {invocation.quarantine}" if invocation.quarantine else "released from hold"
+            log.write(f"{queue_id}: {said}")
+            _say(f"{invocation.program}: {queue_id}: {said}")
+    return EX_OK
 
 
 def _caller() -> Caller:

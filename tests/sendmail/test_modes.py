@@ -169,3 +169,18 @@ async def test_oq_is_for_root_and_the_owner_of_the_queue_only(configured: World)
     done = await configured.run([f"-oQ{configured.root}/other", "-q"], become=12345)
     assert done.status == 77
     await asyncio.sleep(0)
+
+
+@pytest.mark.needs_root
+async def test_quarantine_is_hold_and_for_root_only(configured: World) -> None:
+    slow, far = await deferred(configured, "u@slow.test"), await deferred(configured, "v@far.test")
+    done = await configured.run(["-Qtoo strange", "-qRslow"])
+    assert (done.status, done.stderr) == (0, f"sendmail: {slow}: placed on hold: too strange\n")
+    assert os.listdir(configured.queue / "hold") == [slow]
+    done = await configured.run(["-Q", "-q!Rfar"])
+    assert (done.status, done.stderr) == (0, f"sendmail: {slow}: released from hold\n")
+    assert os.listdir(configured.queue / "hold") == []
+    assert {far, slow} == {queue_id for queue_id, _ in await configured.store.scan(Queue.DEFERRED)}
+    assert (await configured.run(["-Qx", "-q"])).status == 64
+    done = await configured.run(["-Qx", "-qRslow"], become=12345)
+    assert done.status == 64 and "invalid option -- 'Q'" in done.stderr
