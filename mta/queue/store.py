@@ -268,12 +268,9 @@ class SpoolStore:
 
     def to_corrupt(self, queue_id: str, queue: str, path: str, fd: int, why: str) -> None:
         """Put a damaged file aside, never over another one."""
-        target = f"{self.spool.root}/corrupt/{queue_id}"
-        for n in range(1, 1000):
-            try:
-                self.fsio.lstat(target)
-            except FileNotFoundError:
-                break
+        target, n = f"{self.spool.root}/corrupt/{queue_id}", 0
+        while self.spool.exists(target):
+            n += 1
             target = f"{self.spool.root}/corrupt/{queue_id}_{n}"
         if fd >= 0:
             with contextlib.suppress(OSError):

@@ -154,7 +154,7 @@ class Administrator:
                 if found.st_mode & FORCE_EXPIRE:
                     return Outcome.ABSENT
                 self._fsio.fchmod(fd, stat.S_IMODE(found.st_mode) | FORCE_EXPIRE)
-            case Verb.DELETE:
+            case _:  # DELETE
                 self._fsio.unlink(path)
                 self._changed.add(os.path.dirname(path))
                 self._remove_logs(queue_id)

@@ -200,11 +200,7 @@ class Recovery:
 
     def _deferred(self, queue_id: str) -> str:
         path = self._spool.path(Queue.DEFERRED, queue_id)
-        try:
-            self._fsio.lstat(path)
-        except FileNotFoundError:
-            return ""
-        return path
+        return path if self._spool.exists(path) else ""
 
     def _merge(self, queue_id: str, first: str, second: str) -> str:
         """Two files of one id: return the path of `second` if it stays, "" when it was dropped."""
@@ -236,10 +232,7 @@ class Recovery:
     def _rename(self, path: str, name: str) -> str:
         """Give a file another name in its directory, unless that exists."""
         target = os.path.join(os.path.dirname(path), name)
-        if target == path:
-            return path
-        with contextlib.suppress(FileNotFoundError):
-            self._fsio.lstat(target)
+        if target == path or self._spool.exists(target):
             return path
         self._fsio.rename(path, target)
         return target
@@ -285,11 +278,7 @@ class Recovery:
 
     def _deferred_before(self, queue_id: str) -> bool:
         """True when there are reasons: only deferred messages have some, finish() relies on it."""
-        try:
-            self._fsio.lstat(self._spool.path("defer", queue_id))
-        except FileNotFoundError:
-            return False
-        return True
+        return self._spool.exists(self._spool.path("defer", queue_id))
 
 
 def _marks(file: QueueFile) -> int:

@@ -72,6 +72,14 @@ class Spool:
             return f"{self.root}/{queue}/{queue_id}"
         return self.directory(queue, queue_id) + queue_id
 
+    def exists(self, path: str) -> bool:
+        """Is there anything of this name?"""
+        try:
+            self.fsio.lstat(path)
+        except FileNotFoundError:
+            return False
+        return True
+
     def new_id(self, seconds: int, microseconds: int, inode: int) -> str:
         """The id of a file created at this Unix time."""
         return ids.make(seconds, microseconds, inode, long=self.settings.enable_long_queue_ids)

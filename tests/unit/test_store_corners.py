@@ -1,0 +1,485 @@
+"""What a spool meets rarely: files that vanish, lie, repeat themselves, or stand where they should not."""
+
+import asyncio
+import errno
+import os
+import pwd
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mta.clock import Clock
+from mta.fsio import Fsio
+from mta.queue.api import FencedError, Job, Parent, Queue, QueueError, Reason
+from mta.queue.queue_reader import DamagedError
+from mta.queue.store import create_spool
+from mta.queue.store_admin import Administrator, Outcome, Verb
+from mta.queue.store_listing import SLICE, files
+from mta.queue.store_maildrop import MAX_COMPLAINTS
+from tests.queue_support import NOW, Spooled, settings, spooled
+from tests.unit.test_queue_file import decoded
+from tests.unit.test_store import fail_at
+
+
+class BadDisk(Fsio):
+    """Reading operations fail with these errors; the hook of Fsio is for the writing ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.errors: dict[str, int] = {}
+
+    def _fail(self, name: str) -> None:
+        if number := self.errors.get(name):
+            raise OSError(number, os.strerror(number))
+
+    def pread(self, fd: int, size: int, offset: int) -> bytes:
+        self._fail("pread")
+        return super().pread(fd, size, offset)
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Iterator[Spooled]:
+    with spooled(tmp_path / "spool") as made:
+        yield made
+
+
+async def claimed(spool: Spooled, *recipients: str, content: bytes = b"Subject: x\n\nhello\n") -> Job:
+    job = await spool.store.claim(await spool.accept(*recipients, content=content))
+    assert job is not None
+    return job
+
+
+def unlocked(job: Job) -> None:
+    """As if the process had ended."""
+    fd = getattr(job.handle, "fd", -1)
+    os.close(fd)
+
+
+# -- accepting ------------------------------------------------------------------------------------
+
+
+async def test_a_name_that_is_always_taken_is_an_error_and_no_endless_search(spool: Spooled) -> None:
+    spool.fsio.hook = fail_at("open_excl", errno.EEXIST)
+    with pytest.raises(QueueError, match="no free name"):
+        await spool.draft()
+
+
+async def test_free_space_is_asked_for_each_message_when_it_is_short(
+    spool: Spooled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    real = os.statvfs(spool.root)
+    room = 20_000_000
+
+    def counted(path: str) -> os.statvfs_result:
+        asked.append(path)
+        blocks = room // real.f_frsize
+        return os.statvfs_result((*real[:2], real.f_blocks, blocks, blocks, *real[5:]))
+
+    monkeypatch.setattr(spool.fsio, "statvfs", counted)
+    for _ in range(3):
+        await spool.accept()
+    assert len(asked) == 3
+    room = 1 << 40
+    for _ in range(3):
+        await spool.accept()
+    assert len(asked) == 4, "with much room it is not asked again for a while"
+
+
+async def test_two_probes_at_once_open_the_queue_with_one_line(tmp_path: Path) -> None:
+    class SlowDisk(Fsio):
+        gate = asyncio.Event()
+
+        async def flush(self, fd: int) -> None:
+            await self.gate.wait()
+            await super().flush(fd)
+
+    disk = SlowDisk()
+    with spooled(tmp_path / "q", fsio=disk) as spool:
+        spool.store.disk_failed(OSError(errno.EIO, "Input/output error"))
+        drafts = []
+        for _ in range(2):
+            spool.store._next_probe = 0.0  # the disk takes longer than the pause between two probes
+            drafts.append(asyncio.ensure_future(spool.draft()))
+            await asyncio.sleep(0)
+        disk.gate.set()
+        for draft in await asyncio.gather(*drafts):
+            draft.abort()
+        assert [line for line in spool.log.lines if "flush works again" in line] != []
+        assert len(spool.log.lines) == 2
+        assert spool.names("incoming") == []
+
+
+# -- claiming and reading -------------------------------------------------------------------------
+
+
+async def test_a_file_that_the_device_cannot_read_is_put_aside_and_other_trouble_is_tried_again(tmp_path: Path) -> None:
+    disk = BadDisk()
+    with spooled(tmp_path / "q", fsio=disk) as spool:
+        queue_id = await spool.accept()
+        disk.errors["pread"] = errno.ENOMEM
+        with pytest.raises(QueueError, match="claim"):
+            await spool.store.claim(queue_id)
+        assert spool.names("incoming") == [queue_id]
+        disk.errors["pread"] = errno.EIO
+        assert await spool.store.claim(queue_id) is None
+        assert spool.names("corrupt") == [queue_id]
+        (line,) = [line for line in spool.log.lines if "damaged" in line]
+        assert "unreadable: Input/output error" in line
+
+
+async def test_damaged_files_of_one_name_do_not_hide_each_other(spool: Spooled) -> None:
+    for content in (b"first", b"second", b"third"):
+        path = spool.root / "incoming" / "ABCDEF1"
+        path.write_bytes(content)
+        path.chmod(0o700)
+        assert await spool.store.claim("ABCDEF1") is None
+    assert spool.names("corrupt") == ["ABCDEF1", "ABCDEF1_1", "ABCDEF1_2"]
+    assert (spool.root / "corrupt" / "ABCDEF1_2").read_bytes() == b"third"
+
+
+async def test_a_message_without_text_has_none(spool: Spooled) -> None:
+    job = await claimed(spool, content=b"")
+    assert [chunk async for chunk in spool.store.content(job, b"\n")] == []
+    assert await spool.store.header(job, 100) == b""
+
+
+# -- the end of an attempt ------------------------------------------------------------------------
+
+
+async def test_a_removal_is_flushed_soon_and_nobody_waits_for_it(spool: Spooled) -> None:
+    job = await claimed(spool)
+    spool.store.mark(job, job.todo[0])
+    flushed = asyncio.Event()
+    active = spool.fsio.directory(f"{spool.root}/active")
+
+    def noted(operation: str, fd: str | int) -> None:
+        if operation == "flush" and fd == active:
+            flushed.set()
+
+    spool.fsio.hook = noted
+    await spool.store.finish(job)
+    assert spool.names("active") == [] and not flushed.is_set()
+    async with asyncio.timeout(10):
+        await flushed.wait()
+    await spool.fsio.flush(active)  # the next group: the one before has ended
+    (await spool.draft()).abort()
+    assert spool.log.lines == []
+
+
+async def test_a_removal_that_cannot_be_flushed_closes_the_queue(spool: Spooled) -> None:
+    job = await claimed(spool)
+    spool.store.mark(job, job.todo[0])
+    failed = asyncio.Event()
+    warned = spool.log.warning
+
+    def warning(service: str, text: str) -> None:
+        warned(service, text)
+        failed.set()
+
+    spool.log.warning = warning  # type: ignore[method-assign]  # to be told when
+    spool.fsio.hook = fail_at("flush", errno.EIO)
+    await spool.store.finish(job)
+    async with asyncio.timeout(10):
+        await failed.wait()
+    spool.fsio.hook = None
+    assert "flush failed" in spool.log.lines[0]
+    with pytest.raises(QueueError, match="queue closed"):
+        await spool.draft()
+
+
+async def test_a_job_that_cannot_be_given_back_is_still_held(spool: Spooled) -> None:
+    job = await claimed(spool)
+    spool.fsio.hook = fail_at("utime", errno.EROFS)
+    with pytest.raises(QueueError, match="give back"):
+        await spool.store.give_back(job)
+    spool.fsio.hook = None
+    assert spool.names("active") == [job.queue_id]
+    await spool.store.give_back(job)
+    assert spool.names("incoming") == [job.queue_id]
+
+
+async def test_a_message_that_is_gone_when_it_is_deferred_is_forgotten_and_not_made_again(spool: Spooled) -> None:
+    """Also when its hash directory had to be made for the move."""
+    job = await claimed(spool)
+    (spool.root / "active" / job.queue_id).unlink()
+    shutil.rmtree(spool.path("deferred", job.queue_id).parent)
+    with pytest.raises(FencedError):
+        await spool.store.defer(job, NOW, {})
+    assert spool.names("deferred") == spool.names("active") == []
+
+
+# -- looking over queues --------------------------------------------------------------------------
+
+
+async def test_files_and_directories_that_vanish_while_they_are_listed_are_left_out(spool: Spooled) -> None:
+    ids = [await spool.accept() for _ in range(3)]
+    assert list(files(spool.fsio, f"{spool.root}/nothing")) == []
+    plain = spool.fsio.scandir
+
+    def vanishing(path: str) -> Iterator["os.DirEntry[str]"]:
+        for entry in plain(path):
+            if entry.name == ids[1]:
+                os.unlink(entry.path)
+            yield entry
+
+    spool.fsio.scandir = vanishing  # type: ignore[method-assign]  # the file goes between its name and its status
+    assert sorted(i for i, _ in await spool.store.scan(Queue.INCOMING)) == sorted({ids[0], ids[2]})
+
+
+async def test_mailq_shows_messages_and_nothing_else(spool: Spooled) -> None:
+    whole = await spool.accept()
+    incoming = spool.root / "incoming"
+    (incoming / "no-id.txt").write_bytes(b"x")
+    (incoming / "LINK1").symlink_to(incoming / whole)
+    (incoming / "DIR1").mkdir(mode=0o700)
+    os.mkfifo(incoming / "FIFO1", 0o700)
+    (incoming / "HALF1").write_bytes(b"x")
+    (incoming / "HALF1").chmod(0o600)
+    (incoming / "TORN1").write_bytes(b"x")
+    (incoming / "TORN1").chmod(0o700)
+    assert [row.queue_id async for row in spool.store.listing()] == [whole]
+
+
+# -- the maildrop ---------------------------------------------------------------------------------
+
+
+def drop(spool: Spooled, name: str, data: bytes, mode: int = 0o750) -> Path:
+    path = spool.root / "maildrop" / name
+    path.write_bytes(data)
+    path.chmod(mode)
+    return path
+
+
+async def test_padding_in_a_dropped_file_is_no_text(spool: Spooled) -> None:
+    raw = b"T\x011S\x01aR\x01bM\x00" + b"w\xf8\xff\x01" + b" " * 32760 + b"N\x02hiX\x00E\x00"
+    drop(spool, "A1", raw)
+    file = await spool.store.open_maildrop("A1")
+    assert file is not None
+    assert [chunk async for chunk in file.content(await file.read())] == [b"hi\n"]
+    file.close()
+
+
+async def test_other_names_in_the_maildrop_are_not_looked_at(spool: Spooled) -> None:
+    drop(spool, "A1", b"x")
+    drop(spool, "not a queue id", b"x")
+    assert await spool.store.scan_maildrop() == ["A1"]
+
+
+async def test_a_maildrop_that_cannot_be_opened_now_is_tried_again(spool: Spooled) -> None:
+    drop(spool, "A1", b"x")
+    spool.fsio.hook = fail_at("open", errno.EMFILE)
+    with pytest.raises(QueueError, match="maildrop/A1"):
+        await spool.store.open_maildrop("A1")
+    assert spool.log.lines == []
+
+
+async def test_refusals_are_remembered_but_not_without_end(spool: Spooled) -> None:
+    directory = spool.root / "maildrop" / "D1"
+    directory.mkdir()
+    for i in range(MAX_COMPLAINTS + 1):
+        directory = directory.rename(directory.with_name(f"D{i}"))
+        assert await spool.store.open_maildrop(directory.name) is None
+    assert await spool.store.open_maildrop(directory.name) is None
+    assert len(spool.log.lines) == MAX_COMPLAINTS + 1
+    directory.rename(directory.with_name("D0"))
+    assert await spool.store.open_maildrop("D0") is None
+    assert len(spool.log.lines) == MAX_COMPLAINTS + 2, "the first ones are forgotten, and told again"
+
+
+async def test_a_child_whose_parent_has_no_name_of_a_dropped_file_touches_nothing(spool: Spooled) -> None:
+    victim = spool.root / "pid" / "unix.qmgr"
+    victim.write_bytes(b"")
+    await spool.accept(parent=Parent("maildrop", "1.2.3", "../pid/unix.qmgr"))
+    await spool.store.recover()
+    assert victim.exists() and spool.log.lines == []
+    with pytest.raises(QueueError, match="no name of a maildrop file"):
+        spool.store._maildrop.unlink_if_same("../pid/unix.qmgr", "1.2.3")
+
+
+# -- start-up -------------------------------------------------------------------------------------
+
+
+async def test_reasons_of_a_long_queue_are_put_in_their_place_in_slices(spool: Spooled) -> None:
+    for i in range(SLICE + 1):
+        (spool.root / "defer" / f"{i:05X}ABCD").write_bytes(b"why")
+    await spool.store.recover()
+    assert len([p for p in (spool.root / "defer").iterdir() if p.is_file()]) == 0
+    assert len(spool.names("defer")) == SLICE + 1
+
+
+async def test_a_parent_that_is_damaged_leaves_its_child_to_stand_alone(spool: Spooled) -> None:
+    job = await claimed(spool)
+    child = await spool.accept("a@src.test", parent=Parent("bounce", job.uid, job.queue_id, (job.todo[0].offset,)))
+    path = spool.root / "active" / job.queue_id
+    unlocked(job)
+    os.truncate(path, 100)
+    await spool.store.recover()
+    assert await spool.store.claim(child) is not None
+    assert await spool.store.claim(job.queue_id) is None
+    assert spool.names("corrupt") == [job.queue_id]
+
+
+async def test_a_delay_notice_of_a_message_that_wants_none_any_more_changes_nothing(spool: Spooled) -> None:
+    job = await claimed(spool)
+    await spool.accept("a@src.test", parent=Parent("delay", job.uid, job.queue_id, (job.todo[0].offset,)))
+    before = (spool.root / "active" / job.queue_id).read_bytes()
+    unlocked(job)
+    await spool.store.recover()
+    assert spool.path("incoming", job.queue_id).read_bytes() == before
+
+
+async def test_the_copy_with_fewer_marks_goes_when_it_is_the_second_one_too(spool: Spooled) -> None:
+    job = await claimed(spool, "b@dst.test", "c@dst.test")
+    await spool.store.give_back(job)
+    first = spool.path("incoming", job.queue_id)
+    marked = spool.root / "hold" / job.queue_id
+    shutil.copy2(first, marked)
+    offset = decoded(marked.read_bytes()).envelope.recipients[0].offset
+    with marked.open("r+b") as file:
+        file.seek(offset)
+        file.write(b"D")
+    await spool.store.recover()
+    (left,) = [p for q in ("incoming", "hold") for p in (spool.root / q).iterdir()]
+    assert [r.state for r in decoded(left.read_bytes()).envelope.recipients] == ["D", "R"]
+
+
+async def test_a_damaged_file_with_the_id_of_another_is_not_believed_to_be_its_copy(spool: Spooled) -> None:
+    whole = await spool.accept()
+    torn = spool.root / "active" / whole
+    torn.write_bytes(b"torn")
+    torn.chmod(0o700)
+    own = f"{whole[:5]}{torn.stat().st_ino:X}"
+    await spool.store.recover()
+    assert spool.names("incoming") == sorted([whole, own])
+    assert await spool.store.claim(own) is None and await spool.store.claim(whole) is not None
+    assert spool.names("corrupt") == [own]
+
+
+async def test_two_strangers_with_one_id_that_fits_neither_both_get_new_names(spool: Spooled) -> None:
+    one, two = await spool.accept("one@dst.test"), await spool.accept("two@dst.test")
+    wanted = "00000" + f"{os.stat(spool.root).st_ino:X}"
+    spool.path("incoming", one).rename(spool.root / "incoming" / wanted)
+    spool.path("incoming", two).rename(spool.root / "hold" / wanted)
+    await spool.store.recover()
+    for queue in ("incoming", "hold"):
+        path = spool.only(queue)
+        assert path.name == f"00000{path.stat().st_ino:X}"
+
+
+async def test_a_name_that_is_taken_already_is_not_taken_away(spool: Spooled) -> None:
+    queue_id = await spool.accept()
+    path = spool.path("incoming", queue_id)
+    fitting = path.with_name("00000" + f"{path.stat().st_ino:X}")
+    misnamed = path.rename(path.with_name("00000" + f"{path.stat().st_ino + 1:X}"))
+    fitting.mkdir()
+    await spool.store.recover()
+    assert misnamed.exists() and fitting.is_dir()
+
+
+async def test_what_is_no_message_keeps_its_place_at_the_start(spool: Spooled) -> None:
+    strange = [spool.root / "active" / "README.txt", spool.root / "deferred" / "README.txt"]
+    for path in strange:
+        path.write_bytes(b"x")
+    directory = spool.root / "deferred" / "ABCDEF1"
+    directory.mkdir()
+    await spool.store.recover()
+    assert all(path.exists() for path in (*strange, directory))
+
+
+async def test_a_file_that_goes_while_the_start_looks_at_it_is_no_trouble(spool: Spooled) -> None:
+    queue_id = await spool.accept()
+    plain = spool.fsio.open
+
+    def gone(path: str, *, write: bool = False) -> int:
+        if path.endswith(queue_id):
+            os.unlink(path)
+        return plain(path, write=write)
+
+    spool.fsio.open = gone  # type: ignore[method-assign]  # somebody deletes it at that moment
+    await spool.store.recover()
+    assert spool.names("incoming") == [] and spool.log.lines == []
+
+
+# -- directories ----------------------------------------------------------------------------------
+
+
+async def test_a_hash_directory_is_made_when_the_first_message_comes(tmp_path: Path) -> None:
+    with spooled(tmp_path / "q", depth=2) as spool:
+        job = await claimed(spool)
+        await spool.store.defer(job, NOW, {job.todo[0].offset: Reason("4.0.0", "later")})
+        first, second = job.queue_id[0], job.queue_id[1]
+        assert (spool.root / "deferred" / first / second / job.queue_id).exists()
+
+
+@pytest.mark.needs_root
+def test_root_gives_the_spool_to_its_owner_and_maildrop_keeps_its_group_bit(tmp_path: Path) -> None:
+    nobody = pwd.getpwnam("nobody")
+    owner = (nobody.pw_uid, nobody.pw_gid)
+    fsio = Fsio()
+    for _ in range(2):  # and again, when nothing is left to do
+        create_spool(settings(tmp_path / "q"), fsio, owner)
+    for path in (tmp_path / "q", *(tmp_path / "q").iterdir()):
+        assert (path.stat().st_uid, path.stat().st_gid) == owner
+    assert (tmp_path / "q" / "maildrop").stat().st_mode & 0o7777 == 0o3733
+
+
+def test_the_owner_is_changed_before_the_mode_because_that_clears_the_group_bit(tmp_path: Path) -> None:
+    """The same as any user: what would be asked of the system, in which order."""
+
+    class Noted(Fsio):
+        def chown(self, path: str, uid: int, gid: int) -> None:
+            asked.append((Path(path).name, "chown", uid, gid))
+
+        def chmod(self, path: str, mode: int) -> None:
+            asked.append((Path(path).name, "chmod", mode, 0))
+
+    asked: list[tuple[str, str, int, int]] = []
+    create_spool(settings(tmp_path / "q"), Fsio())
+    (tmp_path / "q" / "maildrop").chmod(0o733)
+    create_spool(settings(tmp_path / "q"), Noted(), (12345, 23456))
+    assert asked.count(("maildrop", "chown", 12345, 23456)) == 1
+    of_maildrop = [name for directory, name, _, _ in asked if directory == "maildrop"]
+    assert of_maildrop == ["chown", "chmod"]
+
+
+# -- an administrator -----------------------------------------------------------------------------
+
+
+def administrator(spool: Spooled) -> Administrator:
+    return Administrator(spool.store.spool, spool.fsio, Clock(wall=lambda: spool.now))
+
+
+async def test_an_administrator_hears_of_a_disk_that_does_not_let_him(spool: Spooled) -> None:
+    queue_id = await spool.accept()
+    spool.fsio.hook = fail_at("rename", errno.EROFS)
+    with pytest.raises(OSError, match="Read-only"):
+        await administrator(spool).act(Verb.HOLD, [queue_id])
+    assert spool.names("incoming") == [queue_id]
+
+
+async def test_what_is_no_message_is_absent_to_an_administrator_too(spool: Spooled) -> None:
+    os.mkfifo(spool.root / "incoming" / "FIFO1", 0o700)
+    (spool.root / "deferred" / "LINK1").symlink_to("/etc/passwd")
+    assert set((await administrator(spool).act(Verb.HOLD, ["FIFO1", "LINK1"])).values()) == {Outcome.ABSENT}
+
+
+async def test_a_message_that_another_process_holds_is_busy_and_one_not_released_is_not_there(spool: Spooled) -> None:
+    held = await spool.accept()
+    spool.path("incoming", held).rename(spool.root / "hold" / held)
+    fds = [os.open(spool.root / "hold" / held, os.O_RDONLY)]
+    assert spool.fsio.flock(fds[0])
+    child = await spool.draft()
+    await child.commit(parent=Parent("bounce", "0" * 32, "ABC1", (100,)))
+    found = await administrator(spool).act(Verb.EXPIRE, [held, child.queue_id])
+    assert found == {held: Outcome.BUSY, child.queue_id: Outcome.ABSENT}
+    os.close(fds[0])
+    assert await administrator(spool).act(Verb.EXPIRE, [held]) == {held: Outcome.DONE}
+    child.abort()
+
+
+def test_a_torn_file_says_so() -> None:
+    with pytest.raises(DamagedError):
+        decoded(b"torn")
