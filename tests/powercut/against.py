@@ -153,12 +153,18 @@ def work_off(server: Server, wanted: set[str]) -> list[str]:
         sink.close()
 
 
-def one_round(server: Server, kind: str, work: Path, rng: random.Random, sessions: int, number: int) -> dict[str, int]:
-    """What NAMES count."""
+def fresh(server: Server, kind: str, work: Path) -> Disk:
+    """A new file system under the spool, with what belongs there."""
     disk = Disk(kind, work / "image", server.spool)
     disk.make()
     subprocess.run(["cp", "-a", f"{work}/template/.", server.spool], check=True, timeout=60)
     disk.sync()
+    return disk
+
+
+def one_round(server: Server, kind: str, work: Path, rng: random.Random, sessions: int, number: int) -> dict[str, int]:
+    """What NAMES count."""
+    disk = fresh(server, kind, work)
     try:
         clients = power_fails(server, disk, rng, sessions, number)
         disk.power_on()
@@ -206,7 +212,9 @@ def inside(options: argparse.Namespace) -> int:
             total.losing += counts["lost"] > 0
             for key, value in counts.items():
                 total.counts[key] += value
+        disk = fresh(server, options.disk, work)
         seen = strace.before_the_answer(server)
+        disk.umount()
         numbers = " ".join(f"{total.counts[key]:8d}" for key in NAMES)
         line = f"{name:10s} {server.version():20s} {total.rounds:6d} {numbers} {total.losing:14d} {control:7d}  {seen}"
         print(line, flush=True)
