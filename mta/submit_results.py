@@ -12,6 +12,7 @@ from mta.maillog import Maillog
 PATIENCE = 10.0  # seconds a caller is told results
 MAX_LINES = 1000
 _RECIPIENT = re.compile(r"to=<(.*?)>, .*?status=(\w+) (\(.*\))\Z", re.DOTALL)
+_ACTIVE = re.compile(r", nrcpt=(\d+) \(queue active\)\Z")
 
 
 class Results:
@@ -20,6 +21,8 @@ class Results:
     def __init__(self, log: Maillog) -> None:
         self._log = log
         self._seen: list[str] = []
+        self._missing: int | None = None  # recipients of the attempt not yet heard of
+        self._ended = False
         self._more = asyncio.Event()
         log.watchers.append(self)
 
@@ -41,9 +44,16 @@ class Results:
             seen, self._seen = self._seen, []
             mine = [text.removeprefix(f"{queue_id}: ") for text in seen if text.startswith(f"{queue_id}: ")]
             found = [f"{m[1]}... {m[2]} {m[3]}" for text in mine if (m := _RECIPIENT.match(text))]
+            for text in mine:
+                if active := _ACTIVE.search(text):
+                    self._missing = int(active[1])
+                elif text == "removed" or (text.startswith("from=<") and "status=" in text):
+                    self._ended = True
+            if self._missing is not None:
+                self._missing -= len(found)
             if found:
                 return found
-            if any(text == "removed" or (text.startswith("from=<") and "status=" in text) for text in mine):
+            if self._missing == 0 or self._ended:
                 return None
             try:
                 async with clock.timeout(max(0.0, until - clock.monotonic())):
