@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from mta import pickup as pickup_module
+from mta.lookup.table import TableError
 from mta.pickup import Pickup, PickupSettings
+from mta.submit_limits import UserLimits, UserLimitSettings
 from sendmail_compat.maildrop import LineRecords, record
 from tests.sendmail.world import World
 
@@ -242,3 +244,51 @@ async def test_a_flood_is_taken_in_parts_until_nothing_is_left(world: World, mon
     assert [await world.pickup.scan() for _ in range(4)] == [2, 2, 1, 0]
     assert again == [True, True], "scans at once while there is more, and not for what it has refused"
     assert len(await world.queued()) == 5
+
+
+class ForAll(UserLimits):
+    """Limits also whoever runs the tests, root or not."""
+
+    def exempt(self, uid: int) -> bool:
+        return False
+
+
+class Answers:
+    """Access that says this of everybody."""
+
+    def __init__(self, answer: str | TableError | None) -> None:
+        self.answer = answer
+
+    async def denied(self, allowed: object, uid: int) -> str | None:
+        if isinstance(self.answer, TableError):
+            raise self.answer
+        return self.answer
+
+
+@pytest.mark.parametrize(("answer", "said", "later"), [
+    (None, "", 0), ("alice", "User alice(", 0), (TableError("hash:x", "cannot be read"), "will try again", 1),
+])  # fmt: skip
+async def test_whether_its_owner_may_submit_decides_over_a_file(
+    world: World, answer: str | TableError | None, said: str, later: int
+) -> None:
+    """One that may not stays where it is; a table that fails says nothing about anybody."""
+    path = drop(world, message())
+    world.pickup._access = Answers(answer)  # type: ignore[assignment]  # as Access
+    assert await world.pickup.scan() == (answer is None)
+    assert path.exists() is (answer is not None)
+    world.maillog.flush()
+    assert said in "\n".join(world.log)
+    world.pickup._access = Answers(None)  # type: ignore[assignment]
+    assert await world.pickup.scan() == later
+
+
+async def test_a_user_over_his_limit_waits_and_mail_owner_does_not(world: World) -> None:
+    for name in ("A1", "A2", "A3"):
+        drop(world, message(), name)
+    world.pickup._limits = ForAll(UserLimitSettings(submit_user_message_limit=1), world.clock)
+    assert await world.pickup.scan() == 1
+    world.maillog.flush()
+    assert sum("too many messages, try again later" in line for line in world.log) == 1
+    owner = Pickup(PickupSettings(50), world.store, world.cleanup, os.getuid(), world.maillog, world.clock,
+                   limits=world.pickup._limits)  # fmt: skip
+    assert await owner.scan() == 2

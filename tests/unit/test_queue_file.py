@@ -334,3 +334,23 @@ def test_a_last_piece_without_its_line_end_gets_one_and_pointers_are_followed_in
         while not reader.done:
             out += reader.feed(raw[reader.offset : reader.offset + step])
         assert out == b"one\ntwo\n"
+
+
+def test_content_may_be_cut_at_any_byte() -> None:
+    content = b"one\n\n" + b"x" * 130 + b"\n" + b"y" * 2049 + b"\nend\n"
+    raw = encoded(simple(), content)
+    start = decoded(raw).content_offset
+    for cut in range(start + 2, len(raw)):
+        reader = ContentReader(start)
+        out = reader.feed(raw[start:cut])
+        while not reader.done:
+            out += reader.feed(raw[reader.offset :])
+        assert out == content, cut
+
+
+def test_a_last_block_may_be_large() -> None:
+    content = b"z" * (BLOCK + 30_000) + b"\n"
+    raw = encoded(simple(), content, blocks=True)
+    file = decoded(raw)
+    for step in (1000, 30_000, len(raw)):
+        assert text_of(raw, file, step) == content
