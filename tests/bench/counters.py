@@ -59,11 +59,16 @@ def memory(pid: int) -> int:
     return int(found[1]) if found else 0
 
 
-def remove_groups(run: str) -> None:
-    """Remove the groups of a run whose processes have ended."""
-    for path in CGROUPS.glob(f"aiomta-bench-{run}-*") if CGROUPS else ():
-        with contextlib.suppress(OSError):
-            path.rmdir()
+def remove_groups(run: str, limit: float = 5.0) -> None:
+    """Remove the groups of a run whose processes were killed; they need a moment to be gone."""
+    deadline = time.monotonic() + limit
+    while left := list(CGROUPS.glob(f"aiomta-bench-{run}-*") if CGROUPS else ()):
+        for path in left:
+            with contextlib.suppress(OSError):
+                path.rmdir()
+        if time.monotonic() > deadline:
+            return
+        time.sleep(0.05)
 
 
 def machine_cpu() -> float:
@@ -119,11 +124,12 @@ class Watch:
         time.sleep(0.3)  # it says nothing when it has begun to count
 
     def end(self) -> tuple[int | None, int | None]:
-        """(fsyncs, flushes)."""
+        """(fsyncs, flushes).  The second time it does nothing, and knows nothing."""
         if self._process is None:
             return None, None
         self._process.send_signal(signal.SIGINT)
         self._process.wait(20)
+        self._process = None
         text = self._out.read()
         self._out.close()
         found = [re.search(rf"^(\d+),[^\n]*{event}", text, re.MULTILINE) for event in (FSYNC, FLUSH)]

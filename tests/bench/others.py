@@ -141,7 +141,8 @@ class Exim(Other):
         """One file."""
         text = "tls_certificate = {file}\ntls_privatekey = {file}"
         self.machine.write("/etc/exim4/exim4.conf", EXIM.format_map(self.words(settings, "*", text)))
-        self.machine.run("chown", "root:Debian-exim", "/etc/exim4/exim4.conf")
+        self.machine.run("chown", "root:Debian-exim", "/etc/exim4/exim4.conf", str(self.lab.certificate))
+        self.machine.path(str(self.lab.certificate)).chmod(0o640)
 
     def command(self) -> list[str]:
         """-bdf: daemon in the foreground."""

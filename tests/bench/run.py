@@ -126,12 +126,15 @@ def measure(
 ) -> Figures:
     """One run; RuntimeError when a message is lost or comes twice, CalledProcessError when a tool fails."""
     receiver = receive(lab, load)
+    watch: Watch | None = None
+    memory: Peak | None = None
     try:
         lab.disk.settle()
         watch = Watch(lab.disk)
         groups = (system.group, Group("generator"), *([receiver.group] if receiver.group else []))
         before, commits, busy = [group.cpu() for group in groups], lab.disk.commits(), machine_cpu()
-        memory = Peak(system.group) if peak else None
+        if peak:
+            memory = Peak(system.group)
         begin = time.monotonic()
         times = generator(lab, system, load)
         accepted = time.monotonic()
@@ -145,6 +148,10 @@ def measure(
             raise RuntimeError(f"{seen} messages arrived instead of {load.messages}")
     finally:
         receiver.close()
+        if memory:
+            memory.end()
+        if watch:
+            watch.end()
     n, span = load.messages, (end - begin) * (os.cpu_count() or 1)
     figures = {
         "accept": n / (accepted - begin),

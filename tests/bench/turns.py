@@ -48,7 +48,7 @@ def one_case(lab: Lab, systems: list[System], case: Case, rounds: int, part: flo
                 warming = number < 0
                 this = shorter(this, 1 / WARM) if warming else this
                 figures = measure(lab, system, this, case.generator, case.receiver, peak=warming)
-            except (RuntimeError, subprocess.SubprocessError) as error:
+            except (RuntimeError, AssertionError, subprocess.SubprocessError) as error:
                 if name not in CHART:
                     raise
                 print(f"{name}: left out: {error}", flush=True)
@@ -92,9 +92,17 @@ class Running:
         self.stop()
         places = {"disk": str(self._lab.disk.path), "certificate": str(self._lab.certificate)}
         filled = {name: value.format_map(places) for name, value in settings.items()}
-        self._run = [system for system in self._systems if system.name not in without]
-        for system in self._run:
-            system.start(filled)
+        for system in self._systems:
+            if system.name in without:
+                continue
+            try:
+                system.start(filled)
+            except (RuntimeError, AssertionError) as error:
+                if system.name not in CHART:
+                    raise
+                print(f"{system.name}: left out: {error}", flush=True)
+                continue
+            self._run.append(system)
         return self._run
 
     def stop(self) -> None:
