@@ -12,7 +12,7 @@ from tests.powercut.disk import Cut
 from tests.powercut.judge import Cutoff, judge
 from tests.powercut.scenarios import SCENARIOS, Scenario
 from tests.powercut.steps import NEVER
-from tests.powercut.world import EMPTY_LIMIT, QUEUES, World
+from tests.powercut.world import EMPTY_LIMIT, QUEUES, World, unfinished
 
 COUNTS = ("promised", "delivered", "bounced", "W1", "W2", "W3", "corrupt")
 
@@ -120,7 +120,7 @@ def _left(world: World, row: Row) -> list[str]:
         for path in world.files(queue):
             if queue == "corrupt" and not _named(path, world.promises.kept):
                 row.counts["corrupt"] += 1
-            else:
+            elif not unfinished(path):
                 wrong.append(f"left behind: {path}")
     return wrong
 
