@@ -117,7 +117,12 @@ def run_scheduler(
     """The process's whole life; returns its exit status.  listen: SMTP too (smtpd_processes = 0)."""
     lock = _lock_queue(config)
     try:
-        return run_loop(lambda stop: _serve(config, sockets, helper, stop, hooks, listen=listen), hooks.reload)
+        crashed = not listen and _predecessor_crashed(lock)
+        status = run_loop(
+            lambda stop: _serve(config, sockets, helper, stop, hooks, listen=listen, crashed=crashed), hooks.reload
+        )
+        os.ftruncate(lock, 0)
+        return status
     finally:
         os.close(lock)
 
@@ -198,11 +203,26 @@ def _lock_queue(config: Config) -> int:
     return fd
 
 
+def _predecessor_crashed(lock: int) -> bool:
+    """Did a scheduler of the same first process end without saying so?  The lock file names who forked us.
+
+    When all processes died together (kill -9 of everybody, a power cut) the first process is another one.
+    """
+    parent = os.getppid()
+    with open(f"/proc/{parent}/stat", "rb") as file:
+        stamp = b"%d %b\n" % (parent, file.read().rpartition(b")")[2].split()[19])  # and when it began
+    crashed = os.pread(lock, 100, 0) == stamp
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, stamp, 0)
+    return crashed
+
+
 async def _serve(
     config: Config, sockets: Sockets, helper: HelperConnection | None, stop: asyncio.Event, hooks: Hooks, *,
-    listen: bool,
+    listen: bool, crashed: bool,
 ) -> int:  # fmt: skip
     core = build_core(config, owner=True)
+    core.store.handler_crashed = crashed
     notify = Notify(os.environ)
     on_rotate(core, hooks.rotate)
     running = Running()

@@ -228,7 +228,7 @@ class QueueManager:
             if job is None:
                 return
             if job.crashes >= MAX_CRASHES:
-                self._log.warning("qmgr", f"{queue_id}: its handler crashed {job.crashes} times, placed on hold")
+                self._log.warning("qmgr", f"{queue_id}: its handler crashed again and again, placed on hold")
                 await self._store.hold(job)
                 return
             try:

@@ -74,6 +74,7 @@ class SpoolStore:
         self.spool = Spool(settings, fsio)
         self.arrived: Callable[[str], None] = lambda _: None
         self.owner = owner
+        self.handler_crashed = False  # the last owner of the queue died alone: see Recovery
         self.submit_keys: dict[str, str] = {}  # key -> queue id of messages found by recover()
         self._maildrop = Maildrop(self.spool, fsio, clock, log)
         self._lister = Lister(self.spool, fsio)

@@ -270,11 +270,28 @@ class Recovery:
         for entry in list(files(self._fsio, f"{self._spool.root}/active")):
             if ids.is_queue_id(entry.name):
                 with self._logged(entry.name):
+                    if self._store.handler_crashed:
+                        self._suspect(entry.path)
                     if self._deferred_before(entry.name):
                         self._fsio.utime(entry.path, self._store.clock.now())
                         self._spool.move(entry.path, Queue.DEFERRED, entry.name)
                     else:
                         self._spool.move(entry.path, Queue.INCOMING, entry.name)
+
+    def _suspect(self, path: str) -> None:
+        """The process that delivered died alone, so it was hardly the machine: such a crash counts twice.
+
+        An attempt makes the count odd, so an even one was not being tried.
+        """
+        fd = self._fsio.open(path, write=True)
+        try:
+            file = decode(lambda offset, size: self._fsio.pread(fd, size, offset))
+            if file.crashes % 2 and file.crashes < queue_file.MAX_CRASHES:
+                self._fsio.pwrite(fd, b"%d" % (file.crashes + 1), file.crashes_offset)
+        except DamagedError:
+            pass  # claim() will put it aside
+        finally:
+            self._fsio.close_fd(fd)
 
     def _deferred_before(self, queue_id: str) -> bool:
         """True when there are reasons: only deferred messages have some, finish() relies on it."""

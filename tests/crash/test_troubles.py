@@ -72,6 +72,28 @@ def test_a_message_that_kills_its_handler_is_put_on_hold_and_the_others_flow(wor
     assert sum(found.values()) <= 1 + deaths  # W2: it was in flight when the other one took the process along
 
 
+def test_three_crashes_of_the_process_that_delivers_are_enough(world: World) -> None:
+    """The first process brings it back after 1, then 2 s, and nobody else dies."""
+    bad = mail("bad", POISON, at_sink("ok2"), "sink:ok2@sink.test")
+    good = [mail(f"good{n}", "src@sink.test", at_sink(f"ok{n}"), f"sink:ok{n}@sink.test") for n in range(3)]
+    world.trouble = "poison"
+    world.begin(-1, {m.name: set(m.ends) for m in (bad, *good)}, {m.name: BODY for m in (bad, *good)})
+    assert world.start()
+    for each in (good[0], bad, good[1]):
+        each.give(world)
+    deadline = time.monotonic() + 60
+    while "placed on hold" not in (log := world.log.read_text()):
+        assert time.monotonic() < deadline, log[-2000:]
+        time.sleep(0.05)
+    assert log.count("process scheduler pid") == 3
+    good[2].give(world)
+    while {copy.name for copy in world.copies()} != {m.name for m in good}:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    held = [path for path in world.queue_files() if path.parent.name == "hold"]
+    assert len(held) == 1 and POISON.encode() in held[0].read_bytes()
+
+
 def test_on_a_slow_disk_clients_wait_for_the_disk_and_nobody_else_for_them(world: World) -> None:
     mails = [mail(f"m{n}", "src@sink.test", at_sink(f"ok{n}"), f"sink:ok{n}@sink.test") for n in range(20)]
     world.trouble = "slow-disk"
