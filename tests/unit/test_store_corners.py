@@ -88,6 +88,14 @@ async def test_free_space_is_asked_for_each_message_when_it_is_short(
     assert len(asked) == 4, "with much room it is not asked again for a while"
 
 
+async def test_how_much_is_free_is_told_in_percent(spool: Spooled, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.statvfs(spool.root)
+    for blocks, free, percent in ((1000, 250, 25.0), (0, 0, 0.0)):
+        found = os.statvfs_result((*real[:2], blocks, free, free, *real[5:]))
+        monkeypatch.setattr(spool.fsio, "statvfs", lambda _, found=found: found)
+        assert spool.store.free_percent() == percent
+
+
 async def test_two_probes_at_once_open_the_queue_with_one_line(tmp_path: Path) -> None:
     class SlowDisk(Fsio):
         gate = asyncio.Event()
