@@ -54,6 +54,8 @@ callers of Sendmail, Postfix and Exim use is acted on, or accepted and ignored; 
         Option("-qR", "The same by recipient.", "text", attached=True),
         Option("-qS", "The same by sender.", "text", attached=True),
         Option("-qG", "The same by transport.", "name", attached=True),
+        Option("-Q", "With one of the four above, for root: put the messages on hold; without a reason, release them.",
+               "reason", attached=True),
         Option("-oQ", "With `-q`: take over what lies in the queue of another directory, which nobody may be using; "
                "for root and `mail_owner`.", "directory", Kind.DIRECTORY, attached=True),
         Option("-v", "Print the queue id and then the results of the deliveries, for at most 10 seconds."),
