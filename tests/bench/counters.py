@@ -34,8 +34,12 @@ class Group:
         self.path.mkdir(exist_ok=True)
 
     def command(self, argv: Sequence[object]) -> list[str]:
-        """The command that runs argv in the group."""
-        return ["/bin/sh", "-c", f'echo $$ > {self.path}/cgroup.procs; exec "$@"', "sh", *map(str, argv)]
+        """The command that runs argv in the group.
+
+        And in a session of its own, as a daemon is: with sched_autogroup_enabled the kernel shares the processors
+        between sessions.  Postfix's master makes one; what stayed in ours would share with generator and sink.
+        """
+        return ["/bin/sh", "-c", f'echo $$ > {self.path}/cgroup.procs; exec setsid "$@"', "sh", *map(str, argv)]
 
     def cpu(self) -> float:
         """Seconds of processor time, user and system, of everything that ever ran in it."""
