@@ -251,7 +251,8 @@ class Mbox:
         """
         with contextlib.suppress(FileNotFoundError):
             found = os.lstat(lock)
-            old = self._system.now() > found.st_ctime + self._settings.stale_lock_time
+            age = self._system.now() - found.st_ctime  # far in the future: the clock was set back
+            old = abs(age) > self._settings.stale_lock_time
             if (old or self._holder_is_dead(lock, found)) and os.lstat(lock).st_ino == found.st_ino:
                 os.unlink(lock)
 

@@ -14,7 +14,7 @@ import contextlib
 import errno
 import os
 import zlib
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mta.clock import Clock
@@ -78,7 +78,7 @@ class SpoolStore:
         self.submit_keys: dict[str, str] = {}  # key -> queue id of messages found by recover()
         self._maildrop = Maildrop(self.spool, fsio, clock, log)
         self._lister = Lister(self.spool, fsio)
-        self._locked: list[int] = []
+        self._locked: list[tuple[str, int, Callable[[], Awaitable[bool]]]] = []
         self._suspect = False
         self._next_probe = 0.0
         self._roomy_until = 0.0
@@ -94,16 +94,25 @@ class SpoolStore:
         if not self.owner:
             raise RuntimeError("this process only drafts")
 
-    def keep_locked(self, path: str) -> None:
-        """Keep a message from being claimed while this process lives; for a child that could not be settled."""
+    def keep_locked(self, queue_id: str, path: str, again: Callable[[], Awaitable[bool]]) -> None:
+        """Keep a child that could not be settled from being claimed; again() is tried at each scan until it is True."""
         with contextlib.suppress(OSError):
             fd = self.fsio.open(path, write=True)
             self.fsio.flock(fd)
-            self._locked.append(fd)
+            self._locked.append((queue_id, fd, again))
+
+    async def _settle_rest(self) -> None:
+        waiting, self._locked = self._locked, []
+        for queue_id, fd, again in waiting:
+            if await again():
+                self._close(fd)
+                self.arrived(queue_id)
+            else:
+                self._locked.append((queue_id, fd, again))
 
     def close(self) -> None:
         """Let go of what recover() left locked."""
-        for fd in self._locked:
+        for _, fd, _ in self._locked:
             self._close(fd)
         self._locked.clear()
 
@@ -488,6 +497,8 @@ class SpoolStore:
 
     async def scan(self, queue: Queue) -> list[tuple[str, float]]:
         """See QueueStore.  A time too far ahead (a clock that jumped) counts as now."""
+        if queue is Queue.INCOMING and self._locked:
+            await self._settle_rest()
         limit = self.clock.now() + self.settings.maximal_backoff_time
         try:
             return await self._lister.scan(queue, self.clock.now(), limit)

@@ -155,17 +155,23 @@ class Maildrop:
 
         The device number is not compared: it may change from one boot to the next.
         """
-        path = f"{self._root}/{name}"
-        if not ids.is_queue_id(name):
-            raise QueueError(f"no name of a maildrop file: {name!r}")
         try:
-            found = self._fsio.lstat(path)
-            if uid.split(".")[1:] != [str(found.st_ino), str(found.st_ctime_ns)]:
+            if not self.is_same(name, uid):
                 return False
-            self._fsio.unlink(path)
+            self._fsio.unlink(f"{self._root}/{name}")
         except FileNotFoundError:
             return False
         return True
+
+    def is_same(self, name: str, uid: str) -> bool:
+        """Is the file that was copied still there?"""
+        if not ids.is_queue_id(name):
+            raise QueueError(f"no name of a maildrop file: {name!r}")
+        try:
+            found = self._fsio.lstat(f"{self._root}/{name}")
+        except FileNotFoundError:
+            return False
+        return uid.split(".")[1:] == [str(found.st_ino), str(found.st_ctime_ns)]
 
     async def flush(self) -> None:
         """Make unlinks durable."""

@@ -3,7 +3,8 @@
 In this order, because each step relies on the one before:
 
 1. remove what was never finished (unlocked USEC.PID, mode 0600), so only whole names are left
-2. apply each child to its parent: marks, delay notice, maildrop file; flush; from then on it may be claimed
+2. flush what others will rely on (a kill leaves whole files that only the page cache has), then apply each child to
+   its parent: marks, delay notice, maildrop file; flush; from then on it may be claimed
 3. resolve ids that exist twice, and files whose name does not fit their inode (a restored spool)
 4. move deferred files into the right hash directory; active -> incoming, or deferred and due when it has reasons
 
@@ -13,10 +14,12 @@ reached active or deferred has been settled.  Every step may be repeated after a
 See also: mta/INTERNALS.md
 """
 
+import asyncio
 import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -31,16 +34,18 @@ from mta.queue.store_spool import WRITING, is_ready
 if TYPE_CHECKING:
     from mta.queue.store import SpoolStore
 
+TOGETHER = 100  # files flushed at a time
 PLACES = (Queue.ACTIVE, Queue.INCOMING, Queue.DEFERRED, Queue.HOLD)
 
 
 @dataclass(frozen=True, slots=True)
-class Child:
-    """A message in incoming or hold that names a parent."""
+class Found:
+    """A message in incoming or hold that names a parent, or that its sender may ask for (submit_key)."""
 
     queue_id: str
     path: str
-    parent: Parent
+    parent: Parent | None
+    key: str
 
 
 class Recovery:
@@ -55,8 +60,13 @@ class Recovery:
         run = self._fsio.run
         await self._maildrop.scan()
         await run(self._sweep)
-        for child in await run(self._children):
-            await self._settle(child)
+        found = await run(self._relied_on)
+        for i in range(0, len(found), TOGETHER):
+            batch = found[i : i + TOGETHER]
+            durable = await asyncio.gather(*map(self._flush, batch))
+            for each, flushed in zip(batch, durable, strict=True):
+                if not flushed or not await self._settle(each):
+                    self._put_off(each)
         await run(self._doubles)
         await run(self._misnamed)
         walk = files(self._fsio, f"{self._spool.root}/deferred")
@@ -79,7 +89,7 @@ class Recovery:
     # -- 1 ------------------------------------------------------------------------------------------
 
     def _sweep(self) -> None:
-        for queue in (Queue.INCOMING, Queue.HOLD):
+        for queue in (Queue.INCOMING, Queue.HOLD, Queue.ACTIVE):
             for entry in list(files(self._fsio, f"{self._spool.root}/{queue}")):
                 with self._logged(entry.name):
                     unfinished = entry.stat(follow_symlinks=False).st_mode & 0o7777 == WRITING
@@ -96,7 +106,7 @@ class Recovery:
 
     # -- 2 ------------------------------------------------------------------------------------------
 
-    def _children(self) -> list[Child]:
+    def _relied_on(self) -> list[Found]:
         found = []
         for queue in (Queue.INCOMING, Queue.HOLD):
             for entry in list(files(self._fsio, f"{self._spool.root}/{queue}")):
@@ -106,11 +116,51 @@ class Recovery:
                     file = self._examine(entry.name, queue, entry.path)
                     if file is None:
                         continue
-                    if key := file.others.get("submit_key"):
-                        self._store.submit_keys[key] = entry.name
-                    if file.parent is not None:
-                        found.append(Child(entry.name, entry.path, file.parent))
+                    key = file.others.get("submit_key", "")
+                    if key or file.parent is not None:
+                        found.append(Found(entry.name, entry.path, file.parent, key))
         return found
+
+    def _put_off(self, found: Found) -> None:
+        """Not settled now.  A parent that knows nothing of it repeats it; else it waits, locked, for the next scan."""
+        if found.parent is None:
+            return
+        with self._logged(found.queue_id):
+            if self._untouched(found.parent):
+                self._fsio.unlink(found.path)
+                return
+        self._store.keep_locked(found.queue_id, found.path, partial(self._again, found))
+
+    def _untouched(self, parent: Parent) -> bool:
+        """Is the parent there, with everything still to do that the child answers for?"""
+        if parent.kind == "maildrop":
+            return self._maildrop.is_same(parent.queue_id, parent.uid)
+        for queue in PLACES:
+            with contextlib.suppress(FileNotFoundError):
+                file = self._decoded(self._spool.path(queue, parent.queue_id))
+                if file is None or file.uid != parent.uid or parent.kind == "delay":
+                    return False
+                return {r.offset for r in file.envelope.recipients if r.todo} >= set(parent.recipients)
+        return False
+
+    async def _again(self, found: Found) -> bool:
+        return await self._flush(found) and await self._settle(found)
+
+    async def _flush(self, found: Found) -> bool:
+        """Make a file and its name durable, so that others may rely on it."""
+        try:
+            fd = self._fsio.open(found.path)
+            try:
+                await self._fsio.flush(fd)
+                await self._fsio.flush(self._fsio.directory(os.path.dirname(found.path)))
+            finally:
+                self._fsio.close_fd(fd)
+        except OSError as error:
+            self._log.warning("qmgr", f"{found.queue_id}: recover: {error.strerror}")
+            return False
+        if found.key:
+            self._store.submit_keys[found.key] = found.queue_id
+        return True
 
     def _examine(self, queue_id: str, queue: Queue, path: str) -> QueueFile | None:
         """Read the envelope of an unlocked, complete file; a damaged one goes to corrupt."""
@@ -126,22 +176,23 @@ class Recovery:
         finally:
             self._fsio.close_fd(fd)
 
-    async def _settle(self, child: Child) -> None:
-        """Apply a child to its parent; one that cannot be applied now stays locked until the next start."""
+    async def _settle(self, child: Found) -> bool:
+        """Apply a child to its parent; False: not now."""
         parent = child.parent
-        if not ids.is_queue_id(parent.queue_id):
-            return
+        if parent is None or not ids.is_queue_id(parent.queue_id):
+            return True
         try:
             if parent.kind == "maildrop":
-                if self._maildrop.unlink_if_same(parent.queue_id, parent.uid):
-                    await self._maildrop.flush()
-                return
+                self._maildrop.unlink_if_same(parent.queue_id, parent.uid)
+                await self._maildrop.flush()  # also when it is gone: who knows whether that is durable
+                return True
             for queue in PLACES:
                 if await self._apply(parent, queue, self._spool.path(queue, parent.queue_id)):
-                    return
+                    break
         except OSError as error:
             self._log.warning("qmgr", f"{child.queue_id}: not released, its parent {parent.queue_id}: {error.strerror}")
-            self._store.keep_locked(child.path)
+            return False
+        return True
 
     async def _apply(self, parent: Parent, queue: Queue, path: str) -> bool:
         """Write a child's marks into its parent, if that is what this file is, and flush them."""
@@ -157,17 +208,16 @@ class Recovery:
                 return False  # claim() will put it aside
             if file.identity(found.st_ino) != parent.uid:
                 return False
-            marks = [(r.offset, b"D") for r in file.envelope.recipients if r.todo and r.offset in parent.recipients]
+            marks = [(r.offset, b"D") for r in file.envelope.recipients if r.offset in parent.recipients]
             if parent.kind == "delay":
                 marks = []
                 if file.warn_offset and file.envelope.warn_time:
                     marks = [(file.warn_offset + queue_file.WARN_DATA, queue_file.warn_digits(0))]
             for offset, data in marks:
                 self._fsio.pwrite(fd, data, offset)
-            if marks:
-                await self._fsio.flush_data(fd)
-                if queue is Queue.DEFERRED:
-                    self._fsio.utime(fd, found.st_mtime)
+            await self._fsio.flush_data(fd)  # marks that are there may be in the page cache only
+            if marks and queue is Queue.DEFERRED:
+                self._fsio.utime(fd, found.st_mtime)
             return True
         finally:
             self._fsio.close_fd(fd)

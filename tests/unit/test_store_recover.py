@@ -112,7 +112,9 @@ async def test_the_marks_are_durable_before_the_child_can_be_claimed(spool: Spoo
     steps: list[str] = []
     spool.fsio.hook = lambda op, _: steps.append(op)
     await spool.store.recover()
-    assert steps.index("pwrite") < steps.index("flush") < steps.index("rename")
+    assert steps.index("flush") < steps.index("pwrite")  # the child itself comes first
+    last_flush = len(steps) - 1 - steps[::-1].index("flush")
+    assert steps.index("pwrite") < last_flush < steps.index("rename")
 
 
 async def test_a_child_of_another_message_with_the_same_id_marks_nothing(spool: Spooled) -> None:
@@ -313,7 +315,7 @@ async def test_wrong_modes_are_repaired(spool: Spooled) -> None:
         assert (again.root / "hold").is_dir()
 
 
-async def test_a_parent_that_cannot_be_marked_keeps_its_child_for_the_next_start(spool: Spooled) -> None:
+async def test_a_child_whose_parent_cannot_be_marked_is_removed_because_the_parent_repeats_it(spool: Spooled) -> None:
     job = await claimed(spool)
     child = await spool.draft()
     await child.commit(parent=Parent("bounce", job.uid, job.queue_id, (job.todo[0].offset,)))
@@ -321,8 +323,24 @@ async def test_a_parent_that_cannot_be_marked_keeps_its_child_for_the_next_start
     spool.fsio.hook = fail_at("pwrite", errno.EIO)
     await spool.store.recover()
     spool.fsio.hook = None
-    assert await spool.store.claim(child.queue_id) is None
-    spool.store.close()
+    assert child.queue_id not in spool.names("incoming")
+    assert states(spool.path("incoming", job.queue_id)) == ["R"]
+
+
+async def test_a_marked_parent_that_cannot_be_flushed_keeps_its_child_locked_until_a_scan_succeeds(
+    spool: Spooled,
+) -> None:
+    job = await claimed(spool)
+    child = await spool.draft()
+    await child.commit(parent=Parent("bounce", job.uid, job.queue_id, (job.todo[0].offset,)))
+    spool.store.mark(job, job.todo[0])
+    die(spool, job, child)
+    spool.fsio.hook = fail_at("flush", errno.EIO)
     await spool.store.recover()
+    spool.fsio.hook = None
+    assert await spool.store.claim(child.queue_id) is None
+    spool.arrived.clear()
+    await spool.store.scan(Queue.INCOMING)
+    assert spool.arrived == [child.queue_id]
     assert await spool.store.claim(child.queue_id) is not None
     assert states(spool.path("incoming", job.queue_id)) == ["D"]
