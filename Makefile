@@ -15,11 +15,13 @@ BENCH_PYTHON ?= $(shell /usr/bin/python3 -c 'import sys, venv, ensurepip; sys.ex
 	2>/dev/null && echo /usr/bin/python3 || echo $(PYTHON))
 BENCH_ARGS ?= --chart
 KILLS ?= 100
+SIM_SEEDS ?= 0-2000
+SIM_OUT ?= var/sim-100k.txt
 PARTS ?=
 CUTS ?= var/powercut-matrix.txt
 TABLE ?= var/kill-matrix.txt
 
-.PHONY: help venv deb run check lint test test-root test-lower test-peers test-logs test-system rpm crash crash-full load full bench flushes bench-venv coverage clean distclean
+.PHONY: help venv deb run check lint sim sim-full test test-root test-lower test-peers test-logs test-system rpm crash crash-full load full bench flushes bench-venv coverage clean distclean
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -70,10 +72,19 @@ crash: $(VENV)/.dev
 	AIOMTA_KILLS=$(KILLS) AIOMTA_STRIDE=8 AIOMTA_ERRNO_STRIDE=1 AIOMTA_RESTARTS=5 AIOMTA_LOAD=20000 AIOMTA_CUT_EVERY=12 \
 		$(PY) -m pytest -n 2 --loops asyncio tests/crash tests/powercut
 
+## make sim         SIM_SEEDS (0-2000) of the simulator: the whole MTA on a simulated disk, net and clock; see tests/sim
+sim: $(VENV)/.dev
+	$(PY) -m tests.sim --seeds $(SIM_SEEDS)
+
+## make sim-full    100,000 seeds, resumable, figures in SIM_OUT (var/sim-100k.txt); an hour or two
+sim-full: $(VENV)/.dev
+	@mkdir -p $(dir $(SIM_OUT))
+	$(PY) -m tests.sim --seeds 0-100000 --out $(SIM_OUT)
+
 ## make crash-full  kill -9 at every step of every scenario, once, and again after the start that follows, and by strace at
 ##                  every call of each process, tables beside TABLE (var/kill-matrix.txt); 50 restarts; power cuts at every
 ##                  step, three file systems, two kinds of cut, the table in CUTS (var/powercut-matrix.txt); root, hours
-crash-full: $(VENV)/.dev crash
+crash-full: $(VENV)/.dev crash sim-full
 	@mkdir -p $(dir $(TABLE))
 	$(PY) -m tests.crash.kill_matrix --table $(TABLE)
 	$(PY) -m tests.crash.kill_matrix --twice --table $(TABLE:.txt=-twice.txt)
