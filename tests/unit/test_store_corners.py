@@ -411,6 +411,29 @@ async def test_a_file_that_goes_while_the_start_looks_at_it_is_no_trouble(spool:
     assert spool.names("incoming") == [] and spool.log.lines == []
 
 
+@pytest.mark.parametrize(("alone", "before", "after"), [
+    (True, 0, 0), (True, 1, 2), (True, 2, 2), (True, 3, 4), (True, 9, 9), (False, 1, 1),
+])  # fmt: skip
+async def test_a_crash_of_the_delivering_process_alone_counts_twice_for_what_was_being_tried(
+    spool: Spooled, alone: bool, before: int, after: int
+) -> None:
+    job = await claimed(spool)
+    path = spool.root / "active" / job.queue_id
+    raw = path.read_bytes()
+    at = decoded(raw).crashes_offset
+    path.write_bytes(raw[:at] + b"%d" % before + raw[at + 1 :])
+    unlocked(job)
+    torn = spool.root / "active" / "ABCDEF1"
+    torn.write_bytes(b"torn")
+    torn.chmod(0o700)
+    spool.store.handler_crashed = alone
+    await spool.store.recover()
+    again = await spool.store.claim(job.queue_id)
+    assert again is not None and again.crashes == after
+    (left,) = [name for name in spool.names("incoming") if name != job.queue_id]
+    assert spool.path("incoming", left).read_bytes() == b"torn"
+
+
 # -- directories ----------------------------------------------------------------------------------
 
 
