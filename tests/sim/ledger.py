@@ -143,7 +143,8 @@ class Ledger:
             for leaf in self._leaves([final[1]]) if final and action else ():
                 found = self.reports[attempt.name, leaf, action[1] if action else ""]
                 report = found.setdefault(boundary[1].decode(), Report(self.wall(), []))
-                report.copies.append(delivery)
+                if delivery not in report.copies:  # two addresses of one report may lead to one leaf
+                    report.copies.append(delivery)
 
     def _about(self, text: bytes) -> Attempt | None:
         """The message of a report that could not quote it: one of those that had such a recipient."""

@@ -96,6 +96,8 @@ def _message(rng: random.Random, number: int, plan: Plan) -> Message:
     if door == "smtp" and rng.random() < 0.05:
         sender = ""
     recipients = [_recipient(rng, number, i, plan) for i in range(rng.choice((1, 1, 2, 2, 3, 4)))]
+    if not sender:  # its lifetime is bounce_queue_lifetime: five days of retries show nothing
+        plan.scripts.update({r: [450, 250] for r in recipients if plan.scripts.get(r) == [450]})
     notify = rng.choice(("", "", "", "", "SUCCESS,FAILURE", "NEVER", "FAILURE,DELAY"))
     lines = rng.choice((0, 1, 3, 10, 60)) if rng.random() < 0.96 else rng.choice((700, 5000))
     at = 0.5 + rng.random() * (SPAN if rng.random() < 0.3 else 2.0)

@@ -406,7 +406,8 @@ class Run:
         """Messages in the spool, as a stranger sees them; what was never finished is none."""
         spool = self.disks["spool"]
         names = ("incoming", "active", "deferred", "maildrop", "hold")
-        return [path for name in names for path, inode in spool.walk(f"/spool/{name}") if inode.mode & 0o100]
+        found = ((path, inode) for name in names for path, inode in spool.walk(f"/spool/{name}"))
+        return [path for path, inode in found if inode.mode & 0o100 and "." not in path]
 
     def play(self) -> Outcome:
         """Run it and judge."""
