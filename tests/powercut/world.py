@@ -197,8 +197,15 @@ class World:
 
 
 def unfinished(path: Path) -> bool:
-    """A file in maildrop that sendmail was writing: nobody takes it, and it is removed after an hour."""
-    return path.parent.name == "maildrop" and "." in path.name
+    """A file in maildrop that sendmail was writing: removed after an hour, or, torn under its last name, left alone.
+
+    Nobody was promised anything, and nobody takes it.
+    """
+    if path.parent.name != "maildrop":
+        return False
+    with contextlib.suppress(FileNotFoundError):
+        return "." in path.name or not path.read_bytes().endswith(b"E\0")
+    return False
 
 
 def _leaves(recipients: Sequence[str]) -> tuple[str, ...]:
