@@ -411,6 +411,68 @@ async def test_a_file_that_goes_while_the_start_looks_at_it_is_no_trouble(spool:
     assert spool.names("incoming") == [] and spool.log.lines == []
 
 
+async def recovered_with(spool: Spooled, operation: str) -> None:
+    """A start on a disk that fails one kind of operation."""
+    spool.fsio.hook = fail_at(operation, errno.EIO)
+    await spool.store.recover()
+
+
+async def test_a_message_that_cannot_be_flushed_at_the_start_may_be_claimed_and_its_key_is_not_known(
+    spool: Spooled,
+) -> None:
+    draft = await spool.draft()
+    await draft.commit(attributes={"submit_key": "ab" * 16})
+    await recovered_with(spool, "flush")
+    spool.fsio.hook = None
+    assert spool.store.submit_keys == {}
+    assert await spool.store.claim(draft.queue_id) is not None
+
+
+async def test_a_copy_of_a_dropped_file_that_cannot_be_flushed_goes_because_the_file_is_still_there(
+    spool: Spooled,
+) -> None:
+    dropped = drop(spool, "A1", b"x")
+    found = dropped.stat()
+    await spool.accept(parent=Parent("maildrop", f"{found.st_dev}.{found.st_ino}.{found.st_ctime_ns}", "A1"))
+    await recovered_with(spool, "flush")
+    assert spool.names("incoming") == [] and dropped.exists()
+
+
+@pytest.mark.parametrize("kind", ["delay", "bounce"])
+async def test_a_child_that_nobody_is_sure_to_repeat_waits_locked_for_as_many_scans_as_it_takes(
+    spool: Spooled, kind: str
+) -> None:
+    """A delay notice may have been noted already; the parent of the bounce is finished."""
+    if kind == "delay":
+        job = await claimed(spool)
+        parent = Parent(kind, job.uid, job.queue_id, (job.todo[0].offset,))
+        unlocked(job)
+    else:
+        parent = Parent(kind, "0" * 32, "ABCDEF1", (100,))
+    child = await spool.accept("a@src.test", parent=parent)
+    await recovered_with(spool, "flush")
+    spool.arrived.clear()
+    await spool.store.scan(Queue.INCOMING)
+    assert spool.arrived == [] and await spool.store.claim(child) is None
+    spool.fsio.hook = None
+    await spool.store.scan(Queue.INCOMING)
+    assert spool.arrived == [child] and await spool.store.claim(child) is not None
+
+
+async def test_a_dropped_file_that_goes_just_before_it_is_removed_is_removed(spool: Spooled) -> None:
+    dropped = drop(spool, "A1", b"x")
+    found = dropped.stat()
+
+    def first(operation: str, target: str | int) -> None:
+        if operation == "unlink" and target == str(dropped):
+            dropped.unlink()
+
+    spool.fsio.hook = first
+    uid = f"{found.st_dev}.{found.st_ino}.{found.st_ctime_ns}"
+    assert not spool.store._maildrop.unlink_if_same("A1", uid)
+    assert not dropped.exists()
+
+
 @pytest.mark.parametrize(("alone", "before", "after"), [
     (True, 0, 0), (True, 1, 2), (True, 2, 2), (True, 3, 4), (True, 9, 9), (False, 1, 1),
 ])  # fmt: skip
