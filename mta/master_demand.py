@@ -4,9 +4,9 @@ A worker leaves after max_idle seconds without a client, as Postfix's daemons do
 memory that nobody needs on a machine where mail comes now and then.  The listening sockets stay open in the first
 process and here, so a client that knocks meanwhile waits in the kernel's queue, and nothing is refused.
 
-State: how many workers hold a link to the scheduler.  With none, the sockets are watched; a client makes one call
-to the first process, which forks what is missing; then the sockets are left alone until the last link has gone
-again, or until PATIENCE seconds have passed without one (the fork failed, the worker died at once).
+State: how many workers that listen hold a link to the scheduler.  With none, the sockets are watched; a client makes
+one call to the first process, which forks what is missing; then the sockets are left alone until the last of them has
+gone or leaves, or until PATIENCE seconds have passed without one (the fork failed, the worker died at once).
 
 See also: mta/worker_link.py, mta/master_process.py, postconf(5) max_idle
 """
@@ -35,7 +35,7 @@ class Demand:
         self._watch()
 
     def linked(self, change: int) -> None:
-        """A worker has come (1) or gone (-1)."""
+        """A worker has come (1), or gone or begun to leave (-1)."""
         self._links += change
         if self._links:
             self._rest()

@@ -39,7 +39,7 @@ _HELD = {signal.SIGHUP, signal.SIGUSR1}
 YOUNG = 10.0  # seconds; a child that lives shorter counts as failing
 MAX_PAUSE = 60
 EX_SOFTWARE = 70
-_CALL = b"+"
+_CALL, _LEAVING = b"+", b"-"  # the second with a pid
 
 class Parent(Protocol):
     """What a child can say to the first process."""
@@ -49,6 +49,9 @@ class Parent(Protocol):
 
     def call(self) -> None:
         """Children that start when called for are wanted."""
+
+    def leaving(self) -> None:
+        """It has begun to end; a call brings a successor at once."""
 
 
 def _nothing() -> None:
@@ -172,11 +175,14 @@ class Supervisor:
         os.kill(parent, signal.SIGUSR2)
 
     def _heard(self) -> None:
-        """Children say that they serve, or call; several signals may have been merged into one."""
+        """Children say that they serve, leave or call; several signals may have been merged into one."""
         with contextlib.suppress(BlockingIOError):
             for word in os.read(self._pipe[0], 4096).split():
                 if word == _CALL:
                     self._called()
+                elif word.startswith(_LEAVING):
+                    if child := self._children.get(int(word[1:])):
+                        child.leaving = True
                 else:
                     self._starting.discard(int(word))
         if not self._starting and not self._started:
@@ -290,6 +296,10 @@ class _Voice:
     def call(self) -> None:
         """See Parent."""
         self.supervisor._say(_CALL + b"\n", self.parent)
+
+    def leaving(self) -> None:
+        """See Parent."""
+        self.supervisor._say(b"%b%d\n" % (_LEAVING, os.getpid()), self.parent)
 
 
 def die_with_parent(parent: int) -> None:

@@ -53,6 +53,8 @@ async def _serve(
     running.tasks.append(asyncio.get_running_loop().create_task(idle))
     await _either(stop, leave)
     await running.stop_listening()
+    parent.leaving()
+    link.leaving()
     latest = core.clock.monotonic() + LEAVE
     while running.session_count() and not stop.is_set() and core.clock.monotonic() < latest:
         await core.clock.sleep(LOOK)

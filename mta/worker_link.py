@@ -6,6 +6,7 @@ the listening socket outlives it, so a connection alone does not mean that anybo
     Q <queue-id>            a message is durable in the spool; answered "A <queue-id>"
     C|D|M|R <seq> <address> a client connects | disconnects | sends MAIL | sends RCPT; C, M, R are answered
     "V <seq> ok" or "V <seq> <code> <enhanced> <text> ;; <for the log>"
+    L                       it listens no more; the link lasts as long as its clients
 
 State: the worker keeps every id until it is acknowledged, and the addresses of its clients; both are sent again
 after a reconnect.  So an announcement is never lost while the worker lives (else the scan of incoming finds the
@@ -44,7 +45,7 @@ class LinkServer:
     def __init__(
         self, anvil: Anvil, arrived: Callable[[str], None], log: Maillog, linked: Callable[[int], None] = _nothing
     ) -> None:
-        """linked: told 1 when a worker has come, -1 when it has gone."""
+        """linked: told 1 when a worker has come, -1 when it has gone, or listens no more."""
         self.anvil, self.arrived, self.log, self.linked = anvil, arrived, log, linked
 
     def factory(self) -> asyncio.Protocol:
@@ -103,6 +104,7 @@ class _WorkerEnd(_Lines):
         super().__init__()
         self._link = link
         self._held: dict[str, int] = {}
+        self._listens = True
         self._tasks: set[asyncio.Task[None]] = set()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -114,10 +116,15 @@ class _WorkerEnd(_Lines):
     def connection_lost(self, exc: Exception | None) -> None:
         """It was killed, or has left."""
         self.transport = None
-        self._link.linked(-1)
+        self._leaves()
         for address, count in self._held.items():
             for _ in range(count):
                 self._link.anvil.disconnect(address)
+
+    def _leaves(self) -> None:
+        if self._listens:
+            self._listens = False
+            self._link.linked(-1)
 
     def wrong(self, text: str) -> None:
         """See _Lines."""
@@ -143,6 +150,8 @@ class _WorkerEnd(_Lines):
                 self._answer(seq, self._link.anvil.mail(address))
             case ["R", seq, address]:
                 self._answer(seq, self._link.anvil.rcpt(address))
+            case ["L"]:
+                self._leaves()
             case _:
                 raise ValueError(f"unknown line {line[:80]!r}")
 
@@ -188,6 +197,7 @@ class LinkClient:
         self._asked: dict[str, asyncio.Future[Verdict]] = {}
         self._clients: dict[str, int] = {}
         self._seq = 0
+        self._leaving = False
         self._end: _SchedulerEnd | None = None
 
     @property
@@ -218,6 +228,8 @@ class LinkClient:
                 end.say(f"C 0 {address}\n")
         for queue_id in self._unacknowledged:
             end.say(f"Q {queue_id}\n")
+        if self._leaving:
+            end.say("L\n")
         self._end = end
 
     def gone(self) -> None:
@@ -254,6 +266,11 @@ class LinkClient:
         if len(self._unacknowledged) > MAX_UNACKNOWLEDGED:
             del self._unacknowledged[next(iter(self._unacknowledged))]
         self._send(f"Q {queue_id}\n")
+
+    def leaving(self) -> None:
+        """This worker listens no more: somebody else must take the next client."""
+        self._leaving = True
+        self._send("L\n")
 
     async def settled(self, limit: float) -> None:
         """Wait until every announcement is acknowledged, at most so many seconds (the scan finds the others)."""

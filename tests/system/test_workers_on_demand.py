@@ -34,3 +34,18 @@ def test_workers_come_back_after_a_reload() -> None:
         system.must("reload")
         with Client(system.port) as client:
             assert client.send(USER).startswith("250 2.0.0 Ok: queued")
+
+
+def test_an_old_worker_whose_client_stays_after_a_reload_keeps_nobody_else_waiting() -> None:
+    with started(smtpd_processes="1") as system, Client(system.port) as stays:
+        (old,) = system.workers
+        before = system.scheduler
+        system.must("reload")
+        until(lambda: system.scheduler not in (before, 0), "a new scheduler")
+        for _ in range(8):  # the old worker's link to it comes after 0.2 s
+            time.sleep(0.25)
+            assert stays.command("NOOP").startswith("250")
+        with Client(system.port) as client:
+            assert client.send(USER).startswith("250 2.0.0 Ok: queued")
+            assert old in system.workers
+        assert stays.command("NOOP").startswith("250")

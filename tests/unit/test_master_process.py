@@ -150,3 +150,32 @@ def test_a_child_that_waits_to_be_called_comes_once_per_call_and_may_leave() -> 
     process.terminate()
     out, _ = finish(process, 0)
     assert "warning" not in out, "leaving is no failure"
+
+
+def test_a_child_that_is_leaving_has_a_successor_at_the_next_call() -> None:
+    process = run("""
+        def caller(parent):
+            parent.serving()
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+            while True:
+                signal.sigwait({signal.SIGHUP})
+                parent.call()
+        def called(parent):
+            parent.serving()
+            parent.leaving()
+            say("called")
+            while True:
+                Clock().block(1)
+        specs = (ChildSpec("a", caller), ChildSpec("b", called, when_called=True))
+        supervisor = Supervisor(specs, lambda: None, log, Clock(), ready=lambda: say("ready"))
+        sys.exit(supervisor.run())
+    """)
+    line(process, "ready")
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    (caller,) = [int(pid) for pid in children.read_text().split()]
+    for _ in range(2):
+        os.kill(caller, signal.SIGHUP)
+        line(process, "called")
+    assert len(children.read_text().split()) == 3
+    process.terminate()
+    finish(process, 0)

@@ -40,13 +40,17 @@ class Ends:
         self.server: asyncio.Server | None = None
         self.ends: list[asyncio.Protocol] = []
         self.deaf = False
+        self.listening = 0
 
     async def scheduler(self) -> None:
         """A new one, which knows nothing."""
         world = World(clock=Clock())
         exceptions = NetworkList("smtpd_client_event_limit_exceptions", "", world.context)
         anvil = Anvil(AnvilSettings("mx.test", 2, 0, 0, 0, 60.0), exceptions, Clock(), world.context.warn)
-        link = LinkServer(anvil, self.arrived.append, self.log)
+        def linked(change: int) -> None:
+            self.listening += change
+
+        link = LinkServer(anvil, self.arrived.append, self.log, linked)
 
         def factory() -> asyncio.Protocol:
             end = Deaf() if self.deaf else link.factory()
@@ -182,3 +186,19 @@ async def test_rubbish_ends_one_link_only(ends: Ends) -> None:
         writer.close()
     assert worker.up
     assert await worker.connect(IP) is PERMIT
+
+
+async def test_a_worker_that_listens_no_more_does_not_count_as_one_now_or_after_a_reconnect(ends: Ends) -> None:
+    await ends.scheduler()
+    worker = ends.worker()
+    await until(lambda: worker.up)
+    assert ends.listening == 1
+    worker.leaving()
+    await until(lambda: ends.listening == 0)
+    await ends.kill_scheduler()
+    assert ends.listening == 0
+    await ends.scheduler()
+    await until(lambda: worker.up)
+    await until(lambda: ends.listening == 0)
+    await ends.kill_scheduler()
+    assert ends.listening == 0, "counted down once"
