@@ -72,6 +72,7 @@ class Ledger:
         self.flushes: dict[int, list[tuple[float, int]]] = defaultdict(list)  # mailbox inode -> (when, size)
         self.wrong: list[str] = []
         self.torn = 0
+        self.aside: set[str] = set()  # attempts in files that were put aside because the disk could not read them
         self.lifetime = 0.0
 
     def complain(self, text: str) -> None:
@@ -258,6 +259,8 @@ class Ledger:
 
     def _may_vanish(self, attempt: Attempt, leaf: str) -> bool:
         """Failed, and nobody wanted to know."""
+        if attempt.name in self.aside and any(fault.what.startswith("EIO") for fault in self.plan.faults):
+            return True  # INTERNALS: unreadable files go to corrupt/, for the administrator; they are not deleted
         silent = attempt.message.notify == "NEVER" or not attempt.message.sender
         return silent and self._hopeless(attempt, leaf, self.wall())
 

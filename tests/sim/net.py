@@ -204,6 +204,7 @@ class Net:
         self.listeners: dict[object, tuple[Factory, Process | None]] = {}
         self.refusing: set[str] = set()
         self.silent: set[str] = set()
+        self.met_silence = self.met_refusal = 0
         self.off = False  # while the machine loses its power
         self._port = 40000
 
@@ -242,8 +243,10 @@ class Net:
     ) -> tuple[asyncio.Transport, P]:  # fmt: skip
         async with asyncio.timeout(timeout):
             if address in self.silent:
+                self.met_silence += 1
                 await asyncio.get_running_loop().create_future()
             if address in self.refusing:
+                self.met_refusal += 1
                 raise ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")
             self._port += 1
             return await self.join(factory, (address, port), ("192.0.2.1", self._port))

@@ -20,8 +20,8 @@ from tests.sim.world import play
 FEW = 120  # seeds
 WITHIN = 200  # seeds in which each broken store must be found
 HAPPENED = (
-    "cut in flight", "kill in flight", "stop", "jump", "full", "peer 421", "peer 451",
-    "peer drop-before", "peer drop-after", "peer hang", "peer 4rcpt",
+    "cut in flight", "kill in flight", "kill-worker", "dns out", "host silent", "host refuses", "slow", "stop", "jump",
+    "full", "peer 421", "peer 451", "peer drop-before", "peer drop-after", "peer hang", "peer 4rcpt",
 )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ import gc
 import hashlib
 import os
 import random
+import re
 import sys
 import tempfile
 import warnings
@@ -327,6 +328,7 @@ class Run:
                 self.count("jump")
             case "slow":
                 self.world.slow = fault.amount
+                self.count("slow")
                 await asyncio.sleep(fault.seconds)
                 self.world.slow = 0.0
 
@@ -419,6 +421,8 @@ class Run:
             self.loop.run_until_complete(self._main())
         except StuckError:
             self.ledger.complain("I7 everybody waits for ever")
+        met = {"dns out": self.zone.failed, "host silent": self.net.met_silence, "host refuses": self.net.met_refusal}
+        self.counts.update(met)
         left = self._left()
         if left:
             settled = False
@@ -449,7 +453,8 @@ class Run:
                 self.ledger.read_maildir(user, [inode for _, inode in home.walk(f"/home/mail/{user}/new")])
             else:
                 self.ledger.read_mbox(user, box)
-        for path, _ in self.disks["spool"].walk("/spool/corrupt"):
+        for path, inode in self.disks["spool"].walk("/spool/corrupt"):
+            self.ledger.aside.update(name.decode() for name in re.findall(rb"X-Sim-Id: (m\d+\.\d+)", inode.data))
             self.count("corrupt")
             self.log(f"in corrupt: {path}")
 
