@@ -357,6 +357,9 @@ class QueueManager:
                     self._refuse(attempt, recipient, UNAVAILABLE, entry.transport)
             else:
                 await agent.deliver(request_for(attempt, entry.recipients, entry.transport, entry.nexthop, started))
+                if self._open[entry.job_id][0] > 1:  # others may take minutes: what is done here is made durable now
+                    with contextlib.suppress(QueueError):  # settling writes and flushes again
+                        await self._store.flush_marks(attempt.job)
         finally:
             if not self._draining:
                 attempt.unreported(entry.recipients, entry.transport, started)

@@ -169,6 +169,30 @@ def test_a_message_is_delivered_once_and_removed(tmp_path: Path) -> None:
     simulate(tmp_path, lambda r, n: OK, story)
 
 
+def test_marks_of_a_delivery_that_has_ended_do_not_wait_for_a_slow_one_to_be_durable(tmp_path: Path) -> None:
+    async def story(w: World) -> None:
+        deliver, release = w.agent.deliver, asyncio.Event()
+
+        async def one_is_slow(request: DeliveryRequest) -> None:
+            if request.nexthop == "slow.test":
+                await release.wait()
+            await deliver(request)
+
+        w.agent.deliver = one_is_slow  # type: ignore[method-assign]  # a peer that takes its time
+        steps: list[str] = []
+        queue_id = await w.submit("x@fast.test", "y@slow.test")
+        w.fsio.hook = lambda operation, _: steps.append(operation)
+        await w.clock.sleep(100)
+        assert [a for a, _ in w.agent.tries] == ["x@fast.test"]
+        assert steps[steps.index("flush") - 1] == "pwrite" and "unlink" not in steps, "flushed after its mark"
+        release.set()
+        await w.clock.sleep(1)
+        assert steps.count("flush") == 2, "the other one's mark is the unlink, and its flush"
+        assert f"{queue_id}: removed" in w.lines()
+
+    simulate(tmp_path, lambda r, n: OK, story)
+
+
 def test_retries_come_at_the_ages_of_the_backoff_and_the_tried_ones_are_not_repeated(tmp_path: Path) -> None:
     def fate(r: Recipient, n: int) -> Result:
         return OK if r.address == "x@b.test" or n > 4 else LATER
