@@ -99,7 +99,11 @@ class SpoolStore:
         with contextlib.suppress(OSError):
             fd = self.fsio.open(path, write=True)
             self.fsio.flock(fd)
-            self._locked.append((queue_id, fd, again))
+            self.wait_locked(queue_id, fd, again)
+
+    def wait_locked(self, queue_id: str, fd: int, again: Callable[[], Awaitable[bool]]) -> None:
+        """Keep an open, locked file; see keep_locked."""
+        self._locked.append((queue_id, fd, again))
 
     async def _settle_rest(self) -> None:
         waiting, self._locked = self._locked, []

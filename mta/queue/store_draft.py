@@ -201,7 +201,7 @@ class SpoolDraft:
         """See Draft.  Also takes back a child that was committed and not yet released.
 
         A file that cannot be removed now gets the mode of an unfinished one: nobody claims it, the next start
-        removes it.
+        removes it.  When that fails too it stays locked, and scans try to remove it.
         """
         if self.state not in (State.OPEN, State.HELD):
             return
@@ -212,7 +212,17 @@ class SpoolDraft:
         try:
             self._fsio.unlink(self._path)
         except OSError:
-            with contextlib.suppress(OSError):
+            try:
                 self._fsio.fchmod(self._fd, WRITING)
+            except OSError:
+                self._store.wait_locked(self.queue_id, self._fd, self._remove)
+                return
         with contextlib.suppress(OSError):
             self._fsio.close_fd(self._fd)
+
+    async def _remove(self) -> bool:
+        try:
+            self._fsio.unlink(self._path)
+        except OSError as error:
+            return isinstance(error, FileNotFoundError)
+        return True

@@ -12,7 +12,7 @@ from typing import TypeVar
 import pytest
 
 from mta.queue.api import FencedError, Job, Parent, Queue, QueueError, Reason
-from mta.queue.store_draft import SpoolDraft
+from mta.queue.store_draft import SpoolDraft, State
 from tests.inline_fsio import InlineFsio
 from tests.queue_support import NOW, Spooled, spooled
 from tests.unit.test_store import fail_at
@@ -186,3 +186,21 @@ async def test_only_drafts_of_this_store_can_be_released(tmp_path: Path) -> None
 
     with spooled(tmp_path / "spool", fsio=InlineFsio()) as spool, pytest.raises(TypeError):
         await spool.store.release([Other()])  # type: ignore[list-item]  # that is the point
+
+
+async def test_a_child_that_can_neither_be_removed_nor_changed_is_not_claimed_and_removed_later(tmp_path: Path) -> None:
+    with spooled(tmp_path / "spool", fsio=InlineFsio()) as spool:
+        job = await claim(spool, await spool.accept("ok@dst.test"))
+        child = await spool.draft("a@src.test", sender="")
+
+        def broken(operation: str, _: str | int) -> None:
+            if operation in ("flush", "unlink") or (operation == "fchmod" and child.state is not State.OPEN):
+                raise OSError(errno.EIO, "Input/output error")
+
+        spool.fsio.hook = broken
+        with pytest.raises(QueueError):
+            await child.commit(parent=Parent("bounce", job.uid, job.queue_id, (job.todo[0].offset,)))
+        assert await spool.store.claim(child.queue_id) is None
+        spool.fsio.hook = None
+        await spool.store.scan(Queue.INCOMING)
+        assert spool.names("incoming") == []
