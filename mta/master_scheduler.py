@@ -259,9 +259,9 @@ async def _serve(
     running.tasks += [_background(core, qmgr.run()), _background(core, pickup.run())]
     hooks.serving()
     await stop.wait()
-    demand.stop()
     await running.stop_listening()
     await asyncio.gather(running.drain_sessions(DRAIN), submit.drain(DRAIN), qmgr.drain(DRAIN))
+    demand.stop()  # at a reload the successor does not watch before we are gone
     await running.cancel()
     await core.close()
     return 0

@@ -1,5 +1,6 @@
 """smtpd workers come when a client knocks, and leave when there has been none for max_idle."""
 
+import socket
 import time
 
 from tests.system.support_lifecycle import Client, started, until
@@ -49,3 +50,19 @@ def test_an_old_worker_whose_client_stays_after_a_reload_keeps_nobody_else_waiti
             assert client.send(USER).startswith("250 2.0.0 Ok: queued")
             assert old in system.workers
         assert stays.command("NOOP").startswith("250")
+
+
+def test_clients_are_served_while_a_scheduler_that_was_told_to_reload_ends_its_deliveries() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        hop = f"[127.0.0.1]:{silent.getsockname()[1]}"
+        with started(smtpd_processes="1", relayhost=hop) as system:
+            before, (worker,) = system.scheduler, system.workers
+            with Client(system.port) as client:
+                assert client.send("user@elsewhere.example").startswith("250 2.0.0 Ok: queued")
+            delivery, _ = silent.accept()
+            with delivery:
+                system.must("reload")
+                until(lambda: worker not in system.children(), "the old worker's end")
+                with Client(system.port) as client:
+                    assert client.command("NOOP").startswith("250")
+                    assert before in system.children(), "still under way"
