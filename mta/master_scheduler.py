@@ -209,8 +209,11 @@ def _predecessor_crashed(lock: int) -> bool:
     When all processes died together (kill -9 of everybody, a power cut) the first process is another one.
     """
     parent = os.getppid()
-    with open(f"/proc/{parent}/stat", "rb") as file:
-        stamp = b"%d %b\n" % (parent, file.read().rpartition(b")")[2].split()[19])  # and when it began
+    try:
+        with open(f"/proc/{parent}/stat", "rb") as file:
+            stamp = b"%d %b\n" % (parent, file.read().rpartition(b")")[2].split()[19])  # and when it began
+    except OSError:  # /proc with hidepid: after it has dropped root even its children may not look
+        return False
     crashed = os.pread(lock, 100, 0) == stamp
     os.ftruncate(lock, 0)
     os.pwrite(lock, stamp, 0)
