@@ -5,6 +5,8 @@ the fork, so one process can hold two MTAs, and tests do.
 """
 
 import contextlib
+import ctypes
+import gc
 import os
 import random
 from collections.abc import Callable, Sequence
@@ -141,6 +143,10 @@ def rehearse(config: Config, inet: Sequence[str]) -> None:
         _server_parts(core, own)
     build_qmgr(core, None)
     core.log.close()
+    del core
+    gc.collect()
+    with contextlib.suppress(AttributeError):  # glibc's way to give back what was freed, before it is shared
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 # -- receiving ------------------------------------------------------------------------------------
