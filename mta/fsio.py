@@ -263,6 +263,10 @@ class Fsio:
             self._directories[path] = fd
         return fd
 
+    def is_directory(self, fd: int) -> bool:
+        """Is it one of directory()?"""
+        return fd in self._directories.values()
+
     def entropy(self, size: int) -> bytes:
         """Random bytes of the system, at most ENTROPY of them."""
         if len(self._entropy) < size:
@@ -432,7 +436,8 @@ class _Groups:
                 self._submit(name, fds, op, done)
                 return
             for fd, error in zip(fds, results, strict=True):
-                if error is not None and not (name == "flush_directory" and error.errno == errno.EINVAL):
+                named = name == "flush_directory" or self._fsio.is_directory(fd)
+                if error is not None and not (named and error.errno == errno.EINVAL):
                     errors[fd] = error  # EINVAL: a file system without fsync of directories
             done(errors)
 

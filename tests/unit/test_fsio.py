@@ -596,3 +596,25 @@ async def test_a_call_that_fails_says_which_and_why() -> None:
     with pytest.raises(OSError, match="io_destroy: Invalid argument"):
         aio._call("io_destroy", aio._destroy, ctypes.c_ulong(1))
     aio.close()
+
+
+async def test_where_directories_cannot_be_flushed_that_is_no_error_of_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.fsync
+
+    def fsync(fd: int) -> None:
+        if os.path.isdir(f"/proc/self/fd/{fd}"):
+            raise OSError(errno.EINVAL, "fsync")
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    fsio = Fsio(aio=False)
+    try:
+        directory = fsio.directory(str(tmp_path))
+        await fsio.flush(directory)
+        heard: asyncio.Future[OSError | None] = asyncio.get_running_loop().create_future()
+        fsio.flush_soon(directory, heard.set_result)
+        assert await heard is None
+    finally:
+        fsio.close()
