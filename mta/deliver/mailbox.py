@@ -195,7 +195,6 @@ class Mbox:
     def __init__(self, path: str, message: Message, settings: MailboxSettings, system: System) -> None:
         self._path, self._message, self._settings, self._system = path, message, settings, system
         self._what = ""
-        self._created = False
 
     def deliver(self) -> None:
         """Lock, append, unlock; MailboxError."""
@@ -286,9 +285,7 @@ class Mbox:
                 return self._checked(os.open(self._path, os.O_RDWR | os.O_APPEND | _FLAGS))
             with contextlib.suppress(FileExistsError):
                 flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | _FLAGS
-                fd = os.open(self._path, flags, FILE_MODE)
-                self._created = True
-                return self._checked(fd)
+                return self._checked(os.open(self._path, flags, FILE_MODE))
         raise self._refuse("the mailbox comes and goes")  # a dangling link, or somebody plays
 
     def _checked(self, fd: int) -> int:
@@ -343,12 +340,12 @@ class Mbox:
         length = _without_zeros(fd, os.lseek(fd, 0, os.SEEK_END))
         writer = _Writer(fd, length, self._settings.mailbox_size_limit)
         try:
+            if not length:  # nobody knows whether the name of an empty file is durable: its maker may have been killed
+                _flush_directory(os.path.dirname(self._path) or ".", self._system.fsync)
             writer.write(_separator(fd, length) + from_line(message.sender, message.now) + trace_headers(message))
             for piece in quoted(chunks_of(message.content)):
                 writer.write(piece)
             self._system.fsync(fd)
-            if self._created:
-                _flush_directory(os.path.dirname(self._path) or ".", self._system.fsync)
         except BaseException:
             with contextlib.suppress(OSError):
                 os.ftruncate(fd, length)

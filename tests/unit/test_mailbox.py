@@ -106,7 +106,7 @@ def test_the_null_sender_is_mailer_daemon_and_odd_senders_are_quoted(lab: Labora
 
 def test_a_new_mailbox_is_flushed_with_its_directory_and_an_old_one_alone(lab: Laboratory) -> None:
     lab.deliver()
-    assert lab.flushed == [str(lab.path), str(lab.path.parent)]
+    assert lab.flushed == [str(lab.path.parent), str(lab.path)]
     lab.deliver()
     assert lab.flushed[2:] == [str(lab.path)]
 
@@ -302,7 +302,7 @@ def test_two_threads_of_one_process_exclude_each_other(lab: Laboratory) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert overlap == [False] * 4
+    assert overlap == [False] * 5, "four messages, and the directory of the empty mailbox"
     assert lab.path.read_bytes().count(b"\n\nFrom bob@mx.test  ") == 3
 
 
@@ -471,3 +471,14 @@ def test_a_lock_file_of_a_dead_process_is_removed_at_once_and_that_of_a_living_o
         with pytest.raises(MailboxError):
             lab.deliver(settings=replace(SETTINGS, stale_lock_time=1e12))
         assert lock.exists()
+
+
+def test_the_name_of_an_empty_mailbox_is_made_durable_before_anything_is_in_it(tmp_path: Path) -> None:
+    lab = Laboratory(tmp_path)
+    lab.path.touch(0o600)  # by a delivery that was killed before it had flushed the directory
+    lab.on_fsync = lambda _: sizes.append(lab.path.stat().st_size)
+    sizes: list[int] = []
+    lab.deliver()
+    lab.deliver()
+    assert lab.flushed == [str(tmp_path), str(lab.path), str(lab.path)]
+    assert sizes[0] == 0
