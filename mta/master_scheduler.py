@@ -33,6 +33,7 @@ from mta.submit_users import Access
 from mta.worker_link import LinkClient, LinkServer
 
 DRAIN = 20.0  # seconds for sessions and deliveries in flight at a stop
+HANDED_OVER = 4  # turns of the loop from accept(2) to a session
 
 
 @dataclass(slots=True)
@@ -79,7 +80,18 @@ class Running:
         return sum(len(server.connections) for server in self.smtpd)
 
     async def stop_listening(self) -> None:
-        """Refuse new connections; the sockets stay open in the first process."""
+        """Refuse new connections; the sockets stay open in the first process.
+
+        What the kernel has handed over gets its session first: asyncio forgets it when the server is closed.
+        """
+        loop = asyncio.get_running_loop()
+        if isinstance(loop, asyncio.SelectorEventLoop):  # uvloop makes the session as it accepts
+            for listener in [sock for server in self.servers for sock in server.sockets]:
+                loop.remove_reader(listener.fileno())
+        for _ in range(HANDED_OVER):
+            turn: asyncio.Future[None] = loop.create_future()
+            loop.call_soon(turn.set_result, None)
+            await turn
         for server in self.servers:
             server.close()
 
