@@ -234,9 +234,8 @@ class _Decoder:
                 envelope.ret = Ret(_integer(value) & 3)
             case "encoding":
                 envelope.encoding = value
-            case "create_time":
-                if value != str(int(envelope.arrival)):
-                    envelope.attributes[name] = value
+            case "create_time" if value != str(int(envelope.arrival)):
+                envelope.attributes[name] = value
 
     def _skip_content(self) -> int:
         stream = records(self._read_at, self.file.content_offset, self._buffer)
