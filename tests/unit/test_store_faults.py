@@ -204,3 +204,25 @@ async def test_a_child_that_can_neither_be_removed_nor_changed_is_not_claimed_an
         spool.fsio.hook = None
         await spool.store.scan(Queue.INCOMING)
         assert spool.names("incoming") == []
+
+
+async def test_a_child_that_can_neither_be_removed_nor_marked_stays_locked_until_a_scan_can_remove_it(
+    tmp_path: Path,
+) -> None:
+    with spooled(tmp_path / "spool", fsio=InlineFsio()) as spool:
+        child = await spool.draft()
+        child.write(b"Subject: x\n\n")
+        await child.commit(parent=Parent("bounce", "00" * 16, "ABC", (1,)))
+
+        def broken(operation: str, _: str | int) -> None:
+            if operation in ("unlink", "fchmod"):
+                raise OSError(errno.EIO, "Input/output error")
+
+        spool.fsio.hook = broken
+        child.abort()
+        await spool.store.scan(Queue.INCOMING)
+        assert spool.names("incoming") == [child.queue_id]
+        assert await spool.store.claim(child.queue_id) is None, "its parent makes another one"
+        spool.fsio.hook = None
+        await spool.store.scan(Queue.INCOMING)
+        assert spool.names("incoming") == []
