@@ -124,6 +124,8 @@ class SpoolStore:
         """See QueueStore.  QueueFullError when the disk has no room, QueueError after a disk error."""
         if self._suspect:
             await self._probe()
+        if self._locked and not self.owner:  # who scans
+            await self._settle_rest()
         self.check_space()
         fd, path, seconds, usec = self._create()
         try:
