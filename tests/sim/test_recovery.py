@@ -38,6 +38,15 @@ def test_a_power_cut_after_a_kill_loses_and_repeats_nothing(door: str, recipient
             assert outcome.wrong == [], f"killed at step {first}, power cut at step {then}"
 
 
+def test_the_name_of_a_new_mailbox_is_durable_before_there_is_mail_in_it() -> None:
+    for first in range(9, 22):
+        for then in range(2, 24):
+            faults = [Fault("kill", step=first, seconds=0.1), Fault("cut", step=then, seconds=1.0)]
+            made = plan(1000 * first + then, "smtp", ["bert@sim.example", "cora@sim.example"], faults)
+            made.maildir = False
+            assert play(made).wrong == [], f"killed at step {first}, power cut at step {then}"
+
+
 def test_a_child_that_cannot_be_made_durable_at_the_start_is_delivered_when_the_disk_works_again() -> None:
     errors = Fault("errno", at=0.51, seconds=60.0, what="EIO fsync", amount=1.0)
     for step in range(3, 9):
