@@ -61,7 +61,7 @@ def test_a_message_that_kills_its_handler_is_put_on_hold_and_the_others_flow(wor
         deaths += 1
         world.stop()  # the supervisor would start the handler again after 1, 2, 4 ... s; this is faster
         world.log.write_text("")
-    assert 3 <= deaths <= 6
+    assert 3 <= deaths <= 8, "six that are counted; one that comes before its attempt is written counts for nothing"
     held = [path for path in world.queue_files() if path.parent.name == "hold"]
     assert len(held) == 1 and POISON.encode() in held[0].read_bytes()
     deadline = time.monotonic() + 20
