@@ -98,7 +98,7 @@ load: $(VENV)/.dev
 	nice -n 5 $(PY) -m tests.crash.load --messages 100000
 
 ## make full        everything above
-full: check test test-lower coverage test-peers test-logs test-system crash
+full: check test test-lower coverage test-peers test-logs test-system sim crash
 
 ## make bench       beside Postfix, Exim and OpenSMTPD; makes docs/bench.svg anew; BENCH_ARGS (root)
 bench: $(BENCH)/.installed
