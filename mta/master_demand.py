@@ -1,14 +1,15 @@
 """Calls for smtpd workers when a client knocks and none is there.
 
-A worker leaves after max_idle seconds without a client, as Postfix's daemons do: it costs several megabytes of
-memory that nobody needs on a machine where mail comes now and then.  The listening sockets stay open in the first
-process and here, so a client that knocks meanwhile waits in the kernel's queue, and nothing is refused.
+A worker leaves after smtpd_processes_max_idle seconds without a client: it costs several megabytes of memory that
+nobody needs on a machine where mail comes now and then, and is forked again in some 10 ms.  The listening sockets
+stay open in the first process and here, so a client that knocks meanwhile waits in the kernel's queue, and nothing
+is refused.
 
 State: how many workers that listen hold a link to the scheduler.  With none, the sockets are watched; a client makes
 one call to the first process, which forks what is missing; then the sockets are left alone until the last of them has
 gone or leaves, or until PATIENCE seconds have passed without one (the fork failed, the worker died at once).
 
-See also: mta/worker_link.py, mta/master_process.py, postconf(5) max_idle
+See also: mta/worker_link.py, mta/master_process.py, docs/parameters.md smtpd_processes_max_idle
 """
 
 import asyncio

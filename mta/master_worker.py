@@ -3,7 +3,8 @@
 It owns nothing of the queue: it only drafts and commits.  Counters of clients are the scheduler's, over the
 link, unless it is the only worker.  SIGTERM: stop listening, let transactions end, leave.  SIGHUP, a successor
 listens already: stop listening, let clients go when they like (for LEAVE seconds), then as SIGTERM.  The same
-after max_idle seconds without a client: it is forked again when the next one knocks (mta/master_demand.py).
+after smtpd_processes_max_idle seconds without a client: it is forked again when the next one knocks
+(mta/master_demand.py).
 """
 
 import asyncio
@@ -49,7 +50,7 @@ async def _serve(
     alone = config.integer("smtpd_processes") == 1  # then its clients are all clients
     await listen_smtp(running, core, build_anvil(core) if alone else link, sockets)
     parent.serving()
-    idle = _leave_when_idle(running, leave, config.seconds("max_idle"), core.clock)
+    idle = _leave_when_idle(running, leave, config.seconds("smtpd_processes_max_idle"), core.clock)
     running.tasks.append(asyncio.get_running_loop().create_task(idle))
     await _either(stop, leave)
     await running.stop_listening()

@@ -60,7 +60,6 @@ PARAMS: tuple[Param, ...] = (
          "Word before the / in log lines; log tools look for the default."),
     path("maillog_file", "", "Log to this file or to /dev/stdout; empty: syslog."),
     items("maillog_file_prefixes", "/var, /dev/stdout", "maillog_file must begin with one of these."),
-    time("max_idle", "100s", "An smtpd worker without a client ends after so long, until the next one knocks."),
     text("maillog_file_compressor", "gzip", "Program that `mta logrotate` compresses the old log with; empty: none."),
     text("maillog_file_rotate_suffix", "%Y%m%d-%H%M%S", "strftime(3) suffix of a rotated log."),
     count("default_process_limit", "100", "Deliveries at once per transport whose master.cf line has - as maxproc.", 1),
@@ -90,6 +89,8 @@ PARAMS: tuple[Param, ...] = (
     extension(count("smtpd_processes", "",
                     "Processes that serve SMTP clients; 0: the scheduler does it too, in one process.\n"
                     "Default: processors minus one, at least 1.", 0, 256)),
+    extension(time("smtpd_processes_max_idle", "2s",
+                   "An smtpd worker without a client ends after so long; it is back in some 10 ms when one knocks.")),
     extension(items("dns_servers", "",
                     "DNS servers to ask, as address, address:port or [v6]:port. Default: those of resolv.conf.")),
     ignored_by_design(text("setgid_group", "postdrop", "Not needed: no program here is set-gid.")),

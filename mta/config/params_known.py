@@ -18,7 +18,7 @@ _NOOP = """
     default_extra_recipient_limit default_minimum_delivery_slots default_recipient_limit
     default_recipient_refill_delay default_recipient_refill_limit destination_concurrency_feedback_debug
     dont_remove fault_injection_code fork_attempts fork_delay helpful_warnings html_directory ipc_idle
-    ipc_timeout ipc_ttl lmdb_map_size mailq_path manpage_directory max_use meta_directory
+    ipc_timeout ipc_ttl lmdb_map_size mailq_path manpage_directory max_idle max_use meta_directory
     newaliases_path openssl_path postlogd_watchdog_timeout proxy_read_maps proxy_write_maps
     qmgr_clog_warn_time qmgr_daemon_timeout qmgr_fudge_factor qmgr_ipc_timeout qmgr_message_recipient_minimum
     readme_directory sample_directory sendmail_path service_throttle_time shlib_directory

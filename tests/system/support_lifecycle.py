@@ -120,7 +120,7 @@ def instance(**settings: str) -> Iterator[Instance]:
 @contextlib.contextmanager
 def started(**settings: str) -> Iterator[Instance]:
     """A running one, whose smtpd workers have been called for."""
-    with instance(**settings) as made:
+    with instance(**{"smtpd_processes_max_idle": "100s", **settings}) as made:
         made.must("start")
         Client(made.port).close()
         wanted = int(settings.get("smtpd_processes", "0"))

@@ -1,4 +1,4 @@
-"""smtpd workers come when a client knocks, and leave when there has been none for max_idle."""
+"""smtpd workers come when a client knocks, and leave when there has been none for smtpd_processes_max_idle."""
 
 import socket
 import time
@@ -10,7 +10,7 @@ USER = f"{local_user()}@{DOMAIN}"
 
 
 def test_a_worker_leaves_when_idle_and_the_next_client_is_served_by_a_new_one() -> None:
-    with started(smtpd_processes="2", max_idle="1s") as system:
+    with started(smtpd_processes="2", smtpd_processes_max_idle="1s") as system:
         for round_ in range(3):
             with Client(system.port) as client:
                 assert client.send(USER).startswith("250 2.0.0 Ok: queued")
@@ -21,7 +21,7 @@ def test_a_worker_leaves_when_idle_and_the_next_client_is_served_by_a_new_one() 
 
 
 def test_a_client_that_stays_keeps_its_worker() -> None:
-    with started(smtpd_processes="1", max_idle="1s") as system, Client(system.port) as client:
+    with started(smtpd_processes="1", smtpd_processes_max_idle="1s") as system, Client(system.port) as client:
         (worker,) = system.workers
         for _ in range(3):
             time.sleep(0.8)
@@ -30,7 +30,7 @@ def test_a_client_that_stays_keeps_its_worker() -> None:
 
 
 def test_workers_come_back_after_a_reload() -> None:
-    with started(smtpd_processes="1", max_idle="1s") as system:
+    with started(smtpd_processes="1", smtpd_processes_max_idle="1s") as system:
         until(lambda: not system.workers, "no worker")
         system.must("reload")
         with Client(system.port) as client:

@@ -22,7 +22,8 @@ DIFFERENCES = {
     "smtp_tls_security_level", "smtpd_forbid_bare_newline", "smtpd_forbid_unauth_pipelining", "compatibility_level",
 }  # fmt: skip
 EXTENSIONS = {
-    "submit_socket", "smtpd_processes", "dns_servers", "submit_user_connection_limit", "submit_user_message_limit",
+    "submit_socket", "smtpd_processes", "smtpd_processes_max_idle",
+    "dns_servers", "submit_user_connection_limit", "submit_user_message_limit",
     "submit_reserved_space", "submit_fallback_relay",
 }  # fmt: skip
 
