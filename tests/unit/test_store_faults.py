@@ -226,3 +226,22 @@ async def test_a_child_that_can_neither_be_removed_nor_marked_stays_locked_until
         spool.fsio.hook = None
         await spool.store.scan(Queue.INCOMING)
         assert spool.names("incoming") == []
+
+
+async def test_a_worker_removes_what_it_could_not_with_its_next_message(tmp_path: Path) -> None:
+    with spooled(tmp_path / "spool", fsio=InlineFsio()) as spool:
+        spool.store.owner = False  # it does not scan
+        failed = await spool.draft()
+
+        def broken(operation: str, _: str | int) -> None:
+            if operation in ("unlink", "fchmod"):
+                raise OSError(errno.EIO, "Input/output error")
+
+        spool.fsio.hook = broken
+        failed.abort()
+        spool.fsio.hook = None
+        assert len(spool.names("incoming")) == 1
+        following = await spool.draft()
+        assert len(spool.names("incoming")) == 1, "the new one"
+        following.abort()
+        assert spool.names("incoming") == []
