@@ -13,8 +13,8 @@ import pytest
 
 from mta.clock import Clock
 from mta.deliver.connector import NetConnector
-from mta.dns.mx import MX
-from mta.dns.resolver import ClientName, DnsNoData, DnsNotFound, DnsTemporary, Resolver, ResolverSettings
+from mta.dns.mx import MX, DnsNoData, DnsNotFound, DnsTemporary
+from mta.dns.resolver import ClientName, Resolver, ResolverSettings
 from mta.dns.system import parse_hosts, parse_resolv_conf, parse_server
 from mta.maillog import Maillog, MaillogSettings
 from tests.dns_server import DnsServer

@@ -1,0 +1,185 @@
+"""The wire form of DNS answers -> our own small values; only here and in mta/dns/exchange.py is dnspython known.
+
+No I/O and no state: a datagram is judged against the question it may answer, and a message is read into an MXAnswer or
+a tuple of texts, with the seconds it may be kept.  What is not a clear answer is never "does not exist": it is an
+exception of this module (another server, or TCP, may know) or DnsTemporary.
+
+See also: RFC 1035, RFC 2308 (negative answers)
+"""
+
+import dns.exception
+import dns.flags
+import dns.message
+import dns.name
+import dns.rcode
+import dns.rdatatype
+import dns.rdtypes.ANY.CNAME
+import dns.rdtypes.ANY.MX
+import dns.rdtypes.ANY.PTR
+import dns.rdtypes.ANY.SOA
+import dns.rdtypes.IN.A
+import dns.rdtypes.IN.AAAA
+import dns.reversename
+import dns.rrset
+
+from mta.dns.mx import MX, DnsError, DnsNoData, DnsNotFound, DnsTemporary, MXAnswer
+from mta.dns.system import is_address
+
+MAX_RECORDS = 100  # of one answer that are kept
+MAX_CNAMES = 8
+MAX_TTL = 600.0  # seconds an answer is kept at most: a local caching resolver knows better than we do
+MAX_NEGATIVE_TTL = 60.0
+
+Found = MXAnswer | tuple[str, ...]
+Answer = Found | type[DnsError]
+
+
+class TruncatedError(Exception):
+    """TC=1: ask again over TCP."""
+
+
+class RefusedError(Exception):
+    """This server cannot answer: try the next one.  no_edns: it did not like the question's EDNS record."""
+
+    def __init__(self, *, no_edns: bool = False) -> None:
+        super().__init__()
+        self.no_edns = no_edns
+
+
+def judge(query: dns.message.Message, wire: bytes, *, tcp: bool) -> dns.message.Message | None:
+    """Return the message when it is an answer to the question, None when it is something else.
+
+    Raises TruncatedError, or RefusedError when the server answered that it cannot.
+    """
+    try:
+        answer = dns.message.from_wire(wire, ignore_trailing=True)
+    except (dns.exception.DNSException, ValueError, LookupError):
+        if not tcp and _looks_cut(query, wire):
+            raise TruncatedError from None
+        return None
+    rcode = answer.rcode()
+    bad_question = rcode in (dns.rcode.FORMERR, dns.rcode.NOTIMP, dns.rcode.BADVERS)
+    if not query.is_response(answer):
+        about_us = answer.id == query.id and answer.flags & dns.flags.QR and not answer.question
+        if not (about_us and bad_question):
+            return None
+    if bad_question:
+        raise RefusedError(no_edns=query.edns >= 0)
+    if answer.flags & dns.flags.TC and not tcp:
+        raise TruncatedError
+    if rcode not in (dns.rcode.NOERROR, dns.rcode.NXDOMAIN):
+        raise RefusedError
+    referral = any(rrset.rdtype == dns.rdatatype.NS for rrset in answer.authority) and not _soa(answer)
+    if rcode == dns.rcode.NOERROR and not answer.answer and referral:
+        raise RefusedError  # this server neither knows nor asks on our behalf (lame)
+    return answer
+
+
+def _looks_cut(query: dns.message.Message, wire: bytes) -> bool:
+    """An answer to our id with TC set that ends in the middle of a record."""
+    return len(wire) > 12 and wire[:2] == query.id.to_bytes(2, "big") and bool(wire[2] & 0x80) and bool(wire[2] & 2)
+
+
+def _soa(answer: dns.message.Message) -> dns.rrset.RRset | None:
+    for rrset in answer.authority:
+        if rrset.rdtype == dns.rdatatype.SOA:
+            return rrset
+    return None
+
+
+def read(answer: dns.message.Message, name: dns.name.Name, kind: str) -> tuple[Answer | None, dns.name.Name, float]:
+    """-> (answer, the name at the end of the CNAME chain, seconds to keep this); None: ask for that name.
+
+    Raises DnsTemporary for an answer section that has nothing to do with the question, or CNAMEs without end.
+    """
+    wanted = dns.rdatatype.from_text(kind)
+    by_name: dict[tuple[dns.name.Name, int], dns.rrset.RRset] = {}
+    for rrset in answer.answer[: MAX_RECORDS + MAX_CNAMES]:
+        by_name.setdefault((rrset.name, int(rrset.rdtype)), rrset)
+    ttl, end = MAX_TTL, name
+    for _ in range(MAX_CNAMES + 1):
+        records = by_name.get((end, int(wanted)))
+        if records is not None:
+            return _values(records), end, min(ttl, records.ttl)
+        alias = by_name.get((end, int(dns.rdatatype.CNAME)))
+        if alias is None:
+            break
+        ttl = min(ttl, alias.ttl)
+        target = next(iter(alias))
+        if isinstance(target, dns.rdtypes.ANY.CNAME.CNAME):
+            end = target.target
+    else:
+        raise DnsTemporary(name.to_text(), kind)
+    if answer.rcode() == dns.rcode.NXDOMAIN:
+        return DnsNotFound, end, min(ttl, _negative_ttl(answer))
+    if end != name and not _soa(answer):
+        return None, end, ttl
+    if end == name and answer.answer:
+        raise DnsTemporary(name.to_text(), kind)
+    return DnsNoData, end, min(ttl, _negative_ttl(answer))
+
+
+def _negative_ttl(answer: dns.message.Message) -> float:
+    """RFC 2308 s5: the lesser of the SOA's own TTL and its minimum field."""
+    rrset = _soa(answer)
+    first = next(iter(rrset)) if rrset is not None else None
+    if rrset is None or not isinstance(first, dns.rdtypes.ANY.SOA.SOA):
+        return 0.0
+    return float(min(rrset.ttl, first.minimum, MAX_NEGATIVE_TTL))
+
+
+def _values(rrset: dns.rrset.RRset) -> Found:
+    """Our own small values of an RRset: an MXAnswer, or texts."""
+    texts: list[str] = []
+    records: list[MX] = []
+    for rdata in rrset:
+        if isinstance(rdata, dns.rdtypes.ANY.MX.MX):
+            host = _host(rdata.exchange)
+            if not host or is_host(host):
+                records.append(MX(rdata.preference, host))
+        elif isinstance(rdata, dns.rdtypes.ANY.PTR.PTR):
+            texts.append(_host(rdata.target))
+        elif isinstance(rdata, dns.rdtypes.IN.A.A | dns.rdtypes.IN.AAAA.AAAA):
+            texts.append(rdata.address)
+    if rrset.rdtype != dns.rdatatype.MX:
+        return tuple(texts[:MAX_RECORDS])
+    if len(records) > 1:
+        records = [record for record in records if record.host]  # "." says nothing beside others
+    records.sort(key=lambda record: record.preference)
+    return MXAnswer(tuple(records[:MAX_RECORDS]))
+
+
+def texts(found: Found) -> list[str]:
+    return list(found) if isinstance(found, tuple) else []
+
+
+def _host(name: dns.name.Name) -> str:
+    return name.to_text(omit_final_dot=True).lower() if name != dns.name.root else ""
+
+
+def is_host(host: str) -> bool:
+    """A name that a host may have: no address, nothing that would be odd in a log or on the wire."""
+    if not host or len(host) > 253 or is_address(host) or host.replace(".", "").isdigit():
+        return False
+    return host.isascii() and all(c.isalnum() or c in "-._" for c in host)
+
+
+def wire_name(name: str) -> dns.name.Name:
+    """Absolute name; U-labels become A-labels.  DnsNotFound: no such name can exist."""
+    text = name.removesuffix(".")
+    try:
+        if not text.isascii():
+            text = text.encode("idna").decode("ascii")
+        if any(not label or len(label) > 63 for label in text.split(".")):
+            raise DnsNotFound(name, "")
+        return dns.name.from_text(text.replace("\\", "\\\\") + ".").canonicalize()
+    except (UnicodeError, dns.exception.DNSException):
+        raise DnsNotFound(name, "") from None
+
+
+def pointer_name(address: str) -> str | None:
+    """Return the name to ask for the PTR of an IP address, None when it is none."""
+    try:
+        return dns.reversename.from_address(address).to_text()
+    except (ValueError, dns.exception.DNSException):
+        return None
