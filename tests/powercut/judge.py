@@ -2,7 +2,9 @@
 
 It never asks the MTA.  W2 and W3 are judged by the trace of its system calls: a copy that was delivered twice is
 excused only when both are the same queue file, one of them came before the cut, and no flush of that file, or of
-the directory it was removed from, that was begun after this delivery had ended when the power failed.
+the directory it was removed from, that was begun after this delivery and had ended when the power failed, had its
+mark.  A mailbox is delivered by another process, whose answer may be on its way while the marks of others are flushed:
+a flush had the marks of all when there were as many marks as deliveries.
 """
 
 from collections import Counter, defaultdict
@@ -40,15 +42,27 @@ class Cutoff:
     restarted: float
     trace: Sequence[Record]
 
-    def flushed(self, queue_id: str, since: float) -> bool:
-        """Was the queue file, or its removal, flushed, all of it after `since`, before the cut?"""
-        file = f"/active/{queue_id}"
-        removed = [r.begun for r in self.trace if r.name == "unlink" and r.detail.endswith(file) and r.begun > since]
-        return self._synced(file, since) or any(self._synced("/active", when) for when in removed)
+    def flushed(self, queue_id: str, since: float, done: Iterable[float]) -> bool:
+        """Was the mark of what was delivered at `since` flushed, or the file's removal, before the cut?
 
-    def _synced(self, end: str, since: float) -> bool:
+        done: when the recipients of this file that were delivered were delivered.
+        """
+        file = f"/active/{queue_id}"
+        times = list(done)
+        for flush in self._synced(file, since):
+            marks = sum(r.name == "mark" and r.detail.endswith(file) and r.begun < flush.begun for r in self.trace)
+            if marks >= sum(when < flush.begun for when in times):
+                return True
+        removed = [r.begun for r in self.trace if r.name == "unlink" and r.detail.endswith(file) and r.begun > since]
+        return any(self._synced("/active", when) for when in removed)
+
+    def _synced(self, end: str, since: float) -> list[Record]:
         flushes = (r for r in self.trace if r.name == "synced" and r.detail.endswith(end))
-        return any(since < r.begun and r.ended < self.when for r in flushes)
+        return [r for r in flushes if since < r.begun and r.ended < self.when]
+
+    def delivered(self, copy: Copy) -> float:
+        """When: as a peer said, or when its mailbox was flushed."""
+        return copy.when or self.mailbox_written(copy.recipient.partition("@")[0])
 
     def mailbox_written(self, mailbox: str) -> float:
         """When a mailbox was last flushed before the cut; infinite: not at all."""
@@ -80,7 +94,8 @@ def judge(promises: Promises, copies: Iterable[Copy], cut: Cutoff) -> Verdict:
         for key, several in found.items():
             verdict.counts[kind] += 1
             if len(several) > 1:
-                _duplicate(verdict, kind, key, several, cut)
+                file = [c for all_of_one in found.values() for c in all_of_one[:1] if c.queue_id == several[0].queue_id]
+                _duplicate(verdict, kind, key, several, cut, [cut.delivered(c) for c in file])
     return verdict
 
 
@@ -97,14 +112,15 @@ def _fates(verdict: Verdict, promises: Promises, delivered: Iterable[Key], bounc
             verdict.wrong.append(f"falsely bounced: {key}")
 
 
-def _duplicate(verdict: Verdict, kind: str, key: Key, copies: Sequence[Copy], cut: Cutoff) -> None:
+def _duplicate(
+    verdict: Verdict, kind: str, key: Key, copies: Sequence[Copy], cut: Cutoff, done: Sequence[float]
+) -> None:
     first = copies[0]
-    when = first.when or cut.mailbox_written(first.recipient.partition("@")[0])
     if len({copy.queue_id for copy in copies}) > 1:
         verdict.wrong.append(f"{kind} twice, as two messages: {key} {[c.queue_id for c in copies]}")
     elif len(copies) > 2 or first.when > cut.restarted:
         verdict.wrong.append(f"{kind} {len(copies)} times: {key}")
-    elif cut.flushed(first.queue_id, when):
+    elif cut.flushed(first.queue_id, cut.delivered(first), done):
         verdict.wrong.append(f"{kind} again although its mark was durable: {key}")
     else:
         verdict.counts["W2" if first.when else "W3"] += 1

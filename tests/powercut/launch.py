@@ -115,7 +115,7 @@ def replace(hook: Hook) -> None:
             path = subject(args, kwargs) if hook.armed() else ""
             if not path:
                 return original(*args, **kwargs)
-            hook.step(name, path)
+            hook.step("mark" if name == "pwrite" and args[1] == b"D" else name, path)
             begun = time.monotonic()
             result = original(*args, **kwargs)
             if name in _FLUSHES:

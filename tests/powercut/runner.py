@@ -44,9 +44,7 @@ def heading() -> str:
     return f"{'scenario':14s} {'disk':14s} {'cut':10s} {'steps':>5s} {'cuts':>5s} {names} {'start':>6s} {'wrong':>5s}"
 
 
-def cut_everywhere(
-    name: str, kind: str, how: Cut, directory: Path, only: Iterable[int] | None = None
-) -> Row:
+def cut_everywhere(name: str, kind: str, how: Cut, directory: Path, only: Iterable[int] | None = None) -> Row:
     """All steps, or only those; directory: empty, on a tmpfs."""
     scenario, row = SCENARIOS[name], Row(name, kind, how)
     world = World(directory, kind, scenario.two)

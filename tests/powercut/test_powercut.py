@@ -52,10 +52,11 @@ GIVEN = Promises({"m": ("ok@sink.test", "perm@sink.test")}, {"m"})
 OK = Copy("m", "ok@sink.test", "A1", True, 5.0)
 REPORT = Copy("", "back@sink.test", "B1", True, 6.0, (("m", "perm@sink.test"),))
 FLUSHED = Record(0, 5.5, 5.6, "synced", "/disk/spool/active/A1")
+MARK = Record(7, 5.2, 5.2, "mark", "/disk/spool/active/A1")
 
 
 def sentences(*copies: Copy, cut: float = NEVER, restarted: float = NEVER, flushed: bool = False) -> str:
-    return "\n".join(judge(GIVEN, copies, Cutoff(cut, restarted, [FLUSHED] if flushed else [])).wrong)
+    return "\n".join(judge(GIVEN, copies, Cutoff(cut, restarted, [MARK, FLUSHED] if flushed else [])).wrong)
 
 
 def test_what_was_promised_and_has_an_end_is_right() -> None:
@@ -85,6 +86,18 @@ def test_a_second_copy_is_excused_only_while_its_mark_was_not_durable() -> None:
     assert sentences(OK, REPORT, again, cut=5.55, restarted=8.0, flushed=True) == ""  # the flush had not ended
     assert "delivered 2 times" in sentences(OK, REPORT, again, cut=1.0, restarted=2.0)  # both after the start
     assert "delivered 3 times" in sentences(OK, REPORT, again, again, cut=7.0, restarted=8.0)
+
+
+def test_a_flush_excuses_the_recipient_whose_mark_was_still_on_its_way() -> None:
+    given = Promises({"m": ("ann@box.test", "bob@box.test")}, {"m"})
+    synced = [Record(0, 4.0, when, "synced", f"/disk/mail/{name}") for name, when in (("ann", 4.5), ("bob", 4.6))]
+    ann, bob = (Copy("m", f"{name}@box.test", "A1", True, 0.0) for name in ("ann", "bob"))
+
+    def wrong(*trace: Record) -> list[str]:
+        return judge(given, [ann, bob, bob], Cutoff(7.0, 8.0, [*synced, *trace, FLUSHED])).wrong
+
+    assert wrong(MARK) == []
+    assert "although its mark was durable" in wrong(MARK, MARK)[0]
 
 
 def test_a_message_proves_itself_through_a_transport() -> None:
