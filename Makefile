@@ -14,6 +14,7 @@ BENCH := .venv-bench
 BENCH_PYTHON ?= $(shell /usr/bin/python3 -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' \
 	2>/dev/null && echo /usr/bin/python3 || echo $(PYTHON))
 BENCH_ARGS ?= --chart
+BENCH_SENDMAIL_ARGS ?=
 KILLS ?= 100
 SIM_SEEDS ?= 0-2000
 SIM_OUT ?= var/sim-100k.txt
@@ -21,7 +22,7 @@ PARTS ?=
 CUTS ?= var/powercut-matrix.txt
 TABLE ?= var/kill-matrix.txt
 
-.PHONY: help venv deb run check lint sim sim-full test test-root test-lower test-peers test-logs test-system rpm crash crash-full load full bench flushes bench-venv coverage clean distclean
+.PHONY: help venv deb run check lint sim sim-full test test-root test-lower test-peers test-logs test-system rpm crash crash-full load full bench bench-sendmail flushes bench-venv coverage clean distclean
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -103,6 +104,10 @@ full: check test test-lower coverage test-peers test-logs test-system sim crash
 ## make bench       beside Postfix, Exim and OpenSMTPD; makes docs/bench.svg anew; BENCH_ARGS (root)
 bench: $(BENCH)/.installed
 	$(BENCH)/bin/python -m tests.bench $(BENCH_ARGS)
+
+## make bench-sendmail   one sendmail -t -i of the .deb beside that of Debian's Postfix, in turn; BENCH_SENDMAIL_ARGS (root)
+bench-sendmail: $(VENV)/.dev
+	$(PY) -m tests.package.bench_sendmail $(BENCH_SENDMAIL_ARGS)
 
 ## make flushes     device flushes per message: accepting, and the whole way beside Postfix, 10, 16 and 32 sessions (root)
 flushes: $(BENCH)/.installed

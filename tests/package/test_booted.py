@@ -17,7 +17,7 @@ from tests.package.container import Container
 from tests.package.docs import block
 from tests.peers.host import parse_mbox
 from tests.peers.machine import wait_for
-from tests.sendmail.test_fast_path import LOADED
+from tests.sendmail.test_fast_path import LOADED, listing
 
 SPOOL = "/var/spool/mta"
 UNITS = ("mta.service", "mta-smtp.socket", "mta-submit.socket", "mta-local.socket")
@@ -268,12 +268,11 @@ def test_injection_from_a_sandboxed_service(box: Container, name: str) -> None:
 
 
 def test_sendmail_of_the_package_loads_nothing_but_this_list(box: Container) -> None:
-    stub = box.read("/usr/sbin/sendmail")
-    call = 'names["start"](library)'
-    assert call in stub
-    hook = ("        names['posix']._exit = lambda status: (open('/srv/modules', 'w').write(' '.join(sys.modules)), "
-            "posix.kill(posix.getpid(), 9))\n")  # fmt: skip
-    box.write("/srv/probe", stub.replace(f"        {call}", f"{hook}        {call}"), 0o755)
+    library = "/usr/share/aiomta"
+    start = box.read(f"{library}/sendmail_compat/start")
+    stub, start = listing(box.read("/usr/sbin/sendmail"), start, library, "/srv/place", "/srv/modules")
+    box.write("/srv/place/sendmail_compat/start", start)
+    box.write("/srv/probe", stub, 0o755)
     box.run("/srv/probe", "-t", "-i", stdin="To: alice\nSubject: probe\n\nx\n", status=-9)
     assert set(box.read("/srv/modules").split()) == LOADED
     arrived(box, "probe")

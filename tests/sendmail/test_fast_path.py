@@ -6,7 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import sendmail_compat
 from mta.submit_wire import decode_hello, encode
+from sendmail_compat.install import install, interpreter, stub_text
 from tests.sendmail.world import World
 
 # The whole list: an interpreter that was just started, _socket, and what fast.py makes of it.
@@ -18,17 +20,25 @@ LOADED = {
 MESSAGE = b"To: bob@r.test\nSubject: s\n\nbody\n"
 
 
-async def test_the_fast_path_loads_nothing_but_this_list(world: World) -> None:
-    stub = world.stub.read_text()
-    exit_call = 'names["start"](library)'
-    assert exit_call in stub
-    report = world.root / "modules"
+def listing(stub: str, start: str, library: str, place: str, report: str) -> tuple[str, str]:
+    """(stub, start) changed so that start, below place, writes the names of all modules to report and kills itself."""
+    call = '    names["start"](L)'
+    assert f'L="{library}"' in stub and call in start
     hook = (
-        "        names['posix']._exit = lambda status: (open("
-        f"{str(report)!r}, 'w').write(' '.join(sys.modules)), posix.kill(posix.getpid(), 9))\n"
+        f"    names['posix']._exit = lambda _: (open({report!r}, 'w').write(' '.join(sys.modules)),"
+        " posix.kill(posix.getpid(), 9))\n"
     )
-    probe = stub.replace(f"        {exit_call}", hook + f"        {exit_call}")
-    world.stub.write_text(probe)
+    return stub.replace(library, place, 1), f"L = {library!r}\n" + start.replace(call, hook + call)
+
+
+async def test_the_fast_path_loads_nothing_but_this_list(world: World) -> None:
+    package = Path(sendmail_compat.__file__).parent
+    place, report = world.root / "place", world.root / "modules"
+    (place / "sendmail_compat").mkdir(parents=True)
+    start = (package / "start").read_text()
+    stub, start = listing(world.stub.read_text(), start, str(package.parent), str(place), str(report))
+    world.stub.write_text(stub)
+    (place / "sendmail_compat/start").write_text(start)
     await world.run(["-t", "-i"], MESSAGE)
     assert set(report.read_text().split()) == LOADED
     assert len(await world.queued()) == 1
@@ -185,11 +195,65 @@ async def test_newaliases_names_the_wrong_line(world: World) -> None:
 
 
 def test_stub_compiles_for_the_interpreter_that_runs_it(tmp_path: Path) -> None:
-    from sendmail_compat.install import install
-
     stub = install(tmp_path)
     done = subprocess.run([str(stub), "--version"], capture_output=True, text=True, check=False, env={})
     assert done.returncode == 0, done
     assert done.stdout.startswith("aiomta ")
     assert (stub.parent / "mailq").is_symlink()
     assert sys.version_info >= (3, 11)
+
+
+def test_where_the_short_form_cannot_be_had_a_script_does_the_same(tmp_path: Path) -> None:
+    """Names that need quoting, or are too long for the #! line of an old Linux; and the one that pip installs."""
+    library = str(Path(sendmail_compat.__file__).parents[1])
+    python = interpreter()
+    assert stub_text(python, library).startswith(f'#!{python} -IScL="{library}";')
+    (tmp_path / "a b").symlink_to(library)
+    (tmp_path / ("long" * 30)).symlink_to(library)
+    (tmp_path / "pip/lib/python3").mkdir(parents=True)
+    (tmp_path / "pip/lib/python3/dist-packages").symlink_to(library)
+    (tmp_path / "pip/bin").mkdir()
+    texts = {
+        "quoted": stub_text(python, f"{tmp_path}/a b"),
+        "long": stub_text(python, f"{tmp_path}/{'long' * 30}"),
+        "pip/bin/sendmail": (Path(library) / "sendmail_compat/bin/sendmail").read_text(),
+    }
+    for name, text in texts.items():
+        stub = tmp_path / name
+        stub.write_text(text)
+        stub.chmod(0o755)
+        (tmp_path / "link").unlink(missing_ok=True)
+        (tmp_path / "link").symlink_to(stub)
+        done = subprocess.run([tmp_path / "link", "--version"], capture_output=True, text=True, check=False, env={})
+        assert (done.returncode, done.stdout[:7]) == (0, "aiomta "), done
+
+
+def test_a_compiled_file_of_another_source_or_interpreter_is_not_used(tmp_path: Path) -> None:
+    package, copy = Path(sendmail_compat.__file__).parent, tmp_path / "sendmail_compat"
+    (copy / "__pycache__").mkdir(parents=True)
+    (copy / "start").write_text((package / "start").read_text())
+    source = "import posix\ndef start(library):\n    posix._exit(%d)\n"
+    (copy / "fast.py").write_text(source % 3)
+    stub = tmp_path / "sendmail"
+    stub.write_text(stub_text(interpreter(), str(tmp_path)))
+    stub.chmod(0o755)
+    assert subprocess.run([stub], check=False, env={}).returncode == 3  # nothing compiled
+    tag = "import sys; print(sys.implementation.cache_tag)"
+    words = subprocess.run([interpreter(), "-Ic", tag], capture_output=True, text=True, check=True).stdout.split()
+    (compiled,) = (copy / "__pycache__" / f"fast.{word}.pyc" for word in words)
+    subprocess.run([interpreter(), "-Im", "py_compile", copy / "fast.py"], check=True)
+    assert compiled.exists()
+    stamp = (copy / "fast.py").stat()
+    (copy / "fast.py").write_text(source % 4)
+    os.utime(copy / "fast.py", ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    assert subprocess.run([stub], check=False, env={}).returncode == 3  # compiled: same time and size
+    os.utime(copy / "fast.py", (1, 1))
+    assert subprocess.run([stub], check=False, env={}).returncode == 4  # another time
+    for wrong in (b"", compiled.read_bytes()[:20], b"XXXX" + compiled.read_bytes()[4:]):
+        os.utime(copy / "fast.py", ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+        compiled.write_bytes(wrong)
+        assert subprocess.run([stub], check=False, env={}).returncode == 4
+    (copy / "fast.py").unlink()
+    compiled.unlink()
+    done = subprocess.run([stub], check=False, env={}, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (75, 1)
