@@ -5,7 +5,7 @@ Who runs this has become the user (the child of mta-local), or is the one user t
 A .forward that exists and is not empty makes the recipient wait, 4.3.5, until forwarding for users is built: the
 user has said that the mailbox is the wrong place.  An empty one means "do not forward" (local(8)).
 
-See also: mta/deliver/mailbox.py
+See also: mta/deliver/mbox.py, mta/deliver/maildir.py
 """
 
 import os
@@ -15,7 +15,9 @@ from dataclasses import dataclass, replace
 
 from mta.config.macro import MacroError, expand
 from mta.deliver.local_plan import LocalSettings, ToUser
-from mta.deliver.mailbox import MailboxError, Message, System, deliver, failure
+from mta.deliver.mailbox import MailboxError, MailboxSettings, Message, System, failure
+from mta.deliver.maildir import Maildir
+from mta.deliver.mbox import Mbox
 from mta.lookup.unix import User
 from mta.smtp.reply import Reply
 
@@ -52,13 +54,22 @@ def deliver_to_user(delivery: UserDelivery, system: System) -> Reply:
     if "file" not in settings.prepend_delivered_header:
         message = replace(message, delivered_to="")
     try:
-        return Reply(250, "2.0.0", deliver(path, message, settings.mailbox, system))
+        return Reply(250, "2.0.0", deliver_into(path, message, settings.mailbox, system))
     except MailboxError as error:
         reply = error.reply
         if path.endswith("/"):
             return reply
         text = f"cannot update mailbox {path} for user {user.name}. {reply.text}"
         return Reply(reply.code, reply.enhanced, text)
+
+
+def deliver_into(path: str, message: Message, settings: MailboxSettings, system: System) -> str:
+    """Deliver into a mailbox; a path that ends in "/" is a Maildir.  Return what the log says; MailboxError."""
+    if path.endswith("/"):
+        Maildir(path, message, settings, system).deliver()
+        return "delivered to maildir"
+    Mbox(path, message, settings, system).deliver()
+    return "delivered to mailbox"
 
 
 def mailbox_path(settings: LocalSettings, user: User) -> str:

@@ -18,6 +18,9 @@ from unittest import mock
 
 import mta.deliver.local
 import mta.deliver.mailbox
+import mta.deliver.maildir
+import mta.deliver.mbox
+import mta.deliver.mbox_lock
 import mta.master_build
 from mta.config.config import Config, load
 from mta.envelope import Envelope, Recipient
@@ -247,6 +250,9 @@ class Life:
         calls = FaultyOs(self.faults)
         with (
             mock.patch.object(mta.deliver.mailbox, "os", calls),
+            mock.patch.object(mta.deliver.maildir, "os", calls),
+            mock.patch.object(mta.deliver.mbox, "os", calls),
+            mock.patch.object(mta.deliver.mbox_lock, "os", calls),
             mock.patch.object(mta.deliver.local, "os", calls),
             mock.patch.object(mta.master_build, "fsync_now", calls.fsync),
         ):

@@ -16,6 +16,9 @@ from typing import Any
 import mta.deliver.local
 import mta.deliver.local_user
 import mta.deliver.mailbox
+import mta.deliver.maildir
+import mta.deliver.mbox
+import mta.deliver.mbox_lock
 import mta.descriptors
 import mta.fsio
 import mta.queue.store_spool
@@ -24,8 +27,8 @@ from tests.sim.disk import PAGE, Disk, Inode, error
 from tests.sim.process import FIRST_FD, OpenFile, Process, current
 
 MODULES = (
-    mta.fsio, mta.deliver.mailbox, mta.deliver.local, mta.deliver.local_user, mta.queue.store_spool,
-    sendmail_compat.maildrop,
+    mta.fsio, mta.deliver.mailbox, mta.deliver.mbox, mta.deliver.mbox_lock, mta.deliver.maildir, mta.deliver.local,
+    mta.deliver.local_user, mta.queue.store_spool, sendmail_compat.maildrop,
 )  # fmt: skip
 CONSTANTS = ("O_", "SEEK_", "RWF_", "MFD_", "EX_")
 PLAIN = {"strerror", "fsencode", "fsdecode", "stat_result", "statvfs_result", "DirEntry", "sep", "memfd_create"}

@@ -17,7 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mta.deliver import mailbox
-from mta.deliver.mailbox import MailboxError, MailboxSettings, Message, System, deliver, quoted
+from mta.deliver.local_user import deliver_into
+from mta.deliver.mailbox import MailboxError, MailboxSettings, Message, System
+from mta.deliver.mbox import quoted
 
 SETTINGS = MailboxSettings(
     mailbox_size_limit=0,
@@ -64,7 +66,7 @@ class Laboratory:
             message = Message(fd, sender, "alice", "alice@mx.test", NOW)
             owner = os.geteuid() if uid is None else uid
             system = System(self.fsync, self.wait, lambda: NOW, owner)
-            return deliver(path or str(self.path), message, settings, system)
+            return deliver_into(path or str(self.path), message, settings, system)
         finally:
             os.close(fd)
 
@@ -213,7 +215,7 @@ def test_a_lock_file_left_by_a_crash_is_removed(lab: Laboratory) -> None:
     fd = os.memfd_create("content")
     try:
         system = System(lab.fsync, lab.wait, lambda: system_now, os.geteuid())
-        deliver(str(lab.path), Message(fd, "", "", "", NOW), SETTINGS, system)
+        deliver_into(str(lab.path), Message(fd, "", "", "", NOW), SETTINGS, system)
     finally:
         os.close(fd)
     assert not lock.exists()
@@ -249,7 +251,7 @@ def test_a_lock_file_of_ours_that_a_power_cut_emptied_is_removed(
     try:
         system = System(lab.fsync, lab.wait, lambda: system_now, os.geteuid())
         with contextlib.nullcontext() if taken else pytest.raises(MailboxError, match="File exists"):
-            deliver(str(lab.path), Message(fd, "", "", "", NOW), SETTINGS, system)
+            deliver_into(str(lab.path), Message(fd, "", "", "", NOW), SETTINGS, system)
     finally:
         os.close(fd)
     assert lab.path.exists() == taken
