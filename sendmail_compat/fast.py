@@ -38,8 +38,9 @@ _SLOW_NAMES = (
     *("mailq", "newaliases", "rmail", "runq", "rsmtp", "makemap", "smtpd", "hoststat", "purgestat"),
     *("postqueue", "postsuper", "postcat", "qshape", "postdrop", "postlog", "postkick"),
 )
-_WITH_ARGUMENT = "ABCFLNORVXefhopr"
+_WITH_ARGUMENT = "ABCFLNORVXbefhopr"
 _OPTIONAL_ARGUMENT = "EJ"
+_SLOW_ARGUMENT = "Qdq"  # the rest of the word is theirs, whatever letters it has
 _FLAGS = "GUcimnstvx"
 
 
@@ -122,10 +123,12 @@ class Command:
                         self.config = rest
                     elif letter == "o" and rest[:1] == "i":
                         self.dot_ends = False
+                    elif letter == "b" and rest != "m":
+                        self.slow = True
                     break
-                if letter == "b" and rest == "m":
-                    break
-                if letter in _OPTIONAL_ARGUMENT:
+                if letter in _SLOW_ARGUMENT:
+                    self.slow = True
+                if letter in _OPTIONAL_ARGUMENT or letter in _SLOW_ARGUMENT:
                     break
                 if letter == "i":
                     self.dot_ends = False

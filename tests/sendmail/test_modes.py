@@ -123,6 +123,17 @@ async def test_q_by_id_takes_a_part_of_it_and_its_negation(configured: World) ->
     assert two in await due(configured)
 
 
+@pytest.mark.parametrize("word", ["-qIC0FFEE", "-q!ICC", "-qRoC", "-q!SC@x.test", "-bpC", "-dC"])
+async def test_what_belongs_to_an_option_is_not_taken_for_another(configured: World, word: str) -> None:
+    done = await configured.run([word])
+    assert "main.cf" not in done.stderr, done
+
+
+async def test_what_follows_a_mode_in_a_word_of_its_own_is_read(configured: World, tmp_path: Path) -> None:
+    done = await configured.run(["-b", "p", "-C", str(tmp_path / "nowhere")])
+    assert done.status == 78 and "nowhere/main.cf" in done.stderr, done
+
+
 async def test_oq_takes_over_another_queue_once_and_leaves_what_is_held(configured: World) -> None:
     other = configured.root / "other"
     with spooled(other) as spool:

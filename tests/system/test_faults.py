@@ -171,7 +171,7 @@ def test_less_than_queue_minfree_is_452_and_too_big_a_message_552() -> None:
         assert to_user(system, "big", 60000).startswith("552 5.3.4")
         assert to_user(system, "small").startswith("250")
         wait_for(lambda: arrived(system, "small"), "delivered")
-        assert not queued(system)
+        wait_for(lambda: not queued(system), "removed; the refused one never was there")
 
 
 # -- queue files ----------------------------------------------------------------------------------

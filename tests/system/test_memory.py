@@ -18,7 +18,7 @@ from tests.system.support_system import (
     local_user,
     mail_system,
     mailbox_of,
-    pss,
+    pss_of_data,
     queued,
     wait_for,
 )
@@ -56,20 +56,20 @@ def test_twenty_messages_of_five_megabytes_at_once_take_no_twenty_megabytes() ->
         recipients = [f"{local_user()}@{DOMAIN}", "r@remote.test"]
         work = asyncio.gather(*(persist(system.port, "a@x.test", recipients, content, told) for _ in range(20)))
         while not work.done():
-            highest = max(highest, await asyncio.to_thread(pss, system))
+            highest = max(highest, await asyncio.to_thread(pss_of_data, system))
             await asyncio.sleep(0.05)
         await work
         assert told.replies == {} and told.lost == 0
 
     def delivered() -> bool:
         nonlocal highest
-        highest = max(highest, pss(system))
+        highest = max(highest, pss_of_data(system))
         return not queued(system)
 
     try:
         with mail_system({"relayhost": f"[127.0.0.1]:{sink.port}", "mailbox_size_limit": "0"}) as system:
             warm_up(system)
-            idle = pss(system)
+            idle = pss_of_data(system)
             asyncio.run(senders(system))
             wait_for(delivered, "all of them delivered")
             grown = highest - idle
@@ -92,7 +92,7 @@ def test_a_thousand_idle_clients_cost_four_kilobytes_each_and_the_next_one_is_se
             # Each has said hello: an idle client is one that is between two commands.
             answers = await asyncio.gather(*(client.command("EHLO client.test") for client in clients))
             assert all(answer.startswith("250") for answer in answers)
-            used = await asyncio.to_thread(pss, system)
+            used = await asyncio.to_thread(pss_of_data, system)
             answer = await send(system.port, "a@x.test", [f"{local_user()}@{DOMAIN}"], message("late"))
             assert answer.startswith("250"), answer
             return used
@@ -103,7 +103,7 @@ def test_a_thousand_idle_clients_cost_four_kilobytes_each_and_the_next_one_is_se
     with mail_system({"relayhost": "[127.0.0.1]:9", "smtpd_client_connection_count_limit": "0"}) as system:
         asyncio.run(crowd(system, 50))  # what the first clients cost once is not the price of each
         wait_for(lambda: mailbox_of(system).count(b"X-Test-Id: late") == 1, "the first message delivered")
-        idle = pss(system)
+        idle = pss_of_data(system)
         used = asyncio.run(crowd(system, IDLE))
         wait_for(lambda: mailbox_of(system).count(b"X-Test-Id: late") == 2, "the late message delivered")
     print(f"idle {idle / MB:.1f} MB, {(used - idle) / IDLE:.0f} bytes per connection")
