@@ -22,7 +22,8 @@ from enum import Enum
 from typing import cast
 
 from mta.envelope import Notify, Recipient, Ret
-from mta.smtp.grammar import encode_xtext, quote_address
+from mta.smtp.parameters import encode_xtext
+from mta.smtp.path import quote_address
 from mta.smtp.replies import MalformedReplyError, PeerReply, ReplyParser
 
 

@@ -15,7 +15,7 @@ from mta.dns.mx import MXAnswer
 from mta.lookup.address import ExtensionRules
 from mta.lookup.match_list import NetworkList
 from mta.lookup.table import Maps
-from mta.smtp.grammar import quote_address
+from mta.smtp.path import quote_address
 from mta.smtp.reply import Reply
 from mta.smtpd.facts import Facts, Stage
 from mta.trivial_rewrite import Rewriter, Route

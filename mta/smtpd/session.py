@@ -24,7 +24,8 @@ from typing import cast
 
 from mta.envelope import Recipient
 from mta.smtp.data import DataReceiver
-from mta.smtp.grammar import BAD_RECIPIENT, BAD_SENDER, parse_host, parse_mail, parse_path, parse_rcpt
+from mta.smtp.grammar import parse_mail, parse_rcpt
+from mta.smtp.path import BAD_RECIPIENT, BAD_SENDER, parse_host, parse_path
 from mta.smtp.reply import Reply
 from mta.smtpd.facts import Facts, Stage, Verdict
 from mta.smtpd.session_events import Abort, Begin, Body, Commit, Event, Log, StartTls, Transaction

@@ -6,8 +6,9 @@ Made once per listener, so that a connection costs only its own state.
 import re
 from dataclasses import dataclass, replace
 
-from mta.smtp.grammar import Rules, is_header_like
+from mta.smtp.grammar import is_header_like
 from mta.smtp.reply import Reply
+from mta.smtp.rules import Rules
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,10 @@ import re
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mta.smtp.grammar import Rules, parse_mail, parse_rcpt, quote_address, split_command
+from mta.smtp.grammar import parse_mail, parse_rcpt, split_command
+from mta.smtp.path import quote_address
 from mta.smtp.reply import Reply
+from mta.smtp.rules import Rules
 from mta.smtpd.facts import PERMIT, Facts, Stage, Verdict
 from tests.smtpd_support import Driven, with_settings
 

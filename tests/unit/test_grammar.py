@@ -3,21 +3,11 @@
 import pytest
 
 from mta.envelope import Notify, Ret
-from mta.smtp import grammar
-from mta.smtp.grammar import (
-    BAD_RECIPIENT,
-    BAD_SENDER,
-    MailCommand,
-    RcptCommand,
-    Rules,
-    decode_xtext,
-    encode_xtext,
-    parse_mail,
-    parse_rcpt,
-    quote_address,
-    split_command,
-)
+from mta.smtp.grammar import MAIL_SYNTAX, parse_mail, parse_rcpt, split_command
+from mta.smtp.parameters import BAD_AUTH, MailCommand, RcptCommand, decode_xtext, encode_xtext
+from mta.smtp.path import BAD_RECIPIENT, BAD_SENDER, quote_address
 from mta.smtp.reply import Reply
+from mta.smtp.rules import Rules
 
 RULES = Rules()
 
@@ -96,7 +86,7 @@ def test_a_recipient_is_never_empty() -> None:
 
 @pytest.mark.parametrize("argument", [b"", b"FROM", b"FROM:", b"FROM <a@b>", b"TO:<a@b>", b"FROM: "])
 def test_what_is_no_path_gets_the_syntax(argument: bytes) -> None:
-    assert parse_mail(argument, RULES) == grammar.MAIL_SYNTAX
+    assert parse_mail(argument, RULES) == MAIL_SYNTAX
 
 
 def test_strict_wants_brackets_and_short_local_parts() -> None:
@@ -165,7 +155,7 @@ def test_auth_is_decoded_before_it_is_judged() -> None:
     rules = Rules(auth=True)
     parsed = parse_mail(b"FROM:<s@c.example> AUTH=a+40b", rules)
     assert isinstance(parsed, MailCommand) and parsed.auth == "a@b"
-    assert parse_mail(b"FROM:<s@c.example> AUTH=a+0D+0Ab", rules) == grammar.BAD_AUTH
+    assert parse_mail(b"FROM:<s@c.example> AUTH=a+0D+0Ab", rules) == BAD_AUTH
 
 
 @pytest.mark.parametrize(
