@@ -17,6 +17,7 @@ HEADER_LIMIT = 102400  # bytes of one logical header kept in memory: Postfix's h
 
 _END = re.compile(rb"\n(?![ \t])(?=[\x00-\xff])")  # the LF that ends a logical header, once the next byte is there
 _NAME = re.compile(rb"([!-9;-~]+)([ \t]*):")
+_MBOX_LINE = re.compile(rb">*From ")
 _SPECIALS = re.compile(r'[][()<>@,;:\\".\x00-\x1f\x7f]')
 
 
@@ -39,15 +40,19 @@ class HeaderScanner:
     A header over `limit` bytes comes in pieces (whole=False), so memory is bounded and nothing is cut off.
     When `done`, `rest` holds what followed: b"\\n" + body (the LF is there even when the sender forgot it), or
     b"" when the message ends with its header.
+
+    mbox_line: "From " lines in front of everything, left by a program that read a mailbox, become X-Mailbox-Line
+    headers as in Postfix's smtpd(8); otherwise they would push the whole header into the body.
     """
 
-    def __init__(self, limit: int = HEADER_LIMIT) -> None:
+    def __init__(self, limit: int = HEADER_LIMIT, *, mbox_line: bool = False) -> None:
         self.done = False
         self.rest = b""
         self._limit = limit
         self._pending = bytearray()
         self._searched = 0  # bytes of pending known to hold no end
         self._piece = False  # inside a header that is too long
+        self._mbox_line = mbox_line  # no header has been seen
 
     def feed(self, data: bytes) -> list[Header]:
         """Return the headers that became complete; after `done` it must not be called."""
@@ -74,6 +79,9 @@ class HeaderScanner:
                 self._piece = False
             elif name:
                 found.append(Header(name[1].lower(), data[start:stop]))
+                self._mbox_line = False
+            elif self._mbox_line and _MBOX_LINE.match(data, start):
+                found.append(_mailbox_line(data[start:stop]))
             else:
                 self._finish(b"\n" + data[start:])
                 return found
@@ -100,6 +108,8 @@ class HeaderScanner:
         name = _NAME.match(data)
         if name:
             return [Header(name[1].lower(), data)]
+        if self._mbox_line and _MBOX_LINE.match(data):
+            return [_mailbox_line(data)]
         self.rest = b"\n" + data
         return []
 
@@ -122,6 +132,10 @@ class HeaderScanner:
 
     def _finish(self, rest: bytes) -> None:
         self.done, self.rest, self._pending = True, rest, bytearray()
+
+
+def _mailbox_line(raw: bytes) -> Header:
+    return Header(b"x-mailbox-line", b"X-Mailbox-Line: " + raw)
 
 
 def normalised(header: Header) -> bytes:

@@ -118,7 +118,7 @@ class Cleanup:
             warn=self._warn,
             attributes=extra,
         )
-        scanner = HeaderScanner(settings.header_size_limit)
+        scanner = HeaderScanner(settings.header_size_limit, mbox_line=origin.door == "smtpd")
         if not local:
             return Intake(draft, plan, scanner, HeaderFilter(self._drop, None))
         if plan.ask is None:

@@ -45,6 +45,27 @@ def test_the_header_ends_at_the_same_place_for_every_cut(message: bytes, names: 
         assert ([h.name for h in headers], found) == (names, rest)
 
 
+@pytest.mark.parametrize(
+    ("message", "stored"),
+    [
+        (b"From x@y Mon Jan 1\nA: b\n\nc\n", b"X-Mailbox-Line: From x@y Mon Jan 1\nA: b\n\nc\n"),
+        (b">From x\n>>From y\nA: b\n", b"X-Mailbox-Line: >From x\nX-Mailbox-Line: >>From y\nA: b\n"),
+        (b"From x\n\nFrom y\n", b"X-Mailbox-Line: From x\n\nFrom y\n"),
+        (b"From x", b"X-Mailbox-Line: From x\n"),
+        (b"A: b\nFrom x\n", b"A: b\n\nFrom x\n"),  # not in front: the body begins
+        (b"From: x\n", b"From: x\n"),
+    ],
+)
+def test_an_mbox_line_in_front_does_not_push_the_header_into_the_body(message: bytes, stored: bytes) -> None:
+    for step in range(1, len(message) + 2):
+        scanner, kept = HeaderScanner(mbox_line=True), b""
+        for i in range(0, len(message), step):
+            part = message[i : i + step]
+            kept += part if scanner.done else b"".join(h.raw for h in scanner.feed(part)) + scanner.rest
+        kept += b"" if scanner.done else b"".join(h.raw for h in scanner.end()) + scanner.rest
+        assert kept == stored
+
+
 @settings(deadline=None, max_examples=300, derandomize=True)
 @given(
     st.lists(st.sampled_from([b"A: b\n", b" c\n", b"\n", b"x", b":", b"\n\n", b"\x00", b"\t\n", b"Received: y\n"])),
