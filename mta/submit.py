@@ -220,13 +220,13 @@ class SubmitServer:
             if invocation.mode is not Mode.SUBMIT:
                 raise WireError("not a submission")
             caller = await self._caller(uid, hello.environment)
+            connection.send(b"G", self._run_id)  # now, so that the message travels while we go on
             submission = Submission(invocation, caller)
         except UsageError as error:
             return Answer(error.status, error.lines)
         except TableError as error:
             self._log.warning("pickup", f"uid={uid}: {error}")
             return Answer(EX_TEMPFAIL, (f"{program}: fatal: cannot look up user {uid}, try again later",))
-        connection.send(b"G", self._run_id)
         return await self._content(connection, submission, hello.key)
 
     async def _caller(self, uid: int, environment: dict[str, str]) -> Caller:

@@ -2,7 +2,8 @@
 
 Only modules that the interpreter has loaded when it starts (`sys`, `posix`, `time`), and `_socket`, which is built in
 on Debian: a bare interpreter takes 5.4 ms to start, importing argparse alone doubles that.  Whatever is not
-the common case goes to sendmail_compat/slow.py with what has been read so far.
+the common case goes to sendmail_compat/slow.py with what has been read so far.  The installed sendmail imports this
+file by itself, outside of its package, because it is compiled then, and nothing else is.
 
 Order that makes exit 0 mean "durable" and 75 mean "nothing queued": all of stdin is read first (cron's jobs
 write for hours), then the daemon is asked; before its first answer nothing has been sent, so maildrop is still
@@ -286,9 +287,12 @@ class Submitter:
             self._run_id = data
             try:
                 sock.settimeout(FINAL_ANSWER)
+                last = b""
                 for piece in self.stdin.chunks():
-                    sock.sendall(frame(b"D", piece))
-                sock.sendall(frame(b"E", self.stdin.size.to_bytes(8, "big")))
+                    if last:
+                        sock.sendall(last)
+                    last = frame(b"D", piece)
+                sock.sendall(last + frame(b"E", self.stdin.size.to_bytes(8, "big")))
             except OSError:
                 pass  # there may be an answer all the same
             try:
@@ -428,8 +432,15 @@ def main(argv: list[str], library: str) -> int:
         return slow(argv, directory, library, stdin)
 
 
-def start(library: str) -> None:
-    """Entry of the stub: never returns, never shows a traceback."""
+def start() -> None:
+    """Entry of the stub: never returns, never shows a traceback.
+
+    Takes out again what the stub has put in front of sys.path: no module here is to hide one of the library.
+    """
+    if sys.argv[0] == "-c":
+        del sys.argv[0]
+    sys.path = [path for path in sys.path if not path.endswith("/sendmail_compat")]
+    library = __file__.rpartition("/")[0].rpartition("/")[0]
     status = EX_TEMPFAIL
     try:
         status = main(sys.argv, library)

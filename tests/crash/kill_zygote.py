@@ -23,7 +23,6 @@ import sendmail_compat.slow
 from tests.crash import kill_steps, kill_troubles
 
 _PR_SET_CHILD_SUBREAPER = 36
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 
 def become(uid: int, gid: int) -> None:
@@ -57,7 +56,7 @@ def run_sendmail(request: dict[str, Any]) -> None:
 
     posix._exit = exit_and_tell  # type: ignore[assignment]  # it does not return either
     sys.argv = request["argv"]
-    sendmail_compat.fast.start(ROOT)
+    sendmail_compat.fast.start()
 
 
 def child(request: dict[str, Any]) -> None:

@@ -268,11 +268,7 @@ def test_injection_from_a_sandboxed_service(box: Container, name: str) -> None:
 
 
 def test_sendmail_of_the_package_loads_nothing_but_this_list(box: Container) -> None:
-    library = "/usr/share/aiomta"
-    start = box.read(f"{library}/sendmail_compat/start")
-    stub, start = listing(box.read("/usr/sbin/sendmail"), start, library, "/srv/place", "/srv/modules")
-    box.write("/srv/place/sendmail_compat/start", start)
-    box.write("/srv/probe", stub, 0o755)
+    box.write("/srv/probe", listing(box.read("/usr/sbin/sendmail"), "/srv/modules"), 0o755)
     box.run("/srv/probe", "-t", "-i", stdin="To: alice\nSubject: probe\n\nx\n", status=-9)
     assert set(box.read("/srv/modules").split()) == LOADED
     arrived(box, "probe")
