@@ -15,10 +15,9 @@ import stat
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 
 from mta import __version__
-from mta.clock import Clock
+from mta.clock import Clock, stamp
 from mta.config.config import Config, ConfigError, check_config, load
 from mta.config.main_cf import decode, parse_main_cf
 from mta.master_lock import ALREADY_RUNNING, NOT_RUNNING, running, wait_until_stopped
@@ -201,7 +200,7 @@ def rotate_file(path: str, suffix: str) -> str:
         return ""
     if not stat.S_ISREG(info.st_mode) or not info.st_size:
         return ""
-    old = f"{path}.{datetime.fromtimestamp(Clock().now()).strftime(suffix)}"
+    old = f"{path}.{stamp(Clock().now(), suffix)}"
     os.rename(path, old)
     make_log(path, stat.S_IMODE(info.st_mode), info.st_uid, info.st_gid)
     return old

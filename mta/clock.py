@@ -11,7 +11,9 @@ in milliseconds.  No other module imports time or calls asyncio.sleep, call_late
 import asyncio
 import time
 from collections.abc import Callable
-from email.utils import formatdate
+
+_DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 
 class Clock:
@@ -50,10 +52,24 @@ class Clock:
 
 
 def rfc5322_date(when: float) -> str:
-    """Return "Sat, 21 Nov 2026 00:01:03 +0000 (UTC)", local zone, as in Date: and Received:."""
-    name = time.strftime("%Z", time.localtime(when))
+    """Return "Sat, 21 Nov 2026 00:01:03 +0000 (UTC)", local zone, as in Date: and Received:.
+
+    ValueError or OverflowError for a time that no mail has: its year does not have four digits.
+    """
+    local = time.localtime(when)
+    if not 1000 <= local.tm_year <= 9999:
+        raise ValueError(f"year {local.tm_year}")
+    name = time.strftime("%Z", local)
     comment = f" ({name})" if name.isascii() and name.replace("+", "").replace("-", "").isalnum() else ""
-    return formatdate(when, localtime=True) + comment
+    day = f"{_DAYS[local.tm_wday]}, {local.tm_mday:02d} {_MONTHS[local.tm_mon - 1]} {local.tm_year}"  # in no locale
+    minutes = abs(local.tm_gmtoff) // 60
+    zone = f"{'-' if local.tm_gmtoff < 0 else '+'}{minutes // 60:02d}{minutes % 60:02d}"
+    return f"{day} {local.tm_hour:02d}:{local.tm_min:02d}:{local.tm_sec:02d} {zone}{comment}"
+
+
+def stamp(when: float, form: str, *, utc: bool = False) -> str:
+    """Return the time in a form of strftime(3)."""
+    return time.strftime(form, (time.gmtime if utc else time.localtime)(when))
 
 
 def mbox_date(when: float) -> str:

@@ -46,6 +46,7 @@ from mta.master_process import ChildSpec, Supervisor, die_with_parent, leave_ter
 from mta.master_scheduler import RELOAD, TOLD, Hooks, Sockets, loop_factory, run_scheduler
 from mta.master_sockets import SocketProblemError, close_unix, inherited
 from mta.master_worker import run_worker
+from mta.memory import leave_files
 from mta.queue.store import StoreSettings, create_spool
 from mta.tls import small_buffers
 
@@ -144,6 +145,7 @@ class Master:
         """The mail system serves."""
         while self.started:
             self.started.pop()()
+        leave_files()
 
 
 def start(config: Config, *, foreground: bool, overrides: Mapping[str, str] | None = None) -> int:

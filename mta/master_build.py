@@ -5,8 +5,6 @@ the fork, so one process can hold two MTAs, and tests do.
 """
 
 import contextlib
-import ctypes
-import gc
 import os
 import random
 from collections.abc import Callable, Sequence
@@ -38,6 +36,7 @@ from mta.lookup.open import open_tables
 from mta.lookup.table import Maps
 from mta.lookup.unix import UserDb
 from mta.maillog import Maillog, MaillogSettings
+from mta.memory import settle
 from mta.qmgr.backoff import BackoffSettings
 from mta.qmgr.qmgr import QmgrSettings, QueueManager, Target
 from mta.qmgr.scheduler import Scheduler, SchedulerSettings, TransportLimits
@@ -144,9 +143,7 @@ def rehearse(config: Config, inet: Sequence[str]) -> None:
     build_qmgr(core, None)
     core.log.close()
     del core
-    gc.collect()
-    with contextlib.suppress(AttributeError):  # glibc's way to give back what was freed, before it is shared
-        ctypes.CDLL(None).malloc_trim(0)
+    settle()
 
 
 # -- receiving ------------------------------------------------------------------------------------

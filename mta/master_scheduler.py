@@ -22,6 +22,7 @@ from mta.master_build import Core, build_anvil, build_core, build_qmgr, build_sm
 from mta.master_demand import Demand
 from mta.master_notify import Notify
 from mta.master_watchdog import feed
+from mta.memory import leave_files
 from mta.pickup import Pickup, PickupSettings
 from mta.queue.store_admin import Administrator
 from mta.smtpd.anvil import Anvil
@@ -273,6 +274,7 @@ async def _serve(
         await listen_smtp(running, core, anvil, sockets)
     running.tasks += [_background(core, qmgr.run()), _background(core, pickup.run())]
     hooks.serving()
+    leave_files()
     await stop.wait()
     await running.stop_listening()
     await asyncio.gather(running.drain_sessions(DRAIN), submit.drain(DRAIN), qmgr.drain(DRAIN))

@@ -8,14 +8,13 @@ See also: cleanup(8), mta/INTERNALS.md (commit, children)
 
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import replace
-from datetime import UTC, datetime
 
 from mta.cleanup.headers import SENDER_HEADERS, HeaderFilter, Missing
 from mta.cleanup.intake import Intake, Plan
 from mta.cleanup.mapping import Rewriter
 from mta.cleanup.rewriting import EnvelopeRewriter, OpenTables
 from mta.cleanup.settings import CleanupSettings
-from mta.clock import Clock, rfc5322_date
+from mta.clock import Clock, rfc5322_date, stamp
 from mta.envelope import Envelope, Origin
 from mta.lookup.table import TableError
 from mta.maillog import Maillog
@@ -164,8 +163,8 @@ class Cleanup:
         host = self.settings.myhostname
         if self.settings.enable_long_queue_ids:
             return f"<{queue_id}@{host}>"
-        stamp = datetime.fromtimestamp(self._clock.now(), UTC).strftime("%Y%m%d%H%M%S")
-        return f"<{stamp}.{queue_id}@{host}>"
+        now = stamp(self._clock.now(), "%Y%m%d%H%M%S", utc=True)
+        return f"<{now}.{queue_id}@{host}>"
 
     def _date(self, when: float) -> str:
         if int(when) != self._date_second:

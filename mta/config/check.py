@@ -10,7 +10,6 @@ A warning: a name that nobody knows, a Postfix parameter not honoured yet, a set
 See also: postconf(5), docs/parameters.md
 """
 
-import difflib
 import re
 from collections.abc import Iterator, Mapping
 
@@ -184,6 +183,8 @@ def _place(config: Config, *names: str) -> tuple[str, int]:
 
 
 def _hint(name: str) -> str:
+    import difflib  # for mistakes only
+
     close = difflib.get_close_matches(name, PARAMS, n=1, cutoff=0.85)
     return f" (did you mean {close[0]}?)" if close else ""
 

@@ -3,7 +3,7 @@
 postfix_defaults.txt lists name and default of every Postfix 3.7.11 parameter that no params_*.py declares.
 """
 
-from importlib import resources
+import os
 
 from mta.config.param import Kind, Param
 
@@ -65,7 +65,8 @@ UNSAFE: dict[str, str] = {
 def read_defaults() -> dict[str, Param]:
     """Every parameter of postfix_defaults.txt as one that is known and not honoured."""
     found: dict[str, Param] = {}
-    text = (resources.files("mta.config") / "postfix_defaults.txt").read_text("utf-8")
+    with open(os.path.join(os.path.dirname(__file__), "postfix_defaults.txt"), encoding="utf-8") as file:
+        text = file.read()
     for line in text.splitlines():
         if line.startswith("#"):
             continue

@@ -16,8 +16,6 @@ import os
 from collections.abc import AsyncIterator, Callable
 from typing import Protocol
 
-import aiofiles
-
 from mta.clock import Clock
 from mta.deliver.aliases import AliasProblemError, Router
 from mta.deliver.local_plan import LocalSettings, Planner, ToOthers, ToUser, Users, local_settings
@@ -34,6 +32,10 @@ from mta.maillog import Maillog
 from mta.message import HeaderScanner, text
 from mta.message_address import quote
 from mta.smtp.reply import Reply
+from mta.spared import spared
+
+with spared("aiofiles.tempfile"):
+    import aiofiles
 
 IN_MEMORY = 1 << 20  # bytes of content kept in a memory file; more goes to the disk
 NO_ROOM = Reply(452, "4.3.0", "no room for a copy of the message")

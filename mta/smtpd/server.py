@@ -17,8 +17,6 @@ import asyncio
 import ssl
 from typing import Any
 
-import aiosmtpd.smtp
-
 from mta.clock import Clock
 from mta.descriptors import limit
 from mta.smtp.reply import Reply
@@ -28,6 +26,10 @@ from mta.smtpd.server_connection import Connection
 from mta.smtpd.server_settings import ServerSettings
 from mta.smtpd.session_plan import SessionPlan
 from mta.smtpd.session_text import BUSY
+from mta.spared import spared
+
+with spared("email._header_value_parser", "attr.converters", "attr.filters", "attr.validators"):
+    import aiosmtpd.smtp
 
 BUFFER = 65536 - 64  # octets taken at once; text held back from the last piece still fits into 64 KiB with it
 WARN_INTERVAL = 60.0  # seconds between two lines about the same trouble
