@@ -4,8 +4,9 @@ A fork costs more than ten deliveries, and mail for one user comes in runs.  So 
 a delivery, and the next one for the same user, with the same groups and settings, is given to it.  Nobody else's
 mail ever is: the way back is closed, and it holds no descriptor but its own end of the socket.
 
-State: idle children by what they are.  A child has one delivery at a time; when another comes meanwhile, that gets a
-child of its own.  When a step fails:
+State: idle children by what they are, and whose turn it is at an mbox.  A child has one delivery at a time; when
+another comes meanwhile, that gets a child of its own.  Only for an mbox it waits for its turn first: two children
+would meet at the lock, where the second one sleeps for deliver_lock_delay (1 s).  When a step fails:
 - it cannot become the user, or the delivery fails: it answers, and ends; so does one that ran out of time
   (command_time_limit, its own alarm: we have no right to kill it);
 - the request cannot be handed over: it had been killed while idle; another is forked;
@@ -21,14 +22,15 @@ import json
 import os
 import signal
 import socket
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import NoReturn
+from weakref import WeakValueDictionary
 
 from mta.clock import Clock
 from mta.deliver.local import user_delivery
 from mta.deliver.local_plan import LocalSettings, ToUser
-from mta.deliver.local_user import deliver_to_user
+from mta.deliver.local_user import deliver_to_user, mailbox_path
 from mta.deliver.local_wire import ANSWER_LIMIT, Answer, Ask, WireError, decode_answer, encode_answer
 from mta.deliver.mailbox import System
 from mta.lookup.unix import User
@@ -38,6 +40,7 @@ from mta.smtp.reply import Reply
 IDLE = 2.0  # seconds a child waits for more mail for its user
 MAX_IDLE = 20  # children
 GRACE = 30.0  # seconds beyond command_time_limit for the answer
+TURN = 10.0  # seconds to wait for one's turn; well below the GRACE of mta/deliver/local_client.py, which waits for us
 REQUEST_SIZE = 65536  # bytes of a request; addresses are limited to much less
 SERVICE = "local"
 FAILED = Reply(451, "4.3.0", "local delivery failed, will try again")
@@ -74,9 +77,29 @@ class Children:
     def __init__(self, fsync: Callable[[int], None], clock: Clock, log: Maillog, become: Become) -> None:
         self._fsync, self._clock, self._log, self._become = fsync, clock, log, become
         self._idle: list[_Child] = []
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # by mbox
 
     async def deliver(self, work: Work) -> Reply:
         """Have it delivered; what is not known to have gone well is a temporary failure."""
+        async with self._turn(mailbox_path(work.settings, work.plan.user)):
+            return await self._deliver_now(work)
+
+    @contextlib.asynccontextmanager
+    async def _turn(self, path: str) -> AsyncIterator[None]:
+        """One delivery after the other; one that takes long (somebody else holds the lock) lets the others try, too."""
+        turn = self._turns.setdefault(path, asyncio.Lock())
+        mine = False
+        if not path.endswith("/"):
+            with contextlib.suppress(TimeoutError):
+                async with self._clock.timeout(TURN):
+                    mine = await turn.acquire()
+        try:
+            yield
+        finally:
+            if mine:
+                turn.release()
+
+    async def _deliver_now(self, work: Work) -> Reply:
         kind = (work.plan.user, work.groups, work.gid, id(work.settings))
         while True:
             child = self._take(kind)
@@ -163,7 +186,7 @@ class Children:
                 data, fds, _, _ = socket.recv_fds(sock, REQUEST_SIZE, 1)
                 if not data:
                     break
-                reply = self._deliver(data, fds[0], first, become)
+                reply = self._perform(data, fds[0], first, become)
                 sock.sendall(encode_answer(Answer(reply)))
                 become = None
                 os.close(fds[0])
@@ -172,7 +195,7 @@ class Children:
         finally:
             os._exit(0)
 
-    def _deliver(self, data: bytes, content: int, first: Work, become: Callable[[], None] | None) -> Reply:
+    def _perform(self, data: bytes, content: int, first: Work, become: Callable[[], None] | None) -> Reply:
         user, settings = first.plan.user, first.settings
         try:
             with time_limit(settings.command_time_limit):

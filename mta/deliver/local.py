@@ -113,22 +113,32 @@ class _Content:
 
     async def copy(self) -> None:
         """Copy it all; OSError when there is no room."""
-        fd = self._create()
+        in_memory = self._request.size < IN_MEMORY
+        fd = self._create_in_memory() if in_memory else self._create()
         try:
-            file = await aiofiles.open(fd, "wb", closefd=False, executor=self._fsio.pool())
-            try:
+            if in_memory:  # a thread would cost more than the copy
                 async for chunk in self._scanned(self._request.content(b"\n")):
-                    await file.write(chunk)
-            finally:
-                await file.close()  # "async with" would do this in a thread of its own
+                    _write(fd, chunk)
+            else:
+                await self._copy_to_disk(fd)
             self.fd = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
         finally:
             os.close(fd)
 
+    async def _copy_to_disk(self, fd: int) -> None:
+        file = await aiofiles.open(fd, "wb", closefd=False, executor=self._fsio.pool())
+        try:
+            async for chunk in self._scanned(self._request.content(b"\n")):
+                await file.write(chunk)
+        finally:
+            await file.close()  # "async with" would do this in a thread of its own
+
     def _create(self) -> int:
-        if self._request.size >= IN_MEMORY:
-            with contextlib.suppress(OSError):  # a file system without O_TMPFILE: memory will do
-                return os.open(self._directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        with contextlib.suppress(OSError):  # a file system without O_TMPFILE: memory will do
+            return os.open(self._directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        return self._create_in_memory()
+
+    def _create_in_memory(self) -> int:
         return os.memfd_create("message", os.MFD_CLOEXEC)
 
     async def _scanned(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
@@ -155,6 +165,12 @@ class _Content:
             with contextlib.suppress(OSError):  # it was only read
                 os.close(self.fd)
             self.fd = -1
+
+
+def _write(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
 
 
 # -- in one process ---------------------------------------------------------------------------------------

@@ -241,6 +241,7 @@ class UserDb:
         self._fsio, self._clock = fsio, clock
         self.now = lookup or UserLookup()
         self._users: OrderedDict[str | int, tuple[float, User | None]] = OrderedDict()
+        self._groups: OrderedDict[User, tuple[float, tuple[int, ...]]] = OrderedDict()
         self._asked: dict[str | int, asyncio.Task[User | None]] = {}
         self._hanging = 0
 
@@ -254,7 +255,13 @@ class UserDb:
 
     async def groups(self, user: User) -> tuple[int, ...]:
         """All groups of a user, the primary one included."""
-        return await self._ask(self.now.groups_now, user)
+        known = self._groups.get(user)
+        if known is None or self._clock.monotonic() >= known[0]:
+            known = self._clock.monotonic() + FOUND_TTL, await self._ask(self.now.groups_now, user)
+            self._groups[user] = known
+            while len(self._groups) > CACHE_SIZE:
+                self._groups.popitem(last=False)
+        return known[1]
 
     async def group_by_name(self, name: str) -> Group | None:
         """The group, None when there is none."""

@@ -58,6 +58,7 @@ class FakeService:
     def group_list(self, name: bytes, gid: int) -> list[int]:
         if self.code:
             raise OSError(self.code, "no")
+        self.asked.append(gid)
         return [gid]
 
 
@@ -128,6 +129,24 @@ def test_answers_are_remembered_for_seconds_only() -> None:
         await clock.sleep(20)
         assert await users.by_name("alice") == ALICE
         assert service.asked == [b"alice", b"bob", 1000, b"bob", b"alice"]
+
+    run_virtual(main)
+
+
+def test_groups_are_remembered_for_seconds_and_failures_are_not() -> None:
+    service = FakeService()
+
+    async def main(clock: Clock) -> None:
+        users = UserDb(Inline(), clock, UserLookup(service))
+        service.code = errno.EIO
+        with pytest.raises(TableError):
+            await users.groups(ALICE)
+        service.code = 0
+        assert await users.groups(ALICE) == await users.groups(ALICE) == (1000,)
+        assert service.asked == [1000]
+        await clock.sleep(20)
+        assert await users.groups(ALICE) == (1000,)
+        assert service.asked == [1000, 1000]
 
     run_virtual(main)
 
