@@ -255,8 +255,13 @@ async def _serve(
     demand = Demand([] if listen else [sock for _, sock in sockets.tcp], hooks.call, core.clock)
     demand.start()  # a worker can take mail before the queue has been looked through
     await core.store.recover()
-    on_stdin = build_stdin_smtpd(core)
-    running.smtpd.append(on_stdin)
+
+    def on_stdin() -> SMTPServer:
+        server = build_stdin_smtpd(core)
+        server.draining = stop.is_set()
+        running.smtpd.append(server)
+        return server
+
     submit = SubmitServer(
         config.fill(SubmitSettings), core.cleanup, core.users, access, core.log, core.clock,
         core.fsio.entropy(8), serve_smtp=SmtpOnStdin(on_stdin).serve, find_key=core.store.submit_keys.get,

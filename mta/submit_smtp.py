@@ -7,6 +7,7 @@ See also: mta/submit.py (mode s), mta/smtpd/server.py
 """
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
 
@@ -44,10 +45,15 @@ class Server(Protocol):
 
 
 class SmtpOnStdin:
-    """Give `serve` to SubmitServer.  server: an SMTPServer made with LocalDoor and a policy that permits."""
+    """Give `serve` to SubmitServer.
 
-    def __init__(self, server: Server) -> None:
-        self._server = server
+    make: makes an SMTPServer with LocalDoor and a policy that permits; called for the first user, because most
+    systems never have one, and it costs a megabyte.
+    """
+
+    def __init__(self, make: Callable[[], Server]) -> None:
+        self._make = make
+        self._server: Server | None = None
 
     async def serve(self, transport: asyncio.Transport, uid: int) -> None:
         """Hand the connection, which is not being read, over and return: from here on the SMTP server owns it.
@@ -55,10 +61,17 @@ class SmtpOnStdin:
         In a turn of the loop of its own, as for a connection from the network: the server takes the short way only
         when it is not called from a task.
         """
-        asyncio.get_running_loop().call_soon(self._hand_over, transport)
+        if self._server is None:
+            try:
+                self._server = self._make()
+            except BaseException:
+                transport.abort()
+                raise
+        asyncio.get_running_loop().call_soon(self._hand_over, self._server, transport)
 
-    def _hand_over(self, transport: asyncio.Transport) -> None:
-        protocol = self._server.factory()
+    @staticmethod
+    def _hand_over(server: Server, transport: asyncio.Transport) -> None:
+        protocol = server.factory()
         transport.set_protocol(protocol)
         protocol.connection_made(transport)
         if not transport.is_closing():

@@ -266,7 +266,7 @@ class World:
         )  # fmt: skip
         self.submit = SubmitServer(
             self.settings(SubmitSettings), self.cleanup, self.names, Access(self.names, self.context), self.maillog,
-            self.clock, os.urandom(8), serve_smtp=SmtpOnStdin(smtp).serve, find_key=self.store.submit_keys.get,
+            self.clock, os.urandom(8), serve_smtp=SmtpOnStdin(lambda: smtp).serve, find_key=self.store.submit_keys.get,
         )  # fmt: skip
         control = Control(
             self.store, self.flush, self.pickup.poke, self.clock, self.maillog,
