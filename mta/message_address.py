@@ -1,7 +1,8 @@
 """Addresses inside a header or an argument: RFC 5322 lists as people write them, one linear pass.
 
 Understood: display names, comments (nested), quoted strings, groups, source routes (dropped), blanks around
-"@" and ".", and lists without commas (`a@x b@y`, `Bob Smith` = two local users), because callers write them.
+"@" and ".", a ":" that begins no group (no ";" follows: `mailto:a@x` has the local part "mailto:a"), and lists
+without commas (`a@x b@y`, `Bob Smith` = two local users), because callers write them.
 An RFC 2047 word is display text, never an address.  What cannot be understood is said (`malformed`), not guessed.
 
 Addresses go out unquoted ("a b@dom"); quote() gives the form for headers.
@@ -27,12 +28,16 @@ _ATOMS = re.compile(r"[^ \t\r\n()<>@,;:\\\".\[\]\x00-\x1f\x7f]+(?:\.[^ \t\r\n()<
 
 @dataclass(slots=True)
 class Address:
-    """One address.  text: unquoted, without route.  start, end: what a rewriting replaces.  routed: had a route."""
+    """One address.  text: unquoted, without route.  start, end: what a rewriting replaces.  routed: had a route.
+
+    source: as it was written, without blanks, comments and route.
+    """
 
     text: str
     start: int
     end: int
     routed: bool = False
+    source: str = ""
 
 
 @dataclass(slots=True)
@@ -75,10 +80,13 @@ class _Parser:
         self._words: list[Token] = []  # of a bare address or a display name
         self._element: Element | None = None
         self._complete = False  # the element has its <address>
+        self._route = -1  # where the route before a bare address began
+        self._last_group = -1  # index of the last ";"
 
     def run(self) -> None:
         tokens = self._tokens()
         i, n = 0, len(tokens)
+        self._last_group = max((at for at, token in enumerate(tokens) if token[0] == ";"), default=-1)
         while i < n:
             kind, start, end = tokens[i]
             if kind == ",":
@@ -90,8 +98,7 @@ class _Parser:
                 self._at(start).end = end
                 self._close()
             elif kind == ":":
-                self._at(start).end = end  # the words were a group's name
-                self._words.clear()
+                self._colon(tokens, i)
             elif kind == "comment":
                 if self._element is None and self.elements:
                     self.elements[-1].end = end
@@ -107,6 +114,20 @@ class _Parser:
                 self._words.append(tokens[i])
             i += 1
         self._close()
+
+    def _colon(self, tokens: list[Token], i: int) -> None:
+        """The end of a group's name, of a route, or (no ";" follows) a part of an address."""
+        _, start, end = tokens[i]
+        if self._complete:
+            self._close()
+        self._at(start).end = end
+        if i < self._last_group:
+            self._words.clear()
+        elif self._words and self._words[0][0] == "@":
+            self._route = self._words[0][1]
+            self._words.clear()
+        else:
+            self._words.append(tokens[i])
 
     def _bad(self, why: str) -> None:
         self.malformed = self.malformed or why
@@ -171,7 +192,7 @@ class _Parser:
             self._bad('unbalanced "<"')
             element.end = len(self.value)
             return i
-        if any(kind in (",", ";", ":", "<", "bad") for kind, _, _ in inside) or len(self._groups(inside)) > 1:
+        if any(kind in (",", ";", "<", "bad") for kind, _, _ in inside) or len(self._groups(inside)) > 1:
             self._bad("malformed address")
         element.end = tokens[i][2]
         element.addresses.append(self._address(inside, open_at + 1, tokens[i][1], routed=routed))
@@ -187,6 +208,7 @@ class _Parser:
     def _bare(self) -> None:
         """Words without angle brackets: each run joined by "@" and "." is an address and an element of its own."""
         groups, self._words = self._groups(self._words), []
+        route, self._route = self._route, -1
         if not groups or self._complete:
             return
         end = self._at(groups[0][0][1]).end
@@ -197,7 +219,9 @@ class _Parser:
                 continue
             element = self._at(group[0][1])
             element.end = group[-1][2]
-            element.addresses.append(self._address(group, group[0][1], group[-1][2], routed=False))
+            routed = route >= 0 and n == 0
+            start = route if routed else group[0][1]
+            element.addresses.append(self._address(group, start, group[-1][2], routed=routed))
         self._at(end).end = end
 
     def _split(self, start: int) -> None:
@@ -210,7 +234,7 @@ class _Parser:
         groups: list[list[Token]] = []
         joined = True
         for token in words:
-            operator = token[0] in ("@", ".")
+            operator = token[0] in ("@", ".", ":")
             if not groups or not (joined or operator):
                 groups.append([])
             groups[-1].append(token)
@@ -228,7 +252,8 @@ class _Parser:
             parts.append(piece)
         if tokens and (tokens[0][0] == "@" or tokens[-1][0] == "@"):
             self._bad("address without local part or domain")
-        return Address("".join(parts), start, end, routed)
+        source = "".join(self.value[a:b] for _, a, b in tokens)
+        return Address("".join(parts), start, end, routed, source)
 
 
 def quote(address: str) -> str:
@@ -257,8 +282,9 @@ def rewrite_list(name: str, value: str, rewrite: Callable[[str], str]) -> str | 
             if not address.text:
                 continue
             new = rewrite(address.text)
-            if new == address.text and not address.routed:
-                continue
+            same = new == address.text if parsed.malformed else quote(new) == address.source
+            if same and not address.routed:
+                continue  # quoted only where it has to be, as Postfix writes it
             changed = True
             out += [value[pos : address.start], quote(new)]
             pos = address.end

@@ -93,7 +93,6 @@ class Invocation:
     smtputf8: bool = False
     verbose: int = 0
     flush: tuple[str, str, bool] = ("", "", False)
-    flush_given: bool = False
     config_directory: str = ""
     queue_directory: str = ""
     wait: bool = False
@@ -122,7 +121,7 @@ def parse_command(argv: Sequence[str], *, uid: int) -> Invocation:
     if unknown:
         # Both of Postfix's passes complain: the first about each unknown option, the second stops at one.
         lines = [f"{result.program}: {text}" for text in (*unknown, unknown[0])]
-        raise UsageError(EX_USAGE, [*lines, f"{result.program}: fatal: usage: sendmail [options]"])
+        raise UsageError(EX_USAGE, [*lines, f"{result.program}: fatal: usage: {result.program} [options]"])
     for letter, value in options:
         _apply(result, letter, value, uid)
     result.recipients = rest
@@ -217,7 +216,7 @@ def _apply(result: Invocation, letter: str, value: str, uid: int) -> None:
         case "Q":
             if uid != 0:
                 bad = f"{result.program}: invalid option -- 'Q'"
-                raise UsageError(EX_USAGE, [bad, bad, f"{result.program}: fatal: usage: sendmail [options]"])
+                raise UsageError(EX_USAGE, [bad, bad, f"{result.program}: fatal: usage: {result.program} [options]"])
             result.quarantine = value
         case "h":
             if not value.isdigit():
@@ -248,7 +247,6 @@ def _queue(result: Invocation, value: str, uid: int) -> None:
     """-q and its forms: now, an interval (a daemon), or a selection."""
     if result.mode is not Mode.QUEUE:
         result.mode = Mode.FLUSH
-    result.flush_given = True
     negated = value[:1] == "!"
     if negated:
         value = value[1:]
@@ -262,6 +260,8 @@ def _queue(result: Invocation, value: str, uid: int) -> None:
         result.mode = Mode.DAEMON
         if uid != 0:
             raise result.fatal(EX_USAGE, f"-q{value} can be used only by the superuser")
+    elif kind == "I":
+        raise result.fatal(EX_USAGE, "specify: -qIqueueid")
     else:
         raise result.fatal(EX_USAGE, f"-q{_CONTROL.sub('?', value[:1])} is not implemented")
 
@@ -323,7 +323,8 @@ def _sender(result: Invocation, value: str) -> str:
     if parsed.malformed or len(parsed.addresses) > 1:
         result.warnings.append(f"{result.program}: warning: -f option specified malformed sender: {value}")
         raise result.fatal(EX_USAGE, "-f option needs one address")
-    return parsed.addresses[0] if parsed.addresses else ""
+    sender = parsed.addresses[0] if parsed.addresses else ""
+    return "" if sender.upper() == "MAILER-DAEMON" else sender  # the null sender's name, for those who cannot say <>
 
 
 def _check(result: Invocation, uid: int) -> None:
@@ -341,7 +342,7 @@ def _check(result: Invocation, uid: int) -> None:
         raise result.fatal(EX_USAGE, "-Q needs -qI, -qR, -qS or -qG")
     if mode is Mode.VERIFY and not result.recipients:
         raise result.fatal(EX_USAGE, "Recipient addresses must be specified on the command line")
-    if result.flush_given and mode not in (Mode.FLUSH, Mode.QUEUE, Mode.DAEMON):
+    if result.flush[0] and mode not in (Mode.FLUSH, Mode.QUEUE, Mode.DAEMON):
         raise result.fatal(EX_USAGE, "-q can be used only in flush queue mode")
 
 
@@ -379,4 +380,4 @@ def full_name(result: Invocation, environment: Mapping[str, str], gecos: str, lo
         name = environment.get("NAME")
     if name is None:
         name = gecos.partition(",")[0].replace("&", login[:1].upper() + login[1:])
-    return _CONTROL.sub("?", name)
+    return _CONTROL.sub("?", " ".join(name.split()))

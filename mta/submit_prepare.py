@@ -5,7 +5,7 @@ Decisions only: bytes in, bytes out, the same for the daemon and for the fallbac
 - every CR before an LF is dropped (PHP, DOS files), a missing last LF is added;
 - leading `From ` and `>From ` lines (mbox, UUCP) are dropped;
 - without -i a line "." ends the message, at the end of input also without LF;
-- with -t recipients come from To, Cc and Bcc, or only from the Resent- ones when there are any.
+- with -t recipients come from To, Cc and Bcc, or only from Resent-To, -Cc and -Bcc when there is such a header.
 
 See also: mta/submit_options.py, sendmail(1)
 """
@@ -149,7 +149,7 @@ class Submission:
         self._lines = InputLines(dot_ends=invocation.dot_ends)
         self._scanner = HeaderScanner(HEADER_BLOCK_LIMIT)
         self._held = bytearray()
-        self._resent: list[str] = []
+        self._resent: list[str] | None = None  # a resent message goes to nobody of its To
 
     @property
     def ended(self) -> bool:
@@ -184,7 +184,8 @@ class Submission:
 
     def _release(self) -> bytes:
         if self.invocation.extract:
-            self.found = self._resent or self.found
+            if self._resent is not None:
+                self.found = self._resent
             if not self.found and not self.arguments:
                 raise self.invocation.fatal(EX_USAGE, f"{self.who}: No recipient addresses found in message header")
         else:
@@ -200,7 +201,7 @@ class Submission:
             elif self.invocation.extract and header.name in _LISTS:
                 self.found += self._addresses(header)
             elif self.invocation.extract and header.name in _RESENT_LISTS:
-                self._resent += self._addresses(header)
+                self._resent = (self._resent or []) + self._addresses(header)
 
     def _addresses(self, header: Header) -> list[str]:
         parsed = parse_list(text(header.value))

@@ -62,8 +62,11 @@ class HeaderFilter:
             if name:
                 self._dropping = name in self._drop
                 self._seen.add(name)
+                self._resent = self._resent or name.startswith(b"resent-")
             return b"" if self._dropping else header.raw
         self._seen.add(name)
+        if name.startswith(b"resent-"):
+            self._resent = True  # Resent-Bcc too, which is dropped
         if name in self._drop:
             return b""
         if name == b"received":
@@ -75,8 +78,6 @@ class HeaderFilter:
             self.encoding = _ENCODINGS.get(header.value.strip().lower(), self.encoding)
         if self._rewrite is None:
             return header.raw
-        if name.startswith(b"resent-"):
-            self._resent = True
         return self._rewritten(header)
 
     def _rewritten(self, header: Header) -> bytes:

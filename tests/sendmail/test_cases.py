@@ -1,4 +1,7 @@
-"""What callers send, and what becomes of it: the cases that were checked against three real MTAs."""
+"""What callers send, and what becomes of it.
+
+sendmail_cases.jsonl was checked against three real MTAs, more_cases.jsonl against Postfix.
+"""
 
 import json
 import os
@@ -11,7 +14,11 @@ import pytest
 from mta.lookup.unix import UserLookup
 from tests.sendmail.world import Message, World
 
-CASES = [json.loads(line) for line in (Path(__file__).parent / "sendmail_cases.jsonl").read_text().splitlines()]
+CASES = [
+    json.loads(line)
+    for name in ("sendmail_cases.jsonl", "more_cases.jsonl")
+    for line in (Path(__file__).parent / name).read_text().splitlines()
+]
 OWN_TEXT = {"F-bt", "F-qSx-rcpt", "G19-qp", "G20-bD-user", "E11-f-multi", "G06-mailq-arg", "G07-newaliases-user"}
 Case = dict[str, Any]
 
