@@ -30,7 +30,11 @@ message is left in the directory `maildrop`, a line on standard error says so, a
 Options end at the first word that does not begin with a dash. A recipient that begins with a dash is refused. What
 callers of Sendmail, Postfix and Exim use is acted on, or accepted and ignored; whatever is refused names itself.""",
     options=(
-        Option("-t", "Take recipients from To, Cc and Bcc as well; with a Resent-To, -Cc or -Bcc from those only. Bcc is removed."),
+        Option(
+            "-t",
+            "Take recipients from To, Cc and Bcc as well; where there is a Resent-To, Resent-Cc or Resent-Bcc, only from"
+            " those. Bcc is removed.",
+        ),
         Option("-i", "A line with a single dot does not end the message. Also `-oi`."),
         Option("-f", "Envelope sender; empty or <> for none. The last one counts. Also `-r`.", "address"),
         Option("-r", "The same as `-f`.", "address"),
