@@ -32,8 +32,8 @@ callers of Sendmail, Postfix and Exim use is acted on, or accepted and ignored; 
     options=(
         Option(
             "-t",
-            "Take recipients from To, Cc and Bcc as well; where there is a Resent-To, Resent-Cc or Resent-Bcc, only from"
-            " those. Bcc is removed.",
+            "Take recipients from To, Cc and Bcc as well; where there is a Resent-To, Resent-Cc or Resent-Bcc, only"
+            " from those. Bcc is removed.",
         ),
         Option("-i", "A line with a single dot does not end the message. Also `-oi`."),
         Option("-f", "Envelope sender; empty or <> for none. The last one counts. Also `-r`.", "address"),
