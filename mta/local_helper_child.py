@@ -33,6 +33,7 @@ from mta.deliver.local_plan import LocalSettings, ToUser
 from mta.deliver.local_user import deliver_to_user, mailbox_path
 from mta.deliver.local_wire import ANSWER_LIMIT, Answer, Ask, WireError, decode_answer, encode_answer
 from mta.deliver.mailbox import System
+from mta.linux_writeback import Journals
 from mta.lookup.unix import User
 from mta.maillog import Maillog
 from mta.smtp.reply import Reply
@@ -181,12 +182,13 @@ class Children:
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
                 signal.signal(number, signal.SIG_IGN)
             sock.setblocking(True)
+            journals = Journals()
             become: Callable[[], None] | None = lambda: self._become(first.plan.user, first.groups, first.gid)  # noqa: E731
             while True:
                 data, fds, _, _ = socket.recv_fds(sock, REQUEST_SIZE, 1)
                 if not data:
                     break
-                reply = self._perform(data, fds[0], first, become)
+                reply = self._perform(data, fds[0], first, become, journals)
                 sock.sendall(encode_answer(Answer(reply)))
                 become = None
                 os.close(fds[0])
@@ -195,7 +197,9 @@ class Children:
         finally:
             os._exit(0)
 
-    def _perform(self, data: bytes, content: int, first: Work, become: Callable[[], None] | None) -> Reply:
+    def _perform(
+        self, data: bytes, content: int, first: Work, become: Callable[[], None] | None, journals: Journals
+    ) -> Reply:
         user, settings = first.plan.user, first.settings
         try:
             with time_limit(settings.command_time_limit):
@@ -204,7 +208,7 @@ class Children:
                 found = json.loads(data)
                 plan = replace(first.plan, local=found["local"], extension=found["extension"])
                 delivery = user_delivery(plan, Ask(**found["ask"]), content, settings, self._clock.now())
-                system = System(self._fsync, self._clock.block, self._clock.now, user.uid)
+                system = System(self._fsync, self._clock.block, self._clock.now, user.uid, journals.written_out)
                 return deliver_to_user(delivery, system)
         except TimeUpError:
             return OUT_OF_TIME

@@ -57,12 +57,16 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """What the engine may not reach for itself.  wait, now: seconds.  uid: owner the mailbox must have."""
+    """What the engine may not reach for itself.  wait, now: seconds.  uid: owner the mailbox must have.
+
+    written_out: see Journals in mta/linux_writeback.py; without it a new file and its name are flushed in turn.
+    """
 
     fsync: Callable[[int], None]
     wait: Callable[[float], None]
     now: Callable[[], float]
     uid: int
+    written_out: Callable[[int], bool] = lambda fd: False
 
 
 class MailboxError(Exception):

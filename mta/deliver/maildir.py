@@ -1,6 +1,9 @@
 """Delivery into a Maildir: tmp/ -> flush -> link into new/ -> flush new/.
 
-A name in new/ is always a whole message.  State: the file in tmp/, for as long as one delivery takes.
+Where a journal keeps the order: tmp/ -> write out -> link into new/ -> flush the file, with one commit less.
+A name in new/ is always a whole message, also after a power cut.
+
+State: the file in tmp/, for as long as one delivery takes.
 
 See also: mta/deliver/mailbox.py (what which error means), https://cr.yp.to/proto/maildir.html
 """
@@ -64,13 +67,19 @@ class Maildir:
             try:
                 found = os.fstat(fd)
                 self._write(fd)
+                ordered = self._system.written_out(fd)
+                if not ordered:
+                    self._system.fsync(fd)
+                final = f"{self._path}/new/{seconds}.V{found.st_dev:x}I{found.st_ino:x}M{micros}.{host}"
+                self._what = f"create maildir file {final}"
+                _move(temporary, final)
+                self._what = f"error flushing {self._path}/new"
+                if ordered:
+                    self._system.fsync(fd)
             finally:
                 os.close(fd)
-            final = f"{self._path}/new/{seconds}.V{found.st_dev:x}I{found.st_ino:x}M{micros}.{host}"
-            self._what = f"create maildir file {final}"
-            _move(temporary, final)
-            self._what = f"error flushing {self._path}/new"
-            flush_directory(f"{self._path}/new", self._system.fsync)
+            if not ordered:
+                flush_directory(f"{self._path}/new", self._system.fsync)
         except BaseException as error:
             taken = isinstance(error, FileExistsError)  # then the name in new/ is not ours
             for name in (temporary, "" if taken else final):
@@ -88,7 +97,6 @@ class Maildir:
             last = chunk[-1:]
         if last != b"\n":
             writer.write(b"\n")
-        self._system.fsync(fd)
 
 
 def _move(temporary: str, final: str) -> None:

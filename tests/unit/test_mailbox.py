@@ -41,12 +41,18 @@ class Laboratory:
         self.path = tmp_path / "alice"
         self.waits: list[float] = []
         self.flushed: list[str] = []
+        self.seen: list[str] = []  # written out
+        self.ordered = False
         self.on_wait: Callable[[], None] = lambda: None
         self.on_fsync: Callable[[int], None] = lambda _fd: None
 
     def wait(self, seconds: float) -> None:
         self.waits.append(seconds)
         self.on_wait()
+
+    def written_out(self, fd: int) -> bool:
+        self.seen.append(os.readlink(f"/proc/self/fd/{fd}"))
+        return self.ordered
 
     def fsync(self, fd: int) -> None:
         self.flushed.append(os.readlink(f"/proc/self/fd/{fd}"))
@@ -65,7 +71,7 @@ class Laboratory:
             os.write(fd, content)
             message = Message(fd, sender, "alice", "alice@mx.test", NOW)
             owner = os.geteuid() if uid is None else uid
-            system = System(self.fsync, self.wait, lambda: NOW, owner)
+            system = System(self.fsync, self.wait, lambda: NOW, owner, self.written_out)
             return deliver_into(path or str(self.path), message, settings, system)
         finally:
             os.close(fd)
@@ -425,6 +431,35 @@ def test_a_maildir_gets_one_file_flushed_before_it_is_seen(lab: Laboratory, tmp_
     assert sorted(p.name for p in (tmp_path / "Maildir").iterdir()) == ["cur", "new", "tmp"]
     assert "/Maildir/tmp/" in lab.flushed[-2] and lab.flushed[-1].endswith("/Maildir/new")
     assert (tmp_path / "Maildir").stat().st_mode & 0o777 == 0o700
+
+
+def test_where_the_journal_keeps_the_order_a_written_file_gets_its_name_and_one_flush(
+    lab: Laboratory, tmp_path: Path
+) -> None:
+    lab.deliver(path=f"{tmp_path}/Maildir/")  # makes the directories
+    lab.flushed.clear()
+    lab.seen.clear()
+    lab.ordered, names = True, []
+    lab.on_fsync = lambda fd: names.extend(os.listdir(tmp_path / "Maildir/new"))
+    lab.deliver(path=f"{tmp_path}/Maildir/")
+    assert len(lab.flushed) == 1 and "/Maildir/tmp/" in lab.flushed[0]
+    assert len(lab.seen) == 1 and not lab.seen[0].endswith(" (deleted)"), "written out before it has its name"
+    assert len(names) == 2, "flushed when it has its name"
+    assert not list((tmp_path / "Maildir/tmp").iterdir())
+
+
+def test_a_file_whose_only_flush_fails_is_in_no_directory(lab: Laboratory, tmp_path: Path) -> None:
+    lab.deliver(path=f"{tmp_path}/Maildir/")
+    before = list((tmp_path / "Maildir/new").iterdir())
+    lab.ordered = True
+
+    def broken(_fd: int) -> None:
+        raise OSError(errno.EIO, "")
+
+    lab.on_fsync = broken
+    lab.fail("error flushing", path=f"{tmp_path}/Maildir/")
+    assert list((tmp_path / "Maildir/new").iterdir()) == before
+    assert not list((tmp_path / "Maildir/tmp").iterdir())
 
 
 @pytest.mark.parametrize("flush", ["/Maildir/tmp/", "/Maildir/new"])
