@@ -122,7 +122,7 @@ class Session(Machine):
             self._finish(syntax, events, ok=False)
             return
         before = (self.facts.helo, self.facts.protocol)
-        name = argument.split(None, 1)[0]
+        name = b" ".join(argument.split())  # all words, as Postfix takes them: "My PC" is a bad name, and not "My"
         self.facts.helo = parse_host(name)
         self.facts.protocol = "SMTP" if stage is Stage.HELO else "ESMTP"
 

@@ -38,10 +38,14 @@ def test_a_greeting_needs_a_name(verb: str) -> None:
     assert driven.session.facts.helo == ""
 
 
+def test_a_name_of_several_words_is_one_bad_name() -> None:
+    assert greeted("EHLO My  PC\r\n").session.facts.helo == "My?PC"
+
+
 def test_helo_offers_nothing_and_parameters_are_unknown_after_it() -> None:
     driven = greeted("")
     assert driven.say("HELO c.example more words\r\n") == "250 mx.test.example\r\n"
-    assert (driven.session.facts.helo, driven.session.facts.protocol) == ("c.example", "SMTP")
+    assert (driven.session.facts.helo, driven.session.facts.protocol) == ("c.example?more?words", "SMTP")
     assert driven.say("MAIL FROM:<s@c.example> SIZE=5\r\n").startswith("555 5.5.4 ")
     assert driven.say(MAIL) == "250 2.1.0 Ok\r\n"
     assert driven.say("RCPT TO:<user@test.example> NOTIFY=NEVER\r\n").startswith("555 5.5.4 ")
