@@ -21,7 +21,6 @@ import socket
 import struct
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 
 from mta.clock import Clock
 from mta.envelope import MAILER_DAEMON
@@ -31,6 +30,7 @@ from mta.maillog import Maillog
 from mta.queue.api import Listing, Queue, QueueError, QueueStore
 from mta.queue.reasons import quoted
 from mta.queue.store_admin import Administrator, Outcome, Verb
+from mta.record import dataclass
 from mta.submit_users import Access
 
 TIMEOUT = 30.0  # seconds a client may take to read or write

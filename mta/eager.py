@@ -10,8 +10,9 @@ import asyncio
 import sys
 import types
 from collections.abc import Coroutine, Generator
-from dataclasses import dataclass
 from typing import Generic, TypeVar, cast
+
+from mta.record import dataclass
 
 T = TypeVar("T")
 

@@ -7,8 +7,10 @@ a control character: grammar and the submit door refuse them.
 See also: RFC 3461 (NOTIFY, RET, ENVID, ORCPT)
 """
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import IntFlag
+
+from mta.record import dataclass
 
 MAILER_DAEMON = "MAILER-DAEMON"  # how the null sender is shown
 

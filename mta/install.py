@@ -18,7 +18,6 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from mta.config.config import Config, ConfigError, load
@@ -46,6 +45,7 @@ from mta.install_steps import (
     read_text,
 )
 from mta.install_units import DROP_IN, drop_in, enabled, port_lists, read_templates, units_for
+from mta.record import dataclass
 
 EX_USAGE, EX_NOPERM = 64, 77
 ETC, SPOOL, OWNER = "/etc/mta", "/var/spool/mta", "mta"

@@ -11,9 +11,9 @@ See also: update-alternatives(1), dpkg-divert(1), Debian Policy 11.6
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 from mta.install_steps import Alternative, Choose, Divert, MakeLink, Step, StepError, call
+from mta.record import dataclass
 
 GROUP, MASTER = "mta", "/usr/sbin/sendmail"
 MUST_AGREE = (MASTER, "/usr/bin/mailq", "/usr/bin/newaliases")

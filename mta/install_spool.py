@@ -3,11 +3,11 @@
 import contextlib
 import os
 import shutil
-from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from mta.clock import Clock
 from mta.install_steps import call
+from mta.record import dataclass
 
 MAIL = ("maildrop", "incoming", "active", "deferred", "hold", "corrupt", "saved")
 LIVE = ("public", "private", "pid")  # sockets and locks: nothing to keep

@@ -13,8 +13,10 @@ import gzip
 import os
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Protocol
+
+from mta.record import dataclass
 
 TIMEOUT = 120.0  # seconds; a package tool that waits for a lock
 

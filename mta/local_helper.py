@@ -26,7 +26,6 @@ import socket
 import stat
 import struct
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import ParamSpec, Protocol, TypeVar
 
 from mta.clock import Clock
@@ -44,6 +43,7 @@ from mta.local_helper_child import Become, Children, Work, become_user
 from mta.lookup.table import TableError
 from mta.lookup.unix import User
 from mta.maillog import Maillog
+from mta.record import dataclass
 from mta.smtp.reply import Reply
 
 P = ParamSpec("P")

@@ -23,7 +23,7 @@ import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NoReturn
 from weakref import WeakValueDictionary
 
@@ -36,6 +36,7 @@ from mta.deliver.mailbox import System
 from mta.linux_writeback import Journals
 from mta.lookup.unix import User
 from mta.maillog import Maillog
+from mta.record import dataclass
 from mta.smtp.reply import Reply
 
 IDLE = 2.0  # seconds a child waits for more mail for its user

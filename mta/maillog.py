@@ -16,13 +16,13 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
 
 from mta.clock import Clock, syslog_date
 from mta.deliver.request import Result
 from mta.envelope import Recipient
 from mta.maillog_sinks import JournalSink, SyslogSink, is_journal
+from mta.record import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 
 from mta import __version__
@@ -48,6 +48,7 @@ from mta.master_sockets import SocketProblemError, close_unix, inherited
 from mta.master_worker import run_worker
 from mta.memory import leave_files
 from mta.queue.store import StoreSettings, create_spool
+from mta.record import dataclass
 from mta.tls import small_buffers
 
 EX_OSERR, EX_TEMPFAIL, EX_CONFIG = 71, 75, 78

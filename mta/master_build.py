@@ -8,7 +8,7 @@ import contextlib
 import os
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import partial
 from ipaddress import ip_address, ip_network
 from ssl import SSLContext
@@ -41,6 +41,7 @@ from mta.qmgr.backoff import BackoffSettings
 from mta.qmgr.qmgr import QmgrSettings, QueueManager, Target
 from mta.qmgr.scheduler import Scheduler, SchedulerSettings, TransportLimits
 from mta.queue.store import SpoolStore, StoreSettings
+from mta.record import dataclass
 from mta.smtpd.anvil import Anvil as AnvilCounters
 from mta.smtpd.anvil import AnvilSettings
 from mta.smtpd.facts import PERMIT, Facts, Stage, Verdict

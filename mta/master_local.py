@@ -17,7 +17,6 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 from mta.clock import Clock
 from mta.config.config import Config, ConfigError, load
@@ -33,6 +32,7 @@ from mta.maillog import Maillog, MaillogSettings
 from mta.master_owner import OwnerProblemError, find_owner, log_sink
 from mta.master_process import EX_SOFTWARE, MAX_PAUSE, YOUNG, die_with_parent, leave_terminal
 from mta.master_sockets import inherited, listen_unix
+from mta.record import dataclass
 from mta.trivial_rewrite import Rewriter, RewriterSettings
 
 SOCKET = "private/local"

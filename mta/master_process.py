@@ -24,11 +24,12 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Protocol
 
 from mta.clock import Clock
 from mta.maillog import Maillog
+from mta.record import dataclass
 
 _PR_SET_PDEATHSIG = 1
 _SIGNALS = {

@@ -12,7 +12,7 @@ import os
 import signal
 import socket
 from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from mta.config.config import Config
 from mta.control import Control, ControlSettings, guarded
@@ -25,6 +25,7 @@ from mta.master_watchdog import feed
 from mta.memory import leave_files
 from mta.pickup import Pickup, PickupSettings
 from mta.queue.store_admin import Administrator
+from mta.record import dataclass
 from mta.smtpd.anvil import Anvil
 from mta.smtpd.server import SMTPServer
 from mta.submit import SubmitServer, SubmitSettings

@@ -13,8 +13,9 @@ import os
 import socket
 import stat
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from ipaddress import ip_address
+
+from mta.record import dataclass
 
 LISTEN_FDS_START = 3  # sd_listen_fds(3)
 BACKLOG = 1024

@@ -12,7 +12,9 @@ See also: RFC 5322 s3.4, s4.4 (obsolete forms)
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
+
+from mta.record import dataclass
 
 FOLD = 70  # columns of a rewritten header, counted as Postfix does
 

@@ -8,7 +8,6 @@ See also: mta/INTERNALS.md states D1 to D3, pickup(8)
 """
 
 import asyncio
-from dataclasses import dataclass
 from typing import Protocol
 
 from mta.cleanup.intake import RefusedError
@@ -20,6 +19,7 @@ from mta.message import HeaderScanner
 from mta.queue.api import Draft, Parent, QueueError, QueueStore
 from mta.queue.queue_reader import DamagedError, QueueFile
 from mta.queue.store_maildrop import MaildropFile
+from mta.record import dataclass
 from mta.submit_intake import Opener, open_local
 from mta.submit_limits import UserLimits
 from mta.submit_prepare import HEADER_BLOCK_LIMIT

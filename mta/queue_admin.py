@@ -8,8 +8,9 @@ See also: mta/cli_queue.py
 import operator
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
+
+from mta.record import dataclass
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _SIZES = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3}

@@ -14,13 +14,14 @@ import socket
 import struct
 from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from mta.cleanup.intake import TOO_BIG, WRITE_ERROR
 from mta.clock import Clock
 from mta.lookup.table import TableError
 from mta.maillog import Maillog
 from mta.queue.api import QueueError
+from mta.record import dataclass
 from mta.smtp.reply import Reply
 from mta.submit_connection import Connection, LostError
 from mta.submit_intake import Delivery, Opener

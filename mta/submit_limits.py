@@ -7,9 +7,9 @@ See also: postconf(5) submit_user_connection_limit, submit_user_message_limit, s
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from mta.clock import Clock
+from mta.record import dataclass
 
 MAX_USERS = 10_000  # uids remembered; more begin a new interval for all
 

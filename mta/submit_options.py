@@ -9,11 +9,12 @@ See also: sendmail(1), LSB 5.0 baselib-sendmail-1, RFC 3461 (-N -R -V)
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import StrEnum
 
 from mta.envelope import NOTIFY_DEFAULT, RET_DEFAULT, Notify, Ret
 from mta.message_address import parse_list
+from mta.record import dataclass
 
 EX_USAGE = 64
 EX_DATAERR = 65

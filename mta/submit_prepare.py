@@ -12,11 +12,12 @@ See also: mta/submit_options.py, sendmail(1)
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from mta.envelope import Envelope, Recipient
 from mta.message import Header, HeaderScanner, text
 from mta.message_address import parse_list
+from mta.record import dataclass
 from mta.submit_options import (
     EX_DATAERR,
     EX_USAGE,

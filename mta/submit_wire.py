@@ -20,7 +20,8 @@ left the caller, and it may go elsewhere.  A lost connection after that is follo
 """
 
 import struct
-from dataclasses import dataclass
+
+from mta.record import dataclass
 
 MAX_FRAME = 65536  # bytes of one frame's data
 KEY_SIZE = 16

@@ -11,7 +11,8 @@ import asyncio.sslproto
 import re
 import ssl
 import warnings
-from dataclasses import dataclass
+
+from mta.record import dataclass
 
 VERSIONS = {
     "SSLV2": 0x0200, "SSLV3": 0x0300, "TLSV1": 0x0301, "TLSV1.1": 0x0302, "TLSV1.2": 0x0303, "TLSV1.3": 0x0304,

@@ -11,7 +11,6 @@ See also: trivial-rewrite(8), transport(5), ADDRESS_CLASS_README
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from enum import StrEnum
 
 from mta.lookup.address import ExtensionRules, find_address, find_key, split_extension
@@ -21,6 +20,7 @@ from mta.lookup.match_list import DomainList, parent_style
 from mta.lookup.names import literal_address, valid_hostname
 from mta.lookup.open import open_tables
 from mta.lookup.table import TableError
+from mta.record import dataclass
 
 _ORDINARY = re.compile(r"[^@%!\"\\\s]+@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+")
 _DOT_STRING = re.compile(r"[^\x00-\x20\x7f()<>@,;:\\\".\[\]]+(?:\.[^\x00-\x20\x7f()<>@,;:\\\".\[\]]+)*")

@@ -18,7 +18,6 @@ See also: bounce(8), RFC 3461 s5.2 and s6, RFC 5321 s6.1 (null reverse-path), mt
 
 import os
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from mta.bounce.dsn import Kind, Report, ReportRecipient, closing, opening
@@ -27,6 +26,7 @@ from mta.deliver.request import CorruptContentError, Result
 from mta.envelope import Envelope, Notify, Origin, Recipient, Ret
 from mta.maillog import Maillog
 from mta.queue.api import Draft, Job, Parent, QueueError, QueueStore
+from mta.record import dataclass
 
 HEADER_LIMIT = 60000  # bytes of the original's header that are returned
 SERVICE = "bounce"

@@ -13,10 +13,10 @@ See also: RFC 3461, RFC 3464 (fields), RFC 6533 (utf-8 addresses), RFC 3834 (Aut
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from enum import Enum
 
 from mta.message_address import quote
+from mta.record import dataclass
 
 TEXT_LIMIT = 1024  # characters of a remote text
 WIDTH = 79  # columns of a folded line, as Postfix

@@ -9,10 +9,10 @@ See also: cleanup(8), RFC 5322 s3.6
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from mta.message import Header, clean, from_header, normalised, text
 from mta.message_address import parse_list, rewrite_list
+from mta.record import dataclass
 
 SENDER_HEADERS = frozenset(
     b"from sender reply-to errors-to return-receipt-to resent-from resent-sender resent-reply-to mail-followup-to"

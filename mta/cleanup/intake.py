@@ -9,12 +9,12 @@ See also: mta/cleanup/headers.py, cleanup(8)
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 
 from mta.cleanup.headers import HeaderFilter, Missing, header_addresses
 from mta.lookup.table import TableError
 from mta.message import Header, HeaderScanner
 from mta.queue.api import Draft, Parent, QueueError, QueueFullError
+from mta.record import dataclass
 from mta.smtp.reply import Reply
 
 TOO_BIG = Reply(552, "5.3.4", "Error: message file too big")

@@ -5,13 +5,13 @@ A failing table raises TableError: nothing is ever accepted with half of its ali
 See also: canonical(5), virtual(5), mta/lookup/address.py (order of keys)
 """
 
-from dataclasses import dataclass
 from typing import Protocol
 
 from mta.cleanup.settings import CleanupSettings
 from mta.lookup.address import ExtensionRules, find_address, split_extension
 from mta.lookup.table import Maps, TableError
 from mta.message_address import parse_list
+from mta.record import dataclass
 
 MAX_ADDRESS = 1000  # characters of an expanded address, Postfix's virtual_alias_address_length_limit
 

@@ -1,6 +1,6 @@
 """Settings of cleanup, under their names in postconf(5)."""
 
-from dataclasses import dataclass
+from mta.record import dataclass
 
 
 @dataclass(frozen=True, slots=True)

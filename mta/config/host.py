@@ -10,8 +10,10 @@ import ctypes
 import os
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_address, ip_interface
+
+from mta.record import dataclass
 
 Interface = IPv4Interface | IPv6Interface
 Address = IPv4Address | IPv6Address

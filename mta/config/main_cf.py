@@ -11,7 +11,9 @@ See also: postconf(5)
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
+
+from mta.record import dataclass
 
 _SPACE = " \t\r\n\v\f"
 

@@ -11,10 +11,11 @@ See also: master(5)
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from mta.config.main_cf import Problem, logical_lines
 from mta.config.param import split
+from mta.record import dataclass
 
 TYPES = ("inet", "unix", "unix-dgram", "fifo", "pass")
 _FIELDS = 8

@@ -9,11 +9,11 @@ parameter's default, as in Postfix ("delay_warning_time = 4" means hours, "queue
 See also: postconf(5) "time units"
 """
 
-from dataclasses import dataclass
 from enum import Enum
 from typing import NoReturn
 
 from mta.config.macro import level
+from mta.record import dataclass
 
 SEPARATORS = ", \t\r\n"
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}

@@ -16,7 +16,7 @@ See also: aliases(5), local(8) "SYSTEM-WIDE AND USER-LEVEL ALIASING"
 
 import re
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import Enum
 from typing import Protocol
 
@@ -24,6 +24,7 @@ from mta.lookup.address import ExtensionRules, split_extension
 from mta.lookup.lines import Warnings, logical_lines, parse_aliases, text_of
 from mta.lookup.table import Maps
 from mta.message_address import parse_list
+from mta.record import dataclass
 
 MAX_DEPTH = 100  # nested aliases and :include: files, Postfix's limit too
 MAX_LEAVES = 50_000  # recipients of one alias

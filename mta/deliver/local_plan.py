@@ -14,7 +14,7 @@ See also: local(8), mta/deliver/aliases.py
 """
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Protocol
 
 from mta.config.param import split
@@ -31,6 +31,7 @@ from mta.deliver.mailbox import MailboxSettings
 from mta.lookup.address import ExtensionRules, split_extension
 from mta.lookup.table import Maps, TableError
 from mta.lookup.unix import User
+from mta.record import dataclass
 from mta.smtp.reply import Reply
 
 ALWAYS_THERE = ("postmaster", "mailer-daemon")

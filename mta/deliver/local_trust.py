@@ -5,7 +5,8 @@ See also: local(8) (":include: file is world writable"), reliability of set-uid 
 
 import os
 import stat
-from dataclasses import dataclass
+
+from mta.record import dataclass
 
 SIZE_LIMIT = 16 << 20  # bytes
 

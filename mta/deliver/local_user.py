@@ -11,7 +11,7 @@ See also: mta/deliver/mbox.py, mta/deliver/maildir.py
 import os
 import stat
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from mta.config.macro import MacroError, expand
 from mta.deliver.local_plan import LocalSettings, ToUser
@@ -19,6 +19,7 @@ from mta.deliver.mailbox import MailboxError, MailboxSettings, Message, System, 
 from mta.deliver.maildir import Maildir
 from mta.deliver.mbox import Mbox
 from mta.lookup.unix import User
+from mta.record import dataclass
 from mta.smtp.reply import Reply
 
 _SAFE = frozenset(

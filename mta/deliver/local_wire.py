@@ -7,8 +7,8 @@ See also: mta/local_helper.py
 """
 
 import json
-from dataclasses import dataclass
 
+from mta.record import dataclass
 from mta.smtp.reply import Reply
 
 REQUEST_LIMIT = 16384  # bytes of a request line

@@ -16,9 +16,9 @@ See also: mta/deliver/mbox.py, mta/deliver/maildir.py, local(8) "MAILBOX DELIVER
 import errno
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 from mta.message_address import quote
+from mta.record import dataclass
 from mta.smtp.reply import Reply
 
 CHUNK = 65536  # bytes read from the content at a time

@@ -8,10 +8,11 @@ See also: mta/INTERNALS.md "delivery"
 """
 
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Protocol
 
 from mta.envelope import Envelope, Recipient
+from mta.record import dataclass
 from mta.smtp.reply import Reply
 
 

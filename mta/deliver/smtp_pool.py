@@ -8,11 +8,11 @@ See also: postconf(5) smtp_connection_cache_on_demand, smtp_connection_reuse_tim
 """
 
 import asyncio
-from dataclasses import dataclass
 
 from mta.clock import Clock
 from mta.deliver.smtp_session import Session
 from mta.deliver.smtp_settings import SmtpSettings
+from mta.record import dataclass
 
 MAX_IDLE = 100
 Key = tuple[str, str, int]  # host name, address, port

@@ -15,12 +15,12 @@ import asyncio
 import contextlib
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterable
-from dataclasses import dataclass
 from typing import cast
 
 from mta.clock import Clock
 from mta.deliver.request import CorruptContentError
 from mta.deliver.smtp_settings import SmtpSettings
+from mta.record import dataclass
 from mta.smtp.client import (
     HANDSHAKE_STEPS,
     Broken,

@@ -4,9 +4,10 @@ See also: postconf(5), transport(5), smtp(8)
 """
 
 import re
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 
 from mta.dns.system import is_address
+from mta.record import dataclass
 
 SMTP_PORT = 25
 LMTP_PORT = 24

@@ -8,9 +8,9 @@ See also: RFC 5321 s5.1, RFC 7505 (null MX), postconf(5) smtp_address_preference
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
+from mta.record import dataclass
 from mta.smtp.reply import Reply
 
 T = TypeVar("T")

@@ -16,7 +16,6 @@ See also: mta/dns/exchange.py (asking), mta/dns/answers.py (reading), mta/dns/mx
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from mta.clock import Clock
 from mta.deliver.connector import Connector
@@ -25,6 +24,7 @@ from mta.dns.exchange import Exchange
 from mta.dns.mx import DnsError, DnsNoData, DnsNotFound, DnsTemporary, MXAnswer
 from mta.dns.system import Servers, WatchedFile, parse_hosts, parse_resolv_conf, parse_server, same_address
 from mta.maillog import Maillog
+from mta.record import dataclass
 
 MAX_CACHE = 10_000  # answers
 FAILURE_TTL = 1.0  # seconds a DnsTemporary is remembered, so that a burst of mail asks dead servers once

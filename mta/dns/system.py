@@ -9,10 +9,10 @@ See also: resolv.conf(5), hosts(5)
 import ipaddress
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from mta.clock import Clock
+from mta.record import dataclass
 
 MAX_FILE = 1 << 20  # octets; more is not looked at
 CHECK_EVERY = 1.0  # seconds

@@ -8,9 +8,9 @@ See also: virtual(5) "TABLE SEARCH ORDER", canonical(5), "ADDRESS EXTENSION" in 
 
 import re
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 
 from mta.lookup.table import Maps
+from mta.record import dataclass
 
 _DOT_STRING = re.compile(r"[^\x00-\x20\x7f()<>@,;:\\\".\[\]]+(?:\.[^\x00-\x20\x7f()<>@,;:\\\".\[\]]+)*")
 _NEVER_SPLIT = ("postmaster", "mailer-daemon")

@@ -4,12 +4,13 @@ Types only, so that a table can be built in a test from three small objects.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import ParamSpec, Protocol, TypeVar
 
 from mta.clock import Clock
 from mta.lookup.table import Table
 from mta.lookup.unix import UserDb
+from mta.record import dataclass
 
 P = ParamSpec("P")
 T = TypeVar("T")

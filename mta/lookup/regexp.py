@@ -6,11 +6,11 @@ the pcre flags A, E, U, X; a rule that uses one of these is skipped with a warni
 """
 
 import re
-from dataclasses import dataclass
 
 from mta.lookup.context import LookupContext
 from mta.lookup.lines import Warnings
 from mta.lookup.rules import RuleTable, Step, first_match, parse_rules
+from mta.record import dataclass
 
 MAX_KEY = 4096  # characters; `re` may backtrack, and the key comes from a stranger
 _CLASSES = {

@@ -6,13 +6,13 @@ rules.  What a pattern is and how a key is matched is the table type's business.
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from mta.lookup.context import LookupContext
 from mta.lookup.lines import SPACE, Warnings, logical_lines, text_of
 from mta.lookup.source import Source
 from mta.lookup.table import TableError
+from mta.record import dataclass
 
 K = TypeVar("K", contravariant=True)
 Key = TypeVar("Key")

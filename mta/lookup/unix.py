@@ -16,12 +16,12 @@ import errno
 import os
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import ParamSpec, Protocol, TypeVar
 
 from mta.clock import Clock
 from mta.descriptors import scarce
 from mta.lookup.table import TableError
+from mta.record import dataclass
 
 P = ParamSpec("P")
 T = TypeVar("T")

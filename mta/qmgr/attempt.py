@@ -7,7 +7,7 @@ removed, or deferred with its reasons.  A crash at any point repeats at most wha
 """
 
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Protocol
 
 from mta.cleanup.intake import RefusedError
@@ -16,6 +16,7 @@ from mta.deliver.request import DeliveryRequest, Expansion, Result
 from mta.envelope import Envelope, Notify, Origin, Recipient
 from mta.maillog import Delays, Maillog, delivery
 from mta.queue.api import Draft, Job, Parent, QueueError, QueueStore, Reason
+from mta.record import dataclass
 from mta.smtp.reply import Reply
 
 INTERNAL_ERROR = Reply(451, "4.3.0", "internal error, will try again")

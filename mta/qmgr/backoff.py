@@ -6,7 +6,7 @@ restart changes no retry time.
 See also: mta/INTERNALS.md "retry", RFC 5321 s4.5.4.1, postconf(5)
 """
 
-from dataclasses import dataclass
+from mta.record import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,6 @@ import heapq
 import traceback
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from mta.clock import Clock
@@ -34,6 +33,7 @@ from mta.qmgr.attempt import Attempt, Bounces, Injector, request_for
 from mta.qmgr.backoff import BackoffSettings, due, expired, next_attempt
 from mta.qmgr.scheduler import Entry, Scheduler
 from mta.queue.api import FencedError, Job, Queue, QueueError, QueueStore
+from mta.record import dataclass
 from mta.smtp.reply import Reply
 
 SUSPECT = 3  # attempts that never ended; from then on a message is tried alone among its like

@@ -18,9 +18,10 @@ Cost: enqueue, next and finished are O(1) amortised; memory is one deque slot pe
 """
 
 from collections import OrderedDict, deque
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from mta.envelope import Recipient
+from mta.record import dataclass
 from mta.smtp.reply import Reply
 
 

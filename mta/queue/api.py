@@ -7,11 +7,12 @@ See also: mta/INTERNALS.md (states and commit points)
 """
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import StrEnum
 from typing import Protocol
 
 from mta.envelope import Envelope, Recipient
+from mta.record import dataclass
 
 
 class Queue(StrEnum):

@@ -19,10 +19,10 @@ See also: mta/queue/queue_reader.py (reading), mta/INTERNALS.md (states of a fil
 
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from mta.envelope import Envelope
 from mta.queue.api import Parent
+from mta.record import dataclass
 
 LINE_LIMIT = 2048  # bytes of one record of text, Postfix's line_length_limit
 PLAIN_LIMIT = 256 * 1024  # bytes of content written line by line

@@ -10,11 +10,12 @@ See also: mta/queue/queue_file.py (writing)
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from mta.envelope import NOTIFY_DEFAULT, Envelope, Notify, Recipient, Ret
 from mta.queue.api import Parent
 from mta.queue.queue_file import FLAG_BLOCKS, SMTPUTF8_REQUESTED, envelope_crc
+from mta.record import dataclass
 
 FIRST_READ = 16384  # bytes: all of most messages
 WINDOW = 65536  # bytes read at a time after that

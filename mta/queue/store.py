@@ -15,7 +15,7 @@ import errno
 import os
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from mta.clock import Clock
 from mta.deliver.request import CorruptContentError
@@ -41,6 +41,7 @@ from mta.queue.store_spool import (
     is_ready,
     queue_error,
 )
+from mta.record import dataclass
 
 __all__ = ["MaildropFile", "SpoolStore", "StoreSettings", "create_spool"]
 

@@ -12,7 +12,6 @@ import errno
 import os
 import stat
 from collections.abc import AsyncIterator, Iterable
-from dataclasses import dataclass
 from itertools import zip_longest
 
 from mta.clock import Clock
@@ -21,6 +20,7 @@ from mta.queue import queue_id as ids
 from mta.queue.api import QueueError
 from mta.queue.queue_reader import ContentReader, QueueFile, decode
 from mta.queue.store_spool import QueueLog, Spool, queue_error
+from mta.record import dataclass
 
 COMPLETE = stat.S_IXUSR  # set by the injector as the last thing
 LEFTOVER_AGE = 3600.0  # seconds after which an unfinished file is removed

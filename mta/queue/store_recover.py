@@ -18,7 +18,6 @@ import asyncio
 import contextlib
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -30,6 +29,7 @@ from mta.queue.queue_reader import DamagedError, QueueFile, decode
 from mta.queue.store_listing import SLICE, files
 from mta.queue.store_maildrop import Maildrop
 from mta.queue.store_spool import WRITING, is_ready
+from mta.record import dataclass
 
 if TYPE_CHECKING:
     from mta.queue.store import SpoolStore

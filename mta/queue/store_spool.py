@@ -5,12 +5,12 @@ See also: mta/INTERNALS.md (table of directories)
 
 import errno
 import os
-from dataclasses import dataclass
 from typing import Protocol
 
 from mta.fsio import Fsio
 from mta.queue import queue_id as ids
 from mta.queue.api import FencedError, QueueError, QueueFullError
+from mta.record import dataclass
 
 READY = 0o700  # of a complete message
 WRITING = 0o600

@@ -17,11 +17,11 @@ See also: RFC 5321 s3.3, s4.3.2; RFC 1870, 2033 (LMTP), 2920, 3207, 3461, 6152, 
 """
 
 from collections import deque
-from dataclasses import dataclass
 from enum import Enum
 from typing import cast
 
 from mta.envelope import Notify, Recipient, Ret
+from mta.record import dataclass
 from mta.smtp.parameters import encode_xtext
 from mta.smtp.path import quote_address
 from mta.smtp.replies import MalformedReplyError, PeerReply, ReplyParser
@@ -81,7 +81,7 @@ class Transaction:
     encoding: str = ""
     smtputf8: bool = False
     envelope_id: str = ""
-    ret: Ret = Ret(0)  # noqa: RUF009 (an immutable flag)
+    ret: Ret = Ret(0)
 
 
 @dataclass(frozen=True, slots=True)

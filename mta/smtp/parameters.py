@@ -7,9 +7,9 @@ See also: RFC 1870 (SIZE), RFC 3461 s4 (DSN), RFC 4954 (AUTH), RFC 6152 (BODY), 
 """
 
 import re
-from dataclasses import dataclass
 
 from mta.envelope import NOTIFY_DEFAULT, RET_DEFAULT, Notify, Ret
+from mta.record import dataclass
 from mta.smtp.reply import Reply
 from mta.smtp.rules import Rules
 

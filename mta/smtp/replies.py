@@ -13,8 +13,8 @@ See also: RFC 5321 s4.2, s4.5.3.1.5; RFC 2034
 """
 
 import re
-from dataclasses import dataclass
 
+from mta.record import dataclass
 from mta.smtp.reply import Reply
 
 MAX_KEPT = 64 * 1024  # octets of one reply, and of one line

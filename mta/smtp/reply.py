@@ -6,7 +6,7 @@ code alone decides what happens to mail: 2xx done, 3xx go on, 4xx try again late
 See also: RFC 2034 (enhanced codes on the wire)
 """
 
-from dataclasses import dataclass
+from mta.record import dataclass
 
 MAX_LINE = 512  # octets with CRLF, RFC 5321 s4.5.3.1.5
 _CONTROL = {c: "?" for c in (*range(32), 127) if c != 10}

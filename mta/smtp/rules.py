@@ -1,6 +1,6 @@
 """What a session offers its client, as far as the parsers of commands need to know it.  A value; no state."""
 
-from dataclasses import dataclass
+from mta.record import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,11 +8,11 @@ See also: anvil(8), postconf(5) smtpd_client_connection_count_limit and its kin
 
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from mta.clock import Clock
 from mta.lookup.match_list import NetworkList
 from mta.lookup.table import TableError
+from mta.record import dataclass
 from mta.smtp.reply import Reply
 from mta.smtpd.facts import PERMIT, Verdict
 

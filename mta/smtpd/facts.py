@@ -3,9 +3,10 @@
 Pure values between the dialogue (session.py), its shell (server.py) and the restrictions.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import StrEnum
 
+from mta.record import dataclass
 from mta.smtp.reply import Reply
 
 

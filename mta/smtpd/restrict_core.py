@@ -7,7 +7,7 @@ See also: SMTPD_ACCESS_README, access(5), postconf(5) warn_if_reject
 """
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import IntEnum
 from typing import Protocol
 
@@ -15,6 +15,7 @@ from mta.dns.mx import MXAnswer
 from mta.lookup.address import ExtensionRules
 from mta.lookup.match_list import NetworkList
 from mta.lookup.table import Maps
+from mta.record import dataclass
 from mta.smtp.path import quote_address
 from mta.smtp.reply import Reply
 from mta.smtpd.facts import Facts, Stage

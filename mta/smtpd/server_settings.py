@@ -1,7 +1,6 @@
 """postconf(5) parameters of the SMTP server beyond those of the dialogue."""
 
-from dataclasses import dataclass
-
+from mta.record import dataclass
 from mta.smtpd.session_plan import SessionSettings
 
 

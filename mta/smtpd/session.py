@@ -19,10 +19,10 @@ See also: RFC 5321 s4, RFC 2920 (PIPELINING), RFC 3207 (STARTTLS), postconf(5) s
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import cast
 
 from mta.envelope import Recipient
+from mta.record import dataclass
 from mta.smtp.data import DataReceiver
 from mta.smtp.grammar import parse_mail, parse_rcpt
 from mta.smtp.path import BAD_RECIPIENT, BAD_SENDER, parse_host, parse_path

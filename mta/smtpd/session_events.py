@@ -4,9 +4,10 @@ The shell does each at once, except that after Ask, Begin, Commit, Wait and Star
 until the shell has answered with the same token.  At most one of those is open.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from mta.envelope import RET_DEFAULT, Recipient, Ret
+from mta.record import dataclass
 from mta.smtpd.facts import Facts, Stage
 
 

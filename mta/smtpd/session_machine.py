@@ -9,9 +9,9 @@ See also: RFC 2920 (PIPELINING), RFC 5321 s4.5.3; postconf(5) smtpd_hard_error_l
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import cast
 
+from mta.record import dataclass
 from mta.smtp.data import DataReceiver
 from mta.smtp.grammar import split_command
 from mta.smtp.reply import Reply

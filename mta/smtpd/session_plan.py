@@ -4,8 +4,9 @@ Made once per listener, so that a connection costs only its own state.
 """
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from mta.record import dataclass
 from mta.smtp.grammar import is_header_like
 from mta.smtp.reply import Reply
 from mta.smtp.rules import Rules

@@ -26,7 +26,7 @@ PURE = [
     *("smtp/*", "smtpd/session*", "smtpd/facts", "smtpd/ports", "message*", "envelope", "dns/mx"),
     *("queue/queue_file", "queue/queue_reader", "queue/reasons", "queue/queue_id", "queue/api"),
     *("bounce/dsn", "qmgr/scheduler", "qmgr/backoff"),
-    *("deliver/request", "submit_options", "submit_prepare", "lookup/table", "lookup/cdb", "queue_admin"),
+    *("record", "deliver/request", "submit_options", "submit_prepare", "lookup/table", "lookup/cdb", "queue_admin"),
 ]
 LAYERS = {  # first match wins; a module may import only its own layer or lower ones
     0: PURE,
