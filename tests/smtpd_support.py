@@ -58,6 +58,7 @@ SETTINGS = ServerSettings(
     smtputf8_enable=True,
     strict_rfc821_envelopes=False,
     allow_min_user=False,
+    soft_bounce=False,
     smtpd_timeout=300.0,
     smtpd_starttls_timeout=300.0,
     smtpd_min_data_rate=500,

@@ -40,6 +40,10 @@ class Reply:
         """5xx: repeating it is useless."""
         return 500 <= self.code <= 599
 
+    def softened(self) -> "Reply":
+        """The temporary form of a refusal (soft_bounce): 550 5.1.1 becomes 450 4.1.1."""
+        return Reply(self.code - 100, "4" + self.enhanced[1:] if self.enhanced else "", self.text)
+
     def encode(self) -> bytes:
         """Return the reply as wire bytes, each line ended by CRLF, control characters replaced by "?".
 

@@ -361,6 +361,8 @@ class Machine(ABC):
     # Replies
 
     def _say(self, reply: Reply) -> None:
+        if reply.code >= 500 and self.plan.settings.soft_bounce:
+            reply = reply.softened()
         self._out.append(ENCODED.get(reply) or reply.encode())
 
     def _flush(self, events: list[Event]) -> None:

@@ -37,6 +37,7 @@ class SessionSettings:
     smtputf8_enable: bool
     strict_rfc821_envelopes: bool
     allow_min_user: bool
+    soft_bounce: bool
 
 
 class SessionPlan:

@@ -38,6 +38,15 @@ def test_a_greeting_needs_a_name(verb: str) -> None:
     assert driven.session.facts.helo == ""
 
 
+def test_under_soft_bounce_no_reply_is_permanent() -> None:
+    driven = greeted("EHLO c.example\r\n", soft_bounce=True, message_size_limit=10)
+    assert driven.say("FOO\r\n") == "400 4.5.2 Error: command not recognized\r\n"
+    assert driven.say("MAIL FROM:<x\r\n") == "401 4.1.7 Bad sender address syntax\r\n"
+    assert driven.say("MAIL FROM:<s@c.example> SIZE=11\r\n") == "452 4.3.4 Message size exceeds fixed limit\r\n"
+    driven.say(MAIL)
+    assert driven.say("DATA\r\n") == "454 4.5.1 Error: no valid recipients\r\n"
+
+
 def test_a_name_of_several_words_is_one_bad_name() -> None:
     assert greeted("EHLO My  PC\r\n").session.facts.helo == "My?PC"
 
