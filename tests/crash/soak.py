@@ -26,11 +26,11 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from sendmail_compat.install import install
-from tests.crash.kill9 import still_promised
 from tests.crash.sink import Sink
 from tests.crash.soak_ledger import SoakLedger
 from tests.crash.soak_plot import curves, slope
 from tests.crash.system import System
+from tests.crash.under_load import still_promised
 from tests.system.support_system import DOMAIN, cpu, local_user, processes, pss
 
 SENDERS = 4
