@@ -211,11 +211,12 @@ def test_a_record_that_is_not_roots_alone_is_not_believed(chroot: Make, opt_aiom
 
 def test_only_root_installs_and_bad_words_are_usage_errors(chroot: Make, opt_aiomta: Path) -> None:
     root = beside(chroot, "postfix", opt_aiomta)
-    root.run(MTA, "install", user="bob", status=77)
+    assert b"root" in root.run(MTA, "install", user="bob", status=77).stderr
     root.run(MTA, "install", "--dry-run", user="bob")
     for words in (("--divert", "--alternatives"), ("--prefix",), ("now",), ("--sockets", "--divert")):
         root.run(MTA, "install", *words, status=64)
     root.run(MTA, "uninstall", "--divert", status=64)
+    assert "ours" not in root.owners(), "none of them has changed anything"
 
 
 def test_a_package_upgrade_of_the_other_mail_system_leaves_ours_in_place(chroot: Make, opt_aiomta: Path) -> None:

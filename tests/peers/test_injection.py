@@ -94,6 +94,7 @@ def test_an_alias_with_two_members_reaches_both_once(host: Host) -> None:
     for user in ("bob", "carol"):
         wait_for("mail for the team", partial(lambda who: subjects(host, who) == ["to the team"], user))
     host.wait_idle()
+    assert subjects(host, "bob") == subjects(host, "carol") == ["to the team"]
 
 
 def test_a_message_is_what_was_typed_with_our_headers_on_top(host: Host) -> None:

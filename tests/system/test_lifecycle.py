@@ -401,6 +401,7 @@ def test_a_log_that_logrotate_8_has_renamed_already_is_opened_again() -> None:
         system.must("logrotate")
         system.must("reload")
         until(lambda: "reload -- version" in system.log_text(), "the new file is written")
+        assert "reload -- version" not in (system.directory / "maillog.1").read_text()
 
 
 def test_flush_tries_deferred_mail_now() -> None:
@@ -417,3 +418,4 @@ def test_flush_tries_deferred_mail_now() -> None:
             until(lambda: system.queue()["deferred"], "the file is there")
             system.must("flush")
             until(lambda: system.log_text().count("status=deferred") == 2, "second attempt")
+            assert "status=bounced" not in system.log_text()

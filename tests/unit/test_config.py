@@ -368,7 +368,7 @@ def test_any_settings_give_a_config_or_problems(values: dict[str, str]) -> None:
     if not any(p.fatal for p in check_all(config)):
         for param in declared():
             if param.honoured:
-                config.value(param.name)
+                assert isinstance(config.value(param.name), bool | int | float | str | tuple)
 
 
 def test_names_that_mean_the_recipient_are_left_in_place(tmp_path: Path) -> None:

@@ -296,12 +296,16 @@ async def test_the_worker_is_another_thread_and_errors_come_back(opener: Opener)
 
 
 async def test_close_waits_for_what_is_in_flight_and_a_new_start_works(tmp_path: Path) -> None:
-    fsio = Fsio()
-    await fsio.flush(fsio.directory(str(tmp_path)))
-    fsio.close()
-    fsio.close()
-    await fsio.flush(fsio.directory(str(tmp_path)))
-    fsio.close()
+    flushed: list[str] = []
+    fsio = Fsio(hook=lambda operation, _: flushed.append(operation))
+    before = len(os.listdir("/proc/self/fd"))
+    for number in (1, 2):
+        waiting = asyncio.ensure_future(fsio.flush(fsio.directory(str(tmp_path))))
+        await waiting
+        fsio.close()
+        fsio.close()
+        assert flushed == ["flush"] * number
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 class _NoFsyncInAio:

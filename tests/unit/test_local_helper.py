@@ -116,9 +116,9 @@ def test_a_request_is_whole_or_refused(line: bytes) -> None:
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(st.binary(max_size=200))
 def test_no_bytes_make_the_protocol_fail_otherwise(line: bytes) -> None:
-    for decode in (decode_ask, decode_answer):
+    for decode, kind in ((decode_ask, Ask), (decode_answer, Answer)):
         with contextlib.suppress(WireError):
-            decode(line)
+            assert isinstance(decode(line), kind)
 
 
 # -- service ----------------------------------------------------------------------------------------------

@@ -109,7 +109,10 @@ def test_posix_brackets_keep_their_meaning(pattern: str, text: str) -> None:
 @settings(deadline=None, derandomize=True, max_examples=200)
 @given(st.text(alphabet="/!if endr$1{}()[]\\:a\n#~", max_size=60))
 def test_any_text_is_rules_or_warnings(text: str) -> None:
-    parse_rules(text.encode(), Warnings("f"), lambda t, c: _parse(t, condition=c, posix=True), "regexp")
+    warnings = Warnings("f")
+    steps = parse_rules(text.encode(), warnings, lambda t, c: _parse(t, condition=c, posix=True), "regexp")
+    assert len(steps) <= text.count("\n") + 1
+    assert all(line.startswith("regexp map f, line ") for line in warnings)
 
 
 @pytest.mark.parametrize(

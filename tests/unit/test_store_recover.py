@@ -305,6 +305,8 @@ async def test_directories_are_made_with_their_modes(spool: Spooled) -> None:
 async def test_missing_parents_of_the_spool_are_made(tmp_path: Path) -> None:
     with spooled(tmp_path / "a" / "b" / "spool") as deep:
         await deep.accept()
+        assert deep.root == tmp_path / "a" / "b" / "spool"
+        assert len(list((deep.root / "incoming").iterdir())) == 1
 
 
 async def test_wrong_modes_are_repaired(spool: Spooled) -> None:
