@@ -31,6 +31,7 @@ class Ret(IntFlag):
     HDRS = 2
 
 
+VERP = "verp_delimiters"  # attribute: each recipient is to get the message from a sender of its own; see verp_sender
 NOTIFY_DEFAULT = Notify(0)
 RET_DEFAULT = Ret(0)
 
@@ -63,7 +64,7 @@ class Envelope:
 
     arrival: Unix time in seconds.  attributes: Postfix's named attributes (A records) except those that have a
     field here, for example rewrite_context, log_client_name, log_client_address, log_helo_name,
-    log_protocol_name, log_message_origin, sasl_username.  encoding: "", "7bit" or "8bit".
+    log_protocol_name, log_message_origin, sasl_username; and VERP.  encoding: "", "7bit" or "8bit".
     """
 
     sender: str
@@ -101,3 +102,20 @@ class Origin:
 def domain_of(address: str) -> str:
     """Return the part after the last "@" in lower case, "" when there is none."""
     return address.rpartition("@")[2].lower() if "@" in address else ""
+
+
+def wants_verp(envelope: Envelope) -> bool:
+    """Does each recipient get a sender of its own?  The null sender has no room for it."""
+    return len(envelope.attributes.get(VERP, "")) == 2 and bool(envelope.sender)
+
+
+def verp_sender(envelope: Envelope, recipient: Recipient) -> str:
+    """The sender that names the recipient: `list@a` to `bob@b` becomes `list+bob=b@a`, for the delimiters "+=".
+
+    The recipient is named as it was before aliasing, because that is the name the sender of the message knows.
+    """
+    sender, delimiters = envelope.sender, envelope.attributes[VERP]
+    local, at, domain = sender.rpartition("@") if "@" in sender else (sender, "", "")
+    name = recipient.original or recipient.address
+    user, _, host = name.rpartition("@") if "@" in name else (name, "", "")
+    return local + delimiters[0] + user + (delimiters[1] + host if host else "") + at + domain

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from mta.cleanup.intake import RefusedError
 from mta.clock import Clock
-from mta.envelope import Envelope
+from mta.envelope import VERP, Envelope, wants_verp
 from mta.lookup.table import TableError
 from mta.maillog import Maillog
 from mta.message import HeaderScanner
@@ -45,6 +45,7 @@ class PickupSettings:
 
     hopcount_limit: int
     authorized_submit_users: tuple[str, ...] = ("static:anyone",)
+    verp_delimiter_filter: str = "-=+"
 
 
 class Pickup:
@@ -187,7 +188,10 @@ class Pickup:
                 raise DamagedError("control character in an address")
         given.recipients = recipients
         if not requeued:
-            given.attributes = {k: v for k, v in given.attributes.items() if k == "rewrite_context"}
+            permitted = self._settings.verp_delimiter_filter
+            verp = wants_verp(given) and all(c in permitted for c in given.attributes[VERP])
+            keep = ("rewrite_context", VERP) if verp else ("rewrite_context",)
+            given.attributes = {k: v for k, v in given.attributes.items() if k in keep}
             given.arrival = min(given.arrival if given.arrival > 0 else max(0.0, file.mtime), self._clock.now())
             given.warn_time = 0.0
         return given

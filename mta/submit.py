@@ -27,7 +27,7 @@ from mta.submit_connection import Connection, LostError
 from mta.submit_intake import Delivery, Opener
 from mta.submit_limits import UserLimits, UserLimitSettings
 from mta.submit_options import EX_DATAERR, EX_NOPERM, Mode, UsageError, parse_command, program_name
-from mta.submit_prepare import Caller, Submission
+from mta.submit_prepare import Caller, Submission, VerpSettings
 from mta.submit_results import PATIENCE, Results
 from mta.submit_users import Access, Users
 from mta.submit_wire import Hello, WireError, decode_hello, decode_total, encode
@@ -47,6 +47,8 @@ class SubmitSettings:
 
     authorized_submit_users: tuple[str, ...]
     hopcount_limit: int
+    default_verp_delimiters: str = "+="
+    verp_delimiter_filter: str = "-=+"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,7 @@ class SubmitServer:
         results: messages are delivered in this process, so -v can be told what becomes of them.
         """
         self._settings, self._cleanup, self._users, self._access = settings, cleanup, users, access
+        self._verp = VerpSettings(settings.default_verp_delimiters, settings.verp_delimiter_filter)
         self._log, self._clock, self._run_id = log, clock, run_id[:8].ljust(8, b"\0")
         self._serve_smtp, self._find_key = serve_smtp, find_key
         self._limits, self._results = limits or UserLimits(UserLimitSettings(), clock), results
@@ -222,7 +225,7 @@ class SubmitServer:
                 raise WireError("not a submission")
             caller = await self._caller(uid, hello.environment)
             connection.send(b"G", self._run_id)  # now, so that the message travels while we go on
-            submission = Submission(invocation, caller)
+            submission = Submission(invocation, caller, self._verp)
         except UsageError as error:
             return Answer(error.status, error.lines)
         except TableError as error:

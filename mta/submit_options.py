@@ -73,9 +73,10 @@ class Invocation:
 
     sender: of -f or -r, None when not given, "" = null sender.  full_name: of -F, None when not given (an empty
     -F "" asks for a bare address).  dot_ends: a line "." ends the message (no -i).  extract: -t.  envelope_id:
-    plain text, xtext decoded.  remote: -G, no local rewriting.  flush: kind "I", "R", "S", "G" or "" (all),
-    argument, negated; wait: -qf.  quarantine: -Q, its reason or "" to release.  queue_directory: of -oQ, "" = the
-    configured one.  warnings: for stderr; the command goes on.
+    plain text, xtext decoded.  verp: delimiters of -XV, "" for the default ones, None without it.  remote: -G, no
+    local rewriting.  flush: kind "I", "R", "S", "G" or "" (all), argument, negated; wait: -qf.  quarantine: -Q, its
+    reason or "" to release.  queue_directory: of -oQ, "" = the configured one.  warnings: for stderr; the command
+    goes on.
     """
 
     program: str
@@ -89,7 +90,7 @@ class Invocation:
     ret: Ret = RET_DEFAULT
     envelope_id: str = ""
     encoding: str = ""
-    verp: str = ""
+    verp: str | None = None
     remote: bool = False
     smtputf8: bool = False
     verbose: int = 0
@@ -201,7 +202,7 @@ def _apply(result: Invocation, letter: str, value: str, uid: int) -> None:
             _dsn(result, letter, value)
         case "X":
             if value[:1] == "V" and len(value) in (1, 3):
-                result.verp = value[1:] or "+="
+                result.verp = value[1:]
         case "C":
             result.config_directory = value
         case "I":

@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import field
 
-from mta.envelope import Envelope, Recipient
+from mta.envelope import VERP, Envelope, Recipient
 from mta.message import Header, HeaderScanner, text
 from mta.message_address import parse_list
 from mta.record import dataclass
@@ -42,6 +42,18 @@ class Caller:
     login: str = ""
     gecos: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class VerpSettings:
+    """postconf(5)."""
+
+    default_verp_delimiters: str = "+="
+    verp_delimiter_filter: str = "-=+"
+
+    def permit(self, delimiters: str) -> bool:
+        """Two of the permitted characters?"""
+        return len(delimiters) == 2 and all(c in self.verp_delimiter_filter for c in delimiters)
 
 
 class InputLines:
@@ -131,7 +143,8 @@ class Submission:
     Feed it stdin; what comes out goes to the queue as soon as `ready`.  Raises UsageError.
     """
 
-    def __init__(self, invocation: Invocation, caller: Caller) -> None:
+    def __init__(self, invocation: Invocation, caller: Caller, verp: VerpSettings | None = None) -> None:
+        """verp: None for the defaults."""
         self.invocation = invocation
         self.caller = caller
         login = caller.login or str(caller.uid)
@@ -147,10 +160,24 @@ class Submission:
                 EX_USAGE,
                 f"{self.who}: Recipient addresses must be specified on the command line or via the -t option",
             )
+        self._verp = self._delimiters(verp or VerpSettings())
         self._lines = InputLines(dot_ends=invocation.dot_ends)
         self._scanner = HeaderScanner(HEADER_BLOCK_LIMIT)
         self._held = bytearray()
         self._resent: list[str] | None = None  # a resent message goes to nobody of its To
+
+    def _delimiters(self, settings: VerpSettings) -> str:
+        """Of -XV, "" without it."""
+        asked = self.invocation.verp
+        if asked is None:
+            return ""
+        delimiters = asked or settings.default_verp_delimiters
+        if not settings.permit(delimiters):
+            wanted = f"-V requires two characters from {settings.verp_delimiter_filter}"
+            raise self.invocation.fatal(EX_USAGE, wanted)
+        if not self.sender:
+            raise self.invocation.fatal(EX_USAGE, f"{self.who}: -V option requires non-null sender address")
+        return delimiters
 
     @property
     def ended(self) -> bool:
@@ -228,5 +255,8 @@ class Submission:
             ret=invocation.ret,
             encoding=invocation.encoding,
             smtputf8=invocation.smtputf8 or not all(map(str.isascii, (self.sender, *addresses))),
-            attributes={"rewrite_context": "remote" if invocation.remote else "local"},
+            attributes={
+                "rewrite_context": "remote" if invocation.remote else "local",
+                **({VERP: self._verp} if self._verp else {}),
+            },
         )

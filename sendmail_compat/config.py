@@ -22,6 +22,8 @@ DEFAULTS = {
     "myhostname": "localhost",
     "enable_long_queue_ids": "no",
     "hash_queue_names": "deferred, defer",
+    "default_verp_delimiters": "+=",
+    "verp_delimiter_filter": "-=+",
 }
 MAX_DEPTH = 20
 _NAME = re.compile(r"\$(?:([A-Za-z0-9_]+)|\{([A-Za-z0-9_]+)(?:([?:])(?:\{([^{}]*)\}|([^{}]*)))?\}|\(([A-Za-z0-9_]+)\))")

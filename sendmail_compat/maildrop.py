@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
 
-from mta.envelope import Envelope
+from mta.envelope import VERP, Envelope
 from mta.submit_prepare import Submission
 
 LINE_LIMIT = 2048  # bytes of one text record
@@ -49,6 +49,7 @@ def envelope_records(envelope: Envelope, arguments: int) -> tuple[bytes, bytes]:
     sec, usec = divmod(int(envelope.arrival * 1_000_000), 1_000_000)
     out = [record(b"T", b"%d %d" % (sec, usec))]
     named = dict(envelope.attributes)
+    verp = named.pop(VERP, "")
     if envelope.envelope_id:
         named["envelope_id"] = envelope.envelope_id
     if envelope.ret:
@@ -59,6 +60,8 @@ def envelope_records(envelope: Envelope, arguments: int) -> tuple[bytes, bytes]:
     if envelope.full_name:
         out.append(record(b"F", text(envelope.full_name)))
     out.append(record(b"S", text(envelope.sender)))
+    if verp:
+        out.append(record(b"V", text(verp)))
     recipients = []
     for r in envelope.recipients:
         flags = record(b"A", b"notify_flags=%d" % r.notify) if r.notify else b""

@@ -15,7 +15,7 @@ from mta import __version__
 from mta.lookup.table import TableError
 from mta.lookup.unix import UserLookup
 from mta.submit_options import Invocation, Mode, UsageError, argument_recipients, parse_command
-from mta.submit_prepare import Caller, Submission
+from mta.submit_prepare import Caller, Submission, VerpSettings
 from sendmail_compat import config as main_cf
 from sendmail_compat import fast
 from sendmail_compat.tool import LogLine, ToolError, syslog_name
@@ -212,7 +212,8 @@ def _submit(
 ) -> int:
     """Submit with the daemon (unless it was asked before), else by maildrop."""
     try:
-        submission = Submission(invocation, _caller())
+        verp = VerpSettings(config.text("default_verp_delimiters"), config.text("verp_delimiter_filter"))
+        submission = Submission(invocation, _caller(), verp)
     except TableError:
         _say(f"{invocation.program}: fatal: cannot look up user {os.getuid()}; nothing was queued")
         return EX_TEMPFAIL

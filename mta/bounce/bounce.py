@@ -23,7 +23,7 @@ from typing import Protocol
 from mta.bounce.dsn import Kind, Report, ReportRecipient, closing, opening
 from mta.clock import Clock, rfc5322_date
 from mta.deliver.request import CorruptContentError, Result
-from mta.envelope import Envelope, Notify, Origin, Recipient, Ret
+from mta.envelope import Envelope, Notify, Origin, Recipient, Ret, verp_sender, wants_verp
 from mta.maillog import Maillog
 from mta.queue.api import Draft, Job, Parent, QueueError, QueueStore
 from mta.record import dataclass
@@ -46,6 +46,7 @@ class BounceSettings:
     delay_notice_recipient: str
     double_bounce_sender: str
     _2bounce_notice_recipient: str
+    disable_verp_bounces: bool = False
 
 
 class Injector(Protocol):
@@ -85,6 +86,10 @@ class BounceWriter:
         """entropy: random bytes, for MIME boundaries that no message can contain by design."""
         self._settings, self._cleanup, self._store = settings, cleanup, store
         self._log, self._clock, self._entropy = log, clock, entropy
+
+    def one_by_one(self, job: Job) -> bool:
+        """VERP: each failed recipient has a report of its own, to the sender that names it."""
+        return wants_verp(job.envelope) and not self._settings.disable_verp_bounces
 
     async def bounce(self, job: Job, failed: Sequence[tuple[Recipient, Result]]) -> Draft | None:
         """Tell the sender, or for the null sender the postmaster, that these recipients will not get it."""
@@ -135,8 +140,11 @@ class BounceWriter:
         self, job: Job, kind: Kind, about: Sequence[tuple[Recipient, Result]], parent: str, *, headers_only: bool
     ) -> Draft:
         original = await self._original(job, headers_only=headers_only)
-        report = self._report(job, kind, about, job.envelope.sender, original, postmaster=False)
-        envelope = Envelope("", [Recipient(job.envelope.sender)], self._clock.now(), smtputf8=report.utf8)
+        to = job.envelope.sender
+        if kind is Kind.FAILURE and self.one_by_one(job):
+            to = verp_sender(job.envelope, about[0][0])
+        report = self._report(job, kind, about, to, original, postmaster=False)
+        envelope = Envelope("", [Recipient(to)], self._clock.now(), smtputf8=report.utf8)
         return await self._inject(job, report, original, envelope, _parent(parent, job, about))
 
     async def _copy(

@@ -54,6 +54,8 @@ PARAMS: tuple[Param, ...] = (
     text("recipient_delimiter", "", "Characters that may separate user and extension in user+ext@domain."),
     items("fast_flush_domains", "$relay_domains", "Domains that `postqueue -s` may name; mail for them is tried then."),
     items("authorized_submit_users", "static:anyone", "Local users that may hand in mail with sendmail."),
+    text("default_verp_delimiters", "+=", "What separates the recipient in a sender that names it (sendmail -XV)."),
+    text("verp_delimiter_filter", "-=+", "Characters that may do so."),
     items("authorized_mailq_users", "static:anyone", "Local users that may list the queue."),
     items("authorized_flush_users", "static:anyone", "Local users that may flush the queue."),
     text("syslog_name", "${multi_instance_name?{$multi_instance_name}:{postfix}}",

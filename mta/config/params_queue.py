@@ -53,10 +53,10 @@ BOUNCE: tuple[Param, ...] = (
     text("bounce_notice_recipient", "postmaster", "Gets copies of bounces (class bounce)."),
     text("2bounce_notice_recipient", "postmaster", "Gets bounces that could not be delivered (class 2bounce)."),
     text("delay_notice_recipient", "postmaster", "Gets copies of delay warnings (class delay)."),
+    yes_no("disable_verp_bounces", "no", "Send one bounce per message although VERP was asked for."),
     *not_yet(
         text("error_notice_recipient", "postmaster", "Gets notices of software and resource problems."),
         yes_no("enable_threaded_bounces", "no", "Bounces answer the original in its thread (In-Reply-To:)."),
-        yes_no("disable_verp_bounces", "no", "Send one bounce per message although VERP was asked for."),
     ),
 )  # fmt: skip
 

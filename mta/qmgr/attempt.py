@@ -13,7 +13,7 @@ from typing import Protocol
 from mta.cleanup.intake import RefusedError
 from mta.clock import Clock
 from mta.deliver.request import DeliveryRequest, Expansion, Result
-from mta.envelope import Envelope, Notify, Origin, Recipient
+from mta.envelope import Envelope, Notify, Origin, Recipient, verp_sender, wants_verp
 from mta.maillog import Delays, Maillog, delivery
 from mta.queue.api import Draft, Job, Parent, QueueError, QueueStore, Reason
 from mta.record import dataclass
@@ -24,6 +24,9 @@ INTERNAL_ERROR = Reply(451, "4.3.0", "internal error, will try again")
 
 class Bounces(Protocol):
     """The bounce service; each method returns a child that is committed but born held, or None: nobody to tell."""
+
+    def one_by_one(self, job: Job) -> bool:
+        """Is there to be a bounce for each recipient (VERP)?"""
 
     async def bounce(self, job: Job, failed: Sequence[tuple[Recipient, Result]]) -> Draft | None:
         """Tell the sender that these recipients will not get the message."""
@@ -177,10 +180,14 @@ class Attempt:
             sender = self.job.envelope.sender
             self.log.write("qmgr", f"{self.job.queue_id}: from=<{sender}>, status={status}, returned to sender")
         failed = self.select(lambda r: r.reply.is_permanent or (expired and r.reply.is_temporary))
-        if failed and "bounce" not in self.told:
-            self._adopt("bounce", await bounces.bounce(self.job, failed))
-            for recipient, _ in failed:
-                self.store.mark(self.job, recipient)
+        parts = {"bounce": failed} if failed else {}
+        if bounces.one_by_one(self.job):
+            parts = {f"bounce of {recipient.offset}": [(recipient, x)] for recipient, x in failed}
+        for kind, part in parts.items():
+            if kind not in self.told:
+                self._adopt(kind, await bounces.bounce(self.job, part))
+                for recipient, _ in part:
+                    self.store.mark(self.job, recipient)
         done = [(r, x) for r, x in self.select(lambda x: x.reply.is_positive) if r.notify & Notify.SUCCESS and x.action]
         if done and "success" not in self.told:
             self._adopt("success", await bounces.success_notice(self.job, done))
@@ -211,11 +218,15 @@ def request_for(attempt: Attempt, entry_recipients: tuple[Recipient, ...], trans
                 started: float) -> DeliveryRequest:  # fmt: skip
     """Build what the agent gets."""
     job = attempt.job
+    envelope = job.envelope
+    if wants_verp(envelope):
+        (recipient,) = entry_recipients
+        envelope = replace(envelope, sender=verp_sender(envelope, recipient))
 
     def content(eol: bytes) -> AsyncIterator[bytes]:
         return attempt.store.content(job, eol)
 
     return DeliveryRequest(
-        job.queue_id, job.envelope, transport, nexthop, entry_recipients, job.size, content,
+        job.queue_id, envelope, transport, nexthop, entry_recipients, job.size, content,
         attempt.recorder(transport, started), started, job.content_8bit,
     )  # fmt: skip

@@ -27,7 +27,7 @@ from typing import Protocol
 
 from mta.clock import Clock
 from mta.deliver.request import CorruptContentError, DeliveryAgent, Result
-from mta.envelope import Recipient
+from mta.envelope import Recipient, wants_verp
 from mta.maillog import Maillog
 from mta.qmgr.attempt import Attempt, Bounces, Injector, request_for
 from mta.qmgr.backoff import BackoffSettings, due, expired, next_attempt
@@ -285,7 +285,7 @@ class QueueManager:
     async def _entries(self, attempt: Attempt, todo: Sequence[Recipient]) -> list[Entry]:
         """Resolve recipients and group them by destination, at most so many per delivery."""
         groups: dict[tuple[str, str, str], list[Recipient]] = {}
-        sender = attempt.job.envelope.sender
+        sender, verp = attempt.job.envelope.sender, wants_verp(attempt.job.envelope)
         transport, colon, nexthop = attempt.job.envelope.attributes.get(FILTER, "").partition(":")
         filtered = Target(transport, nexthop) if colon else None
         for recipient in todo:
@@ -305,7 +305,7 @@ class QueueManager:
             groups.setdefault((target.transport, target.nexthop, key), []).append(recipient)
         entries = []
         for (transport, nexthop, key), recipients in groups.items():
-            size = self._scheduler.limits(transport).recipients or len(recipients)
+            size = 1 if verp else self._scheduler.limits(transport).recipients or len(recipients)
             for i in range(0, len(recipients), size):
                 entries.append(Entry(attempt.job.queue_id, transport, nexthop, tuple(recipients[i : i + size]), key))
         return entries

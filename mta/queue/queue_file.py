@@ -20,7 +20,7 @@ See also: mta/queue/queue_reader.py (reading), mta/INTERNALS.md (states of a fil
 import zlib
 from collections.abc import Mapping, Sequence
 
-from mta.envelope import Envelope
+from mta.envelope import VERP, Envelope
 from mta.queue.api import Parent
 from mta.record import dataclass
 
@@ -84,13 +84,15 @@ def encode_head(envelope: Envelope) -> Head:
     if envelope.full_name:
         parts.append(record(b"F", text(envelope.full_name)))
     parts.append(record(b"S", text(envelope.sender)))
+    if VERP in named:
+        parts.append(record(b"V", text(named[VERP])))
     warn_offset = 0
     if envelope.warn_time:
         warn_offset = sum(map(len, parts))
         parts.append(record(b"W", warn_digits(envelope.warn_time)))
     if envelope.encoding:
         parts.append(_attribute("encoding", envelope.encoding))
-    skip = (*_BEFORE_SENDER, "create_time")
+    skip = (*_BEFORE_SENDER, "create_time", VERP)
     parts += [_attribute(name, value) for name, value in named.items() if name not in skip]
     offset = sum(map(len, parts))
     offsets, flags = [], 0

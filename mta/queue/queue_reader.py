@@ -12,7 +12,7 @@ See also: mta/queue/queue_file.py (writing)
 from collections.abc import Callable, Iterator
 from dataclasses import field
 
-from mta.envelope import NOTIFY_DEFAULT, Envelope, Notify, Recipient, Ret
+from mta.envelope import NOTIFY_DEFAULT, VERP, Envelope, Notify, Recipient, Ret
 from mta.queue.api import Parent
 from mta.queue.queue_file import FLAG_BLOCKS, SMTPUTF8_REQUESTED, envelope_crc
 from mta.record import dataclass
@@ -22,7 +22,7 @@ WINDOW = 65536  # bytes read at a time after that
 MAX_RECORD = 1 << 20  # bytes of one envelope record
 HUGE = 1 << 53  # no offset, size or time is that large
 MAX_POINTERS = 1000  # a circle of pointers ends here
-_C, _T, _F, _S, _A, _O, _R, _D, _SLASH, _W = b"CTFSAORD/W"
+_C, _T, _F, _S, _A, _O, _R, _D, _SLASH, _W, _V = b"CTFSAORD/WV"
 _M, _N, _L, _P, _PAD, _X, _E = b"MNLpwXE"
 _STATES = {_R: "R", _D: "D", _SLASH: "/"}
 _IGNORED = frozenset(b"cIVKfdrePm>nio<w")  # known to Postfix, nothing to us
@@ -193,6 +193,8 @@ class _Decoder:
             file.warn_offset, envelope.warn_time = offset, float(_integer(data or b"0"))
         elif kind == _L:
             envelope.attributes["content_filter"] = _text(data)
+        elif kind == _V:
+            envelope.attributes[VERP] = _text(data)
         elif kind not in _IGNORED:
             raise DamagedError(f"record type {kind} at {offset}")
 

@@ -68,7 +68,8 @@ callers of Sendmail, Postfix and Exim use is acted on, or accepted and ignored; 
         Option("-R", "How much of the message a report returns.", "part", words=("full", "hdrs")),
         Option("-V", "Envelope id for reports, in xtext form.", "id"),
         Option("-B", "What the body is.", "type", words=("7BIT", "8BITMIME")),
-        Option("-XV", "Send with a sender per recipient (VERP); two characters after it separate the parts."),
+        Option("-XV", "Send with a sender per recipient (VERP): list@a to bob@b comes from list+bob=b@a; two "
+               "characters after it stand for + and =."),
         Option("-G", "The message comes from elsewhere: do not complete its addresses."),
         Option("-U", "Addresses may be in UTF-8."),
         Option("-C", "Configuration directory, opened with your rights.", "directory", Kind.DIRECTORY),

@@ -93,6 +93,8 @@ VALUES: dict[str, object] = {
     "smtpd_timeout": 300.0,
     "smtpd_min_data_rate": 500,
     "smtpd_forbid_bare_newline": "normalize",
+    "default_verp_delimiters": "+=",
+    "verp_delimiter_filter": "-=+",
 }
 T = TypeVar("T")
 _EMPTY: dict[object, object] = {str: "", int: 0, float: 0.0, bool: False}

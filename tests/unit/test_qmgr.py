@@ -9,7 +9,7 @@ import pytest
 from mta.cleanup.intake import RefusedError
 from mta.clock import Clock
 from mta.deliver.request import DeliveryRequest, Expansion, Result
-from mta.envelope import Envelope, Notify, Origin, Recipient
+from mta.envelope import Envelope, Notify, Origin, Recipient, wants_verp
 from mta.maillog import FileSink, Maillog, MaillogSettings
 from mta.qmgr.backoff import BackoffSettings
 from mta.qmgr.qmgr import QmgrSettings, QueueManager, Target
@@ -66,6 +66,9 @@ class Notices:
         offsets = tuple(r.offset for r, _ in rows)
         await draft.commit(parent=Parent(kind, job.uid, job.queue_id, offsets))
         return draft
+
+    def one_by_one(self, job: Job) -> bool:
+        return wants_verp(job.envelope)
 
     async def bounce(self, job: Job, failed: Sequence[tuple[Recipient, Result]]) -> Draft | None:
         self.bounced.append(tuple(r.address for r, _ in failed))

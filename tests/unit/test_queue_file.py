@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mta.envelope import Envelope, Notify, Recipient, Ret
+from mta.envelope import VERP, Envelope, Notify, Recipient, Ret
 from mta.queue.api import Parent
 from mta.queue.queue_file import (
     BLOCK,
@@ -113,6 +113,14 @@ def test_blocks_are_flagged_so_that_a_postfix_refuses_them() -> None:
     file = decoded(raw)
     assert file.blocks
     assert text_of(raw, file) == b"line\n" * 40_000
+
+
+def test_delimiters_of_a_sender_per_recipient_stand_behind_the_sender_as_in_postfix() -> None:
+    envelope = simple()
+    envelope.attributes[VERP] = "+="
+    raw = encoded(envelope, b"\nx\n")
+    assert b"S\x0aa@src.testV\x02+=O\x0a" in raw and b"verp" not in raw
+    assert decoded(raw).envelope.attributes == {VERP: "+="}
 
 
 def test_done_and_cancelled_recipients_keep_their_state() -> None:
