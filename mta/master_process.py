@@ -32,6 +32,7 @@ from mta.maillog import Maillog
 from mta.record import dataclass
 
 _PR_SET_PDEATHSIG = 1
+_prctl = ctypes.CDLL(None).prctl  # made before the fork: it costs more than the call
 _SIGNALS = {
     signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD, signal.SIGALRM
 }  # fmt: skip
@@ -305,7 +306,7 @@ class _Voice:
 
 def die_with_parent(parent: int) -> None:
     """Ask the kernel to kill this process when its parent dies; ends it when the parent has died already."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(EX_SOFTWARE)
 

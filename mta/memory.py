@@ -15,6 +15,8 @@ from collections.abc import Iterable, Iterator
 
 _MADV_DONTNEED = 4  # linux: asm-generic/mman-common.h
 _libc = ctypes.CDLL(None)
+_madvise = _libc.madvise
+_madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
 def settle() -> None:
@@ -28,7 +30,7 @@ def leave_files() -> None:
     """Let go of pages of mapped files; nothing where there is no /proc."""
     with contextlib.suppress(OSError), open("/proc/self/smaps", "rb") as smaps:
         for start, end in [*untouched(smaps)]:
-            _libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _MADV_DONTNEED)
+            _madvise(start, end - start, _MADV_DONTNEED)
 
 
 def untouched(smaps: Iterable[bytes]) -> Iterator[tuple[int, int]]:

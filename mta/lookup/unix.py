@@ -99,18 +99,22 @@ class NameService(Protocol):
     def group_list(self, name: bytes, gid: int) -> list[int]: ...
 
 
+def _declared() -> ctypes.CDLL:
+    libc = ctypes.CDLL(None, use_errno=True)
+    void, size, pointer = ctypes.c_void_p, ctypes.c_size_t, ctypes.POINTER
+    libc.getpwnam_r.argtypes = [ctypes.c_char_p, pointer(_Passwd), void, size, pointer(pointer(_Passwd))]
+    libc.getpwuid_r.argtypes = [ctypes.c_uint32, pointer(_Passwd), void, size, pointer(pointer(_Passwd))]
+    libc.getgrnam_r.argtypes = [ctypes.c_char_p, pointer(_Group), void, size, pointer(pointer(_Group))]
+    libc.getgrouplist.argtypes = [
+        *(ctypes.c_char_p, ctypes.c_uint32, pointer(ctypes.c_uint32), pointer(ctypes.c_int)),
+    ]
+    return libc
+
+
 class LibC:
     """The C library's reentrant calls."""
 
-    def __init__(self) -> None:
-        self._libc = ctypes.CDLL(None, use_errno=True)
-        void, size, pointer = ctypes.c_void_p, ctypes.c_size_t, ctypes.POINTER
-        self._libc.getpwnam_r.argtypes = [ctypes.c_char_p, pointer(_Passwd), void, size, pointer(pointer(_Passwd))]
-        self._libc.getpwuid_r.argtypes = [ctypes.c_uint32, pointer(_Passwd), void, size, pointer(pointer(_Passwd))]
-        self._libc.getgrnam_r.argtypes = [ctypes.c_char_p, pointer(_Group), void, size, pointer(pointer(_Group))]
-        self._libc.getgrouplist.argtypes = [
-            *(ctypes.c_char_p, ctypes.c_uint32, pointer(ctypes.c_uint32), pointer(ctypes.c_int)),
-        ]
+    _libc = _declared()
 
     def passwd_by_name(self, name: bytes) -> tuple[int, User | None]:
         return self._passwd(self._libc.getpwnam_r, name)
