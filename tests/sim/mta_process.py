@@ -16,6 +16,7 @@ import dns.name
 
 from mta.clock import Clock
 from mta.config.config import Config
+from mta.dns.exchange import Exchange
 from mta.dns.mx import MX, DnsNoData, DnsNotFound, DnsTemporary, MXAnswer
 from mta.dns.resolver import Resolver, ResolverSettings
 from mta.fsio import Flusher
@@ -127,21 +128,29 @@ class SimNames:
 
 
 class SimResolver(Resolver):
-    """Each domain has two MX hosts, of one address each; the real cache and single flight in front."""
+    """The real cache and single flight, before a name server of ours."""
 
     def __init__(self, config: Config, core: Core, zone: "Zone") -> None:
         super().__init__(
             config.fill(ResolverSettings), core.connector, core.clock, core.log, resolv_conf="/nonexistent",
             hosts="/nonexistent",
         )  # fmt: skip
-        self._zone = zone
+        self._exchange = SimExchange(self._servers, core.connector, core.clock)
+        self._exchange.zone = zone
 
-    async def _ask(self, name: dns.name.Name, kind: str) -> Any:
-        return await self._zone.answer(name.to_text(omit_final_dot=True).lower(), kind)
+
+class SimExchange(Exchange):
+    """Asks no server."""
+
+    zone: "Zone"
+
+    async def ask(self, name: dns.name.Name, kind: str) -> Any:
+        """See Exchange."""
+        return await self.zone.answer(name.to_text(omit_final_dot=True).lower(), kind)
 
 
 class Zone:
-    """What DNS says."""
+    """What DNS says: each domain has two MX hosts, of one address each."""
 
     def __init__(self, addresses: dict[str, str]) -> None:
         """addresses: of mx1.DOMAIN and mx2.DOMAIN by name."""
