@@ -28,12 +28,15 @@ FINAL_ANSWER = 300.0  # seconds after the body
 BUSY_PAUSE = 0.2  # seconds before a busy daemon is asked again
 ASK_AGAIN = 10.0  # seconds of asking what became of the message
 MAX_FRAME = 65536
+KEY_AND_MODE = 17  # bytes of an H frame before the arguments
 MAX_CONFIG = 1 << 20  # bytes of main.cf
 DEFAULT_DIRECTORY = "/etc/mta"
 DEFAULT_QUEUE = "/var/spool/mta"
 DEFAULT_LIMIT = 10_240_000  # message_size_limit
 ENVIRONMENT = (b"NAME", b"LOGNAME", b"USER", b"TZ", b"LANG", b"LC_ALL", b"MAIL_CONFIG")
 EX_OK, EX_DATAERR, EX_NOINPUT, EX_OSERR, EX_TEMPFAIL = 0, 65, 66, 71, 75
+MAX_VARIABLE = 4096  # bytes of an environment entry that the daemon is told
+_ENOMEM, _ENFILE, _EMFILE, _EFBIG, _ENOSPC = 12, 23, 24, 27, 28
 
 _SLOW_NAMES = (
     *("mailq", "newaliases", "rmail", "runq", "rsmtp", "makemap", "smtpd", "hoststat", "purgestat"),
@@ -149,7 +152,7 @@ def read_settings(directory: str) -> "Settings | None":
     """Read main.cf for the few settings needed; None when it takes the real parser ("$", odd values)."""
     values: dict[str, str] = {}
     try:
-        fd = posix.open(directory + "/main.cf", posix.O_RDONLY | posix.O_CLOEXEC)
+        fd = posix.open(directory + "/main.cf", posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NONBLOCK)
     except OSError:
         return None
     try:
@@ -162,6 +165,8 @@ def read_settings(directory: str) -> "Settings | None":
         return None
     finally:
         posix.close(fd)
+    if not data:
+        return None  # or a FIFO
     name = ""
     for line in data.decode("utf-8", "surrogateescape").split("\n"):
         stripped = line.strip()
@@ -251,7 +256,10 @@ def words(argv: list[str]) -> bytes:
     encoding = sys.getfilesystemencoding()
     out = [len(argv).to_bytes(4, "big")]
     out += [arg.encode(encoding, "surrogateescape") + b"\0" for arg in argv]
-    out += [n + b"=" + posix.environ[n] + b"\0" for n in ENVIRONMENT if n in posix.environ]
+    for name in ENVIRONMENT:
+        value = posix.environ.get(name)
+        if value is not None and len(value) <= MAX_VARIABLE:
+            out.append(name + b"=" + value + b"\0")
     return b"".join(out)
 
 
@@ -399,6 +407,15 @@ def too_big(argv: list[str]) -> int:
     return EX_DATAERR
 
 
+def unread(argv: list[str], errno: "int | None") -> int:
+    """The message could not be read or kept: say which; return the exit status."""
+    if errno == _EFBIG:
+        return too_big(argv)  # the caller's RLIMIT_FSIZE, which a memfd obeys too
+    kept = errno in (_ENOMEM, _ENFILE, _EMFILE, _ENOSPC)
+    say(f"{program(argv)}: fatal: cannot {'keep' if kept else 'read'} the message; nothing was queued")
+    return EX_TEMPFAIL if kept else EX_NOINPUT
+
+
 def slow(argv: list[str], config: str, library: str, stdin: "Input | None") -> int:
     """Hand over to the part that may import what it likes."""
     sys.path.insert(0, library)
@@ -421,9 +438,8 @@ def main(argv: list[str], library: str) -> int:
         return slow(argv, directory, library, None)
     try:
         stdin = read_input(settings.limit, command.dot_ends)
-    except OSError:
-        say(f"{program(argv)}: fatal: cannot read the message; nothing was queued")
-        return EX_NOINPUT
+    except OSError as error:
+        return unread(argv, error.errno)
     if stdin is None:
         return too_big(argv)
     try:

@@ -184,8 +184,14 @@ def mailq(config: Config) -> int:
     """Print the queue; return the exit status."""
     try:
         list_text(config)
+        sys.stdout.flush()
     except DownError as error:
         say(f"fatal: {error}")
+        return EX_UNAVAILABLE
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        say(f"fatal: output write error: {os.strerror(error.errno or 0)}")
         return EX_UNAVAILABLE
     except RefusedError as error:
         say(f"fatal: {error}")

@@ -24,6 +24,7 @@ EX_OK = 0
 EX_USAGE = 64
 EX_UNAVAILABLE = 69
 EX_SOFTWARE = 70
+EX_IOERR = 74
 EX_TEMPFAIL = 75
 EX_NOPERM = 77
 EX_CONFIG = 78
@@ -37,11 +38,17 @@ def run(argv: list[str], directory: str, stdin: fast.Input | None) -> int:
     tool = _TOOLS.get(fast.program(argv))
     if tool is not None:
         return _run_tool(tool, argv)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # it was closed when we were started
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  for the life of the process
     try:
         invocation = parse_command(argv, uid=os.getuid())
         if invocation.config_directory:
             directory = fast.config_directory(invocation.config_directory)
-        return _dispatch(invocation, argv, directory, stdin)
+        status = _dispatch(invocation, argv, directory, stdin)
+        if invocation.mode not in (Mode.SUBMIT, Mode.QUEUE):  # what is queued stays queued, whoever listens
+            _flush_output(invocation)
+        return status
     except UsageError as error:
         _say(*error.lines)
         return error.status
@@ -59,6 +66,17 @@ def run(argv: list[str], directory: str, stdin: fast.Input | None) -> int:
         with contextlib.suppress(OSError, ValueError, AttributeError):
             sys.stdout.flush()
             sys.stderr.flush()
+
+
+def _flush_output(invocation: Invocation) -> None:
+    """What was printed is out, or it is said that it is not; BrokenPipeError when nobody reads it any more."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        reason = f"output write error: {os.strerror(error.errno or 0)}"
+        raise invocation.fatal(EX_IOERR, reason) from None
 
 
 def _run_tool(tool: tuple[str, int], argv: list[str]) -> int:
@@ -220,19 +238,24 @@ def _submit(
     if stdin is None:
         try:
             stdin = fast.read_input(config.size_limit, invocation.dot_ends)
-        except OSError:
-            _say(f"{invocation.program}: fatal: cannot read the message; nothing was queued")
-            return fast.EX_NOINPUT
+        except OSError as error:
+            return fast.unread(argv, error.errno)
         if stdin is None:
             return fast.too_big(argv)
     if not asked:
         with contextlib.suppress(fast.Unavailable):
             return fast.Submitter(config.text("submit_socket"), argv, stdin, os.urandom(16)).submit()
-    return _drop(invocation, submission, config, stdin)
+    down = fast.KEY_AND_MODE + len(fast.words(argv)) <= fast.MAX_FRAME
+    return _drop(invocation, submission, config, stdin, down=down)
 
 
-def _drop(invocation: Invocation, submission: Submission, config: main_cf.Config, stdin: fast.Input) -> int:
-    """The daemon does not answer: maildrop, then SMTP on loopback if that is configured, else 75 and nothing queued."""
+def _drop(
+    invocation: Invocation, submission: Submission, config: main_cf.Config, stdin: fast.Input, *, down: bool
+) -> int:
+    """The daemon does not answer: maildrop, then SMTP on loopback if that is configured, else 75 and nothing queued.
+
+    down False: it was not asked, a command line this long does not fit into the first frame.
+    """
     from sendmail_compat.access import denied
     from sendmail_compat.maildrop import MaildropError, write
 
@@ -256,10 +279,12 @@ def _drop(invocation: Invocation, submission: Submission, config: main_cf.Config
         _say(f"{invocation.program}: fatal: mail system is down and its maildrop takes nothing: {error}")
         return EX_TEMPFAIL
     _say(*invocation.warnings)
-    _say(f"{invocation.program}: warning: mail system is down; message kept in maildrop until it is back")
-    LogLine(config, f"{syslog_name(config)}/sendmail").write(
-        f"warning: maildrop/{name}: uid={os.getuid()}: mail system is down, message kept until it is back", warning=True
-    )
+    if down:
+        _say(f"{invocation.program}: warning: mail system is down; message kept in maildrop until it is back")
+        LogLine(config, f"{syslog_name(config)}/sendmail").write(
+            f"warning: maildrop/{name}: uid={os.getuid()}: mail system is down, message kept until it is back",
+            warning=True,
+        )
     if invocation.verbose:
         print(name)
     return EX_OK
