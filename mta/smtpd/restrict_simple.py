@@ -6,7 +6,7 @@ Each function is one restriction of postconf(5) by its name; they share the sign
 from mta.lookup.cidr import parse_address
 from mta.lookup.names import mailhost_address, valid_hostname
 from mta.smtpd.facts import Stage
-from mta.smtpd.restrict_core import HELO, RECIPIENT, SENDER, Ask, Status
+from mta.smtpd.restrict_core import HELO, RECIPIENT, SENDER, Ask, ServerError, Status
 
 
 async def permit(ask: Ask, name: str, kind: str) -> Status:
@@ -40,6 +40,17 @@ async def permit_inet_interfaces(ask: Ask, name: str, kind: str) -> Status:
 
 async def permit_sasl_authenticated(ask: Ask, name: str, kind: str) -> Status:
     return Status.OK if ask.facts.sasl_username else Status.DUNNO
+
+
+async def login_is_not_offered(ask: Ask, name: str, kind: str) -> Status:
+    """reject_*_sender_login_mismatch, permit_tls_*clientcerts: of no effect while nobody can log in.
+
+    So it is in Postfix with smtpd_sasl_auth_enable = no and without smtpd_tls_ask_ccert, and no other setting of
+    the first is accepted here.  Were somebody logged in after all, the answer is "later", not a guess.
+    """
+    if ask.facts.sasl_username:
+        raise ServerError("no restriction on logins can be judged")
+    return Status.DUNNO
 
 
 async def reject_unauth_pipelining(ask: Ask, name: str, kind: str) -> Status:
@@ -169,3 +180,14 @@ SIMPLE = {
         reject_non_fqdn_recipient,
     )
 }
+LOGIN = dict.fromkeys(
+    (
+        "reject_sender_login_mismatch",
+        "reject_authenticated_sender_login_mismatch",
+        "reject_known_sender_login_mismatch",
+        "reject_unauthenticated_sender_login_mismatch",
+        "permit_tls_clientcerts",
+        "permit_tls_all_clientcerts",
+    ),
+    login_is_not_offered,
+)

@@ -41,13 +41,13 @@ from mta.smtpd.restrict_core import (
 )
 from mta.smtpd.restrict_dns import DNS, reject_rbl_client, reject_rhsbl
 from mta.smtpd.restrict_relay import RELAY, reject_unlisted_recipient, reject_unlisted_sender
-from mta.smtpd.restrict_simple import SIMPLE
+from mta.smtpd.restrict_simple import LOGIN, SIMPLE
 from mta.trivial_rewrite import Rewriter
 
 BAD_SENDER = Reply(501, "5.1.7", "Bad sender address syntax")
 BAD_RECIPIENT = Reply(501, "5.1.3", "Bad recipient address syntax")
 
-WORDS: dict[str, Check] = {**SIMPLE, **DNS, **RELAY}
+WORDS: dict[str, Check] = {**SIMPLE, **LOGIN, **DNS, **RELAY}
 OLD_NAMES = {
     "reject_unknown_client": "reject_unknown_client_hostname",
     "reject_unknown_hostname": "reject_unknown_helo_hostname",

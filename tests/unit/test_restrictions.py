@@ -97,6 +97,18 @@ async def test_our_networks_and_authenticated_users_relay(facts: dict[str, str],
     assert (await Site().rcpt("x@victim.example", **facts) == "") is permitted
 
 
+@pytest.mark.parametrize(
+    "word",
+    ["reject_sender_login_mismatch", "reject_authenticated_sender_login_mismatch", "permit_tls_clientcerts"],
+)
+async def test_restrictions_on_logins_have_no_effect_where_nobody_can_log_in(word: str) -> None:
+    site = Site(smtpd_sender_restrictions=(word,), smtpd_relay_restrictions=(word, "reject_unauth_destination"))
+    assert unknown_restrictions(word) == []
+    assert await site.rcpt("user@test.example", sender="user@test.example") == ""
+    assert RELAY in await site.rcpt("x@victim.example")
+    assert (await site.rcpt("user@test.example", sasl_username="user")).startswith("451 4.3.5 ")
+
+
 async def test_relay_comes_before_recipient_restrictions_and_ok_ends_only_one_list() -> None:
     site = Site(smtpd_recipient_restrictions=("reject",))
     assert await site.rcpt("user@test.example", client_address="10.1.1.1") == (
