@@ -142,12 +142,11 @@ class Lab:
             recipient.offset = 100 + offset
         fates: dict[int, Result] = {}
 
-        async def content(eol: bytes) -> AsyncIterator[bytes]:
+        async def content() -> AsyncIterator[bytes]:
             for _ in range(repeat):
                 await asyncio.sleep(0)
-                wire = body.replace(b"\n", eol)
-                self.pulled += len(wire)
-                yield wire
+                self.pulled += len(body)
+                yield body
             if corrupt:
                 raise CorruptContentError
 

@@ -184,7 +184,7 @@ class BounceWriter:
             yield original.header
         elif report.original == "message":
             last = b"\n"
-            async for chunk in self._store.content(job, b"\n"):
+            async for chunk in self._store.content(job):
                 yield chunk
                 last = chunk[-1:] or last
             if last != b"\n":
@@ -238,7 +238,7 @@ class BounceWriter:
         try:
             header = _header_of(await self._store.header(job, HEADER_LIMIT))
             ascii_only = True
-            async for chunk in self._store.content(job, b"\n"):
+            async for chunk in self._store.content(job):
                 ascii_only = ascii_only and chunk.isascii()
             if headers_only or job.size > self._settings.bounce_size_limit:
                 return _Original("headers", header, not header.isascii())

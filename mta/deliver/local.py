@@ -117,7 +117,7 @@ class _Content:
         fd = self._create_in_memory() if in_memory else self._create()
         try:
             if in_memory:  # a thread would cost more than the copy
-                async for chunk in self._scanned(self._request.content(b"\n")):
+                async for chunk in self._scanned(self._request.content()):
                     _write(fd, chunk)
             else:
                 await self._copy_to_disk(fd)
@@ -128,7 +128,7 @@ class _Content:
     async def _copy_to_disk(self, fd: int) -> None:
         file = await aiofiles.open(fd, "wb", closefd=False, executor=self._fsio.pool())
         try:
-            async for chunk in self._scanned(self._request.content(b"\n")):
+            async for chunk in self._scanned(self._request.content()):
                 await file.write(chunk)
         finally:
             await file.close()  # "async with" would do this in a thread of its own

@@ -61,8 +61,8 @@ class Result:
 class DeliveryRequest:
     """One attempt: one message, one transport:nexthop, some of its recipients.
 
-    content: call with the line ending (b"\\r\\n" or b"\\n") to get an async iterator of chunks of at most 64 KiB
-    of plain message text (no dot-stuffing); it raises CorruptContent after the last chunk when the stored
+    content: call it to get an async iterator of chunks of at most 64 KiB of plain message text, as LF lines (no
+    dot-stuffing); it raises CorruptContent after the last chunk when the stored
     checksum does not match, so an agent must not complete a transaction before the iterator is exhausted.
     size: bytes of the message as stored.  started: monotonic seconds when the request was made.
     has_8bit: content or header has bytes above 127.  probe: no delivery, only verify (-bv).
@@ -74,7 +74,7 @@ class DeliveryRequest:
     nexthop: str
     recipients: tuple[Recipient, ...]
     size: int
-    content: Callable[[bytes], AsyncIterator[bytes]]
+    content: Callable[[], AsyncIterator[bytes]]
     done: Callable[[Recipient, Result], None]
     started: float = 0.0
     has_8bit: bool = False

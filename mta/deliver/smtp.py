@@ -322,7 +322,7 @@ class _Attempt:
             return True
         if not (envelope.smtputf8 and request.has_8bit):
             return False
-        chunks = request.content(b"\n")
+        chunks = request.content()
         first = b""
         async for chunk in chunks:
             first = chunk

@@ -151,7 +151,7 @@ class Session(asyncio.Protocol):
         return self._failure
 
     async def send(
-        self, message: Transaction, content: Callable[[bytes], AsyncIterator[bytes]], fate: Callable[[Fate], None]
+        self, message: Transaction, content: Callable[[], AsyncIterator[bytes]], fate: Callable[[Fate], None]
     ) -> Failure | None:
         """Run one transaction; fate is called for each recipient that the peer has decided upon.
 
@@ -224,12 +224,12 @@ class Session(asyncio.Protocol):
 
     # -- the message ------------------------------------------------------------------------------
 
-    async def _send_body(self, content: Callable[[bytes], AsyncIterator[bytes]]) -> None:
+    async def _send_body(self, content: Callable[[], AsyncIterator[bytes]]) -> None:
         stuffer, folder = DotStuffer(), LineFolder(self._settings.smtp_line_length_limit)
         ahead: list[bytes] = []
         size = 0
         streaming = False
-        chunks = content(b"\n")
+        chunks = content()
         try:
             async for chunk in chunks:
                 if not self._busy or self._failure is not None:

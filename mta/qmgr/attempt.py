@@ -8,6 +8,7 @@ removed, or deferred with its reasons.  A crash at any point repeats at most wha
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import field, replace
+from functools import partial
 from typing import Protocol
 
 from mta.cleanup.intake import RefusedError
@@ -170,7 +171,7 @@ class Attempt:
     async def _child_content(self, expansion: Expansion) -> AsyncIterator[bytes]:
         if expansion.delivered_to:
             yield f"Delivered-To: {expansion.delivered_to}\n".encode("utf-8", "surrogateescape")
-        async for chunk in self.store.content(self.job, b"\n"):
+        async for chunk in self.store.content(self.job):
             yield chunk
 
     async def notify(self, bounces: Bounces, *, expired: bool, delayed: bool) -> None:
@@ -222,11 +223,7 @@ def request_for(attempt: Attempt, entry_recipients: tuple[Recipient, ...], trans
     if wants_verp(envelope):
         (recipient,) = entry_recipients
         envelope = replace(envelope, sender=verp_sender(envelope, recipient))
-
-    def content(eol: bytes) -> AsyncIterator[bytes]:
-        return attempt.store.content(job, eol)
-
     return DeliveryRequest(
-        job.queue_id, envelope, transport, nexthop, entry_recipients, job.size, content,
+        job.queue_id, envelope, transport, nexthop, entry_recipients, job.size, partial(attempt.store.content, job),
         attempt.recorder(transport, started), started, job.content_8bit,
     )  # fmt: skip

@@ -154,8 +154,8 @@ class QueueStore(Protocol):
     async def scan(self, queue: Queue) -> list[tuple[str, float]]:
         """Ids in INCOMING or DEFERRED with their next-attempt time (Unix seconds), without reading the files."""
 
-    def content(self, job: Job, eol: bytes) -> AsyncIterator[bytes]:
-        """Message text in chunks <= 64 KiB, lines ended by eol; CorruptContentError at the end on a wrong checksum."""
+    def content(self, job: Job) -> AsyncIterator[bytes]:
+        """Message text in chunks <= 64 KiB, as LF lines; CorruptContentError at the end on a wrong checksum."""
 
     async def header(self, job: Job, limit: int) -> bytes:
         """The first `limit` bytes of content as LF lines (for Delivered-To, bounces, message-id)."""

@@ -309,7 +309,7 @@ class SpoolStore:
 
     # -- content ------------------------------------------------------------------------------------
 
-    async def content(self, job: Job, eol: bytes) -> AsyncIterator[bytes]:
+    async def content(self, job: Job) -> AsyncIterator[bytes]:
         """See QueueStore.  QueueError when it cannot be read now."""
         held = self._claimed(job)
         crc, damage = 0, ""
@@ -329,7 +329,7 @@ class SpoolStore:
                 break
             crc = zlib.crc32(text, crc)
             if text:
-                yield text if eol == b"\n" else text.replace(b"\n", eol)
+                yield text
         if not damage and held.file.content_crc not in (None, crc):
             damage = "checksum of the content"
         if damage:
@@ -339,7 +339,7 @@ class SpoolStore:
     async def header(self, job: Job, limit: int) -> bytes:
         """See QueueStore."""
         out, size = [], 0
-        async for chunk in self.content(job, b"\n"):
+        async for chunk in self.content(job):
             out.append(chunk)
             size += len(chunk)
             if size >= limit:

@@ -76,7 +76,7 @@ class World:
         return draft
 
     async def content(self, job: Job) -> bytes:
-        return b"".join([chunk async for chunk in self.store.content(job, b"\n")])
+        return b"".join([chunk async for chunk in self.store.content(job)])
 
     async def drop(self) -> None:
         path = self.root / "spool" / "maildrop" / "0123456789abcdef"

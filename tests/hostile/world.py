@@ -104,7 +104,7 @@ class World:
         for queue_id, _ in await self.store.scan(Queue.INCOMING):
             job = await self.store.claim(queue_id)
             assert job is not None, f"{queue_id} cannot be claimed"
-            content = b"".join([chunk async for chunk in self.store.content(job, b"\n")])
+            content = b"".join([chunk async for chunk in self.store.content(job)])
             envelope = job.envelope
             dsn = [envelope.envelope_id, *(recipient.dsn_orig_rcpt for recipient in envelope.recipients)]
             addresses = [recipient.address for recipient in envelope.recipients]

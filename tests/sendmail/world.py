@@ -341,7 +341,7 @@ class World:
         for queue_id, _ in sorted(await self.store.scan(Queue.INCOMING)):
             job = await self.store.claim(queue_id)
             assert job is not None, queue_id
-            content = b"".join([chunk async for chunk in self.store.content(job, b"\n")])
+            content = b"".join([chunk async for chunk in self.store.content(job)])
             found.append(_message(queue_id, job.envelope, content))
             for recipient in job.todo:
                 self.store.mark(job, recipient)

@@ -80,7 +80,7 @@ class Office:
     async def claim(self, queue_id: str) -> tuple[Envelope, Message, bytes]:
         job = await self.store.claim(queue_id)
         assert job is not None
-        raw = b"".join([chunk async for chunk in self.store.content(job, b"\n")])
+        raw = b"".join([chunk async for chunk in self.store.content(job)])
         return job.envelope, email.message_from_bytes(raw), raw
 
     async def others(self, *known: Draft | Job | None) -> list[str]:

@@ -59,8 +59,7 @@ class Desk:
         """Deliver one message; results in order of the addresses."""
         results: dict[str, Result] = {}
 
-        async def chunks(eol: bytes) -> AsyncIterator[bytes]:
-            assert eol == b"\n"
+        async def chunks() -> AsyncIterator[bytes]:
             for i in range(0, len(content), 65536):
                 yield content[i : i + 65536]
             if corrupt:

@@ -37,7 +37,7 @@ class Agent:
         self.contents: list[bytes] = []
 
     async def deliver(self, request: DeliveryRequest) -> None:
-        content = b"".join([chunk async for chunk in request.content(b"\n")])
+        content = b"".join([chunk async for chunk in request.content()])
         for recipient in request.recipients:
             self.tries.append((recipient.address, asyncio.get_running_loop().time()))
             count = sum(1 for address, _ in self.tries if address == recipient.address)

@@ -15,7 +15,7 @@ async def said(agent: DeliveryAgent, nexthop: str) -> Result:
     """Deliver to two recipients; the result is the same for both."""
     results: list[Result] = []
 
-    def content(_eol: bytes) -> AsyncIterator[bytes]:
+    def content() -> AsyncIterator[bytes]:
         raise AssertionError("nobody needs to read the message")
 
     recipients = (Recipient("a@x.test", offset=1), Recipient("b@x.test", offset=2))
