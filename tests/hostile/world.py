@@ -118,12 +118,12 @@ class World:
 
 
 @asynccontextmanager
-async def world(root: Path, tls: ssl.SSLContext) -> AsyncIterator[World]:
-    """Everything from the socket to the disk, in this process."""
+async def world(root: Path, tls: ssl.SSLContext, more: str = "") -> AsyncIterator[World]:
+    """Everything from the socket to the disk, in this process; more: lines of main.cf that win over MAIN_CF's."""
     directory = root / "etc"
     directory.mkdir(parents=True)
     (root / "data").mkdir()
-    (directory / "main.cf").write_text(MAIN_CF.format(root=root))
+    (directory / "main.cf").write_text(MAIN_CF.format(root=root) + more)
     (directory / "master.cf").write_text(MASTER_CF)
     config = load(str(directory))
     clock, fsio, lines = Clock(), Fsio(), LinesSink()
@@ -137,7 +137,10 @@ async def world(root: Path, tls: ssl.SSLContext) -> AsyncIterator[World]:
     cleanup = Cleanup(
         config.fill(CleanupSettings), store, rewriter, lambda spec: open_tables(spec, context), log, clock
     )
-    policy = Restrictions(config.fill(RestrictionSettings), rewriter, context, NoDns(), own_addresses=("127.0.0.1",))
+    policy = Restrictions(
+        config.fill(RestrictionSettings), rewriter, context, NoDns(),
+        classes=config.restriction_classes(), own_addresses=("127.0.0.1",),
+    )  # fmt: skip
     anvil = Anvil(config.fill(AnvilSettings), NetworkList("exceptions", (), context), clock)
     server = SMTPServer(config.fill(ServerSettings), policy, cleanup, anvil, FixedNames(), log, clock, tls)
     listener = await server.loop.create_server(server.factory, "127.0.0.1", 0)
