@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tests.package.roots import lower
 from tests.peers.build import mount
-from tests.peers.machine import PATH, wait_for
+from tests.peers.machine import PATH, RootDirectory, wait_for
 
 APT = ("apt-get", "-y", "-q", "--no-install-recommends", "-o", "APT::Sandbox::User=root")
 QUIET = {"DEBIAN_FRONTEND": "noninteractive"}
@@ -15,7 +15,7 @@ HOSTNAME = "host"
 HOSTS = "127.0.0.1 localhost\n::1 localhost\n127.0.1.1 host.example.test host\n"
 
 
-class Container:
+class Container(RootDirectory):
     """Boots at once; run() enters it; close() pulls the plug."""
 
     def __init__(self, name: str, layer: str, run: Path) -> None:
@@ -49,24 +49,6 @@ class Container:
             return False
         state = self.run("systemctl", "is-system-running", status=None).stdout.strip()
         return state in (b"running", b"degraded")
-
-    def path(self, inside: str) -> Path:
-        """Where a path of the container is for us."""
-        return self.root / inside.lstrip("/")
-
-    def write(self, inside: str, text: str | bytes, mode: int = 0o644) -> None:
-        """Make a file."""
-        path = self.path(inside)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(text if isinstance(text, bytes) else text.encode())
-        path.chmod(mode)
-
-    def read(self, inside: str) -> str:
-        """A file's text, "" when it is not there (yet)."""
-        try:
-            return self.path(inside).read_text(errors="surrogateescape")
-        except FileNotFoundError:
-            return ""
 
     def run(
         self,

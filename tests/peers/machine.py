@@ -21,7 +21,31 @@ def wait_for(what: str, condition: Callable[[], bool], timeout: float = 30.0, pa
         time.sleep(pause)
 
 
-class Machine:
+class RootDirectory:
+    """The files of a system whose root is a directory of ours."""
+
+    root: Path
+
+    def path(self, inside: str) -> Path:
+        """Where a path inside is for us."""
+        return self.root / inside.lstrip("/")
+
+    def write(self, inside: str, text: str | bytes, mode: int = 0o644) -> None:
+        """Make a file."""
+        path = self.path(inside)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        path.chmod(mode)
+
+    def read(self, inside: str) -> str:
+        """A file's text, "" when it is not there (yet)."""
+        try:
+            return self.path(inside).read_text(errors="surrogateescape")
+        except FileNotFoundError:
+            return ""
+
+
+class Machine(RootDirectory):
     """A root file system that is thrown away after the run, with the loopback address it answers on."""
 
     def __init__(self, name: str, address: str, layer: str, run: Path, *, layers: Path = PEERS / "layers") -> None:
@@ -38,24 +62,6 @@ class Machine:
         self.write("/etc/resolv.conf", "nameserver 127.0.0.53\noptions timeout:2 attempts:2\n")
         self.write("/etc/hosts", f"127.0.0.1 localhost {socket.gethostname()}\n")
         self._processes: list[subprocess.Popen[bytes]] = []
-
-    def path(self, inside: str) -> Path:
-        """Where a path of the machine is for us."""
-        return self.root / inside.lstrip("/")
-
-    def write(self, inside: str, text: str | bytes, mode: int = 0o644) -> None:
-        """Make a file."""
-        path = self.path(inside)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(text if isinstance(text, bytes) else text.encode())
-        path.chmod(mode)
-
-    def read(self, inside: str) -> str:
-        """A file's text, "" when it is not there (yet)."""
-        try:
-            return self.path(inside).read_text(errors="surrogateescape")
-        except FileNotFoundError:
-            return ""
 
     def _argv(self, argv: tuple[str, ...], user: str | None) -> list[str]:
         become = ["setpriv", f"--reuid={user}", f"--regid={user}", "--init-groups"] if user else []
