@@ -7,7 +7,7 @@ import pytest
 
 UNUSED = """
     aiofiles.tempfile attr.validators bz2 csv datetime difflib email._header_value_parser email.message email.utils
-    importlib.metadata importlib.resources lzma pathlib shutil tempfile urllib.parse zipfile
+    importlib.metadata importlib.resources locale lzma pathlib shutil stringprep tempfile urllib.parse zipfile
 """
 
 
@@ -18,7 +18,7 @@ def run(program: str) -> str:
 
 @pytest.mark.skipif(sys.version_info >= (3, 12), reason="other versions load other modules of their own")
 def test_the_mail_system_does_not_load_what_nobody_uses() -> None:
-    loaded = set(run("import sys, mta.cli, mta.master\nprint(*sys.modules)").split())
+    loaded = set(run("import sys, mta.__main__, mta.master\nprint(*sys.modules)").split())
     assert not loaded & set(UNUSED.split())
 
 
@@ -45,6 +45,16 @@ def test_a_module_that_is_there_stays() -> None:
         "    assert sys.modules['email.utils'] is there\n"
         "print(sys.modules['email.utils'] is there)"
     ).split() == ["True"]
+
+
+def test_dnspython_reads_names_that_are_not_ascii() -> None:
+    program = "import mta.dns, dns.name\nprint(ascii(dns.name.from_text('b\\xfccher.test')))"
+    assert "xn--bcher-kva.test." in run(program)
+
+
+def test_programs_write_text_all_the_same() -> None:
+    program = "import mta.__main__, subprocess as s\nprint(s.run(['echo', 'a'], capture_output=True, text=True).stdout)"
+    assert run(program).split() == ["a"]
 
 
 def test_aiosmtpd_understands_addresses_all_the_same() -> None:
