@@ -6,7 +6,8 @@ the common case goes to sendmail_compat/slow.py with what has been read so far. 
 file by itself, outside of its package, because it is compiled then, and nothing else is.
 
 Order that makes exit 0 mean "durable" and 75 mean "nothing queued": all of stdin is read first (cron's jobs
-write for hours), then the daemon is asked; before its first answer nothing has been sent, so maildrop is still
+write for hours; a file, which does not wait, while the daemon looks at who is there), then the daemon is asked; before
+its first answer nothing has been sent, so maildrop is still
 open to us; after that a lost connection is followed by the question what became of our key.
 
 See also: mta/submit_wire.py (protocol)
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 RAM_LIMIT = 1 << 20  # bytes of stdin kept in memory; more goes to a memfd
 CHUNK = 65536
 FIRST_ANSWER = 12.0  # seconds from the end of input to the daemon's first answer
+AT_ONCE = 0.1  # seconds for a daemon that is asked before stdin is read
 FINAL_ANSWER = 300.0  # seconds after the body
 BUSY_PAUSE = 0.2  # seconds before a busy daemon is asked again
 ASK_AGAIN = 10.0  # seconds of asking what became of the message
@@ -78,6 +80,9 @@ class Input:
                 raise OSError("memfd ended early")
             at += len(piece)
             yield piece
+
+
+NOTHING = Input(b"", -1, 0)
 
 
 def say(text: str) -> None:
@@ -168,6 +173,8 @@ def read_settings(directory: str) -> "Settings | None":
     if not data:
         return None  # or a FIFO
     name = ""
+    if not (b"queue_directory" in data or b"submit_socket" in data or b"message_size_limit" in data):
+        data = b""
     for line in data.decode("utf-8", "surrogateescape").split("\n"):
         stripped = line.strip()
         if not stripped or stripped[0] == "#":
@@ -274,14 +281,23 @@ class Submitter:
         """path: of the submit socket.  key: 16 random bytes."""
         self.path, self.argv, self.stdin, self.key = path, argv, stdin, key
         self._run_id = b""
+        self._begun: _socket.socket | None = None
+
+    def begin(self) -> None:
+        """Say who is there before `stdin` is known; submit() goes on with it, or begins again when nobody listens."""
+        try:  # noqa: SIM105
+            self._begun = self._introduced(b"m", monotonic() + AT_ONCE)
+        except Unavailable:
+            pass
 
     def submit(self) -> int:
         """Return the exit status; raises Unavailable."""
         end = monotonic() + FIRST_ANSWER
         while True:
-            sock = self._connect(end)
+            sock = self._begun or self._introduced(b"m", end)
+            self._begun = None
             try:
-                kind, data = self._hello(sock, b"m", end)
+                kind, data = self._receive(sock, end)
             except OSError:
                 sock.close()
                 raise Unavailable from None  # silent, or gone before it said anything
@@ -316,12 +332,12 @@ class Submitter:
         end = monotonic() + ASK_AGAIN
         while monotonic() < end:
             try:
-                sock = self._connect(end)
+                sock = self._introduced(b"a", end)
             except Unavailable:
                 sleep(0.2)
                 continue
             try:
-                kind, data = self._hello(sock, b"a", end)
+                kind, data = self._receive(sock, end)
                 if kind == b"U":
                     if data == self._run_id:
                         raise Unavailable
@@ -349,16 +365,18 @@ class Submitter:
             raise Unavailable from None
         return sock
 
-    def _hello(self, sock: "_socket.socket", mode: bytes, end: float) -> "tuple[bytes, bytes]":
+    def _introduced(self, mode: bytes, end: float) -> "_socket.socket":
+        """Connect and send an H frame."""
         head = self.key + mode + words(self.argv)
         if len(head) > MAX_FRAME:
             raise Unavailable  # more arguments than the protocol takes
+        sock = self._connect(end)
         sock.settimeout(max(0.1, end - monotonic()))
         try:  # noqa: SIM105
             sock.sendall(frame(b"H", head))
         except OSError:
             pass  # the answer of a daemon that is busy comes before the question
-        return self._receive(sock, end)
+        return sock
 
     def _receive(self, sock: "_socket.socket", end: float) -> "tuple[bytes, bytes]":
         """The next frame; text frames are shown; OSError when there is none."""
@@ -436,14 +454,18 @@ def main(argv: list[str], library: str) -> int:
     settings = None if command.slow else read_settings(directory)
     if settings is None:
         return slow(argv, directory, library, None)
+    submitter = Submitter(settings.socket, argv, NOTHING, posix.urandom(16))
     try:
+        if posix.fstat(0).st_mode & 0o170000 == 0o100000:  # S_ISREG
+            submitter.begin()
         stdin = read_input(settings.limit, command.dot_ends)
     except OSError as error:
         return unread(argv, error.errno)
     if stdin is None:
         return too_big(argv)
     try:
-        return Submitter(settings.socket, argv, stdin, posix.urandom(16)).submit()
+        submitter.stdin = stdin
+        return submitter.submit()
     except Unavailable:
         return slow(argv, directory, library, stdin)
 

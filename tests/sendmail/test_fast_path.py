@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import sendmail_compat
 from mta.submit_wire import decode_hello, encode
 from sendmail_compat.install import install, interpreter, stub_text
@@ -41,6 +43,23 @@ async def test_the_fast_path_loads_nothing_but_this_list(world: World) -> None:
     await world.run(["-t", "-i"], MESSAGE)
     assert set(report.read_text().split()) == LOADED
     assert len(await world.queued()) == 1
+
+
+@pytest.mark.parametrize("state", ["running", "stopped", "too big"])
+async def test_a_file_as_input_is_announced_before_it_is_read(state: str) -> None:
+    """The daemon is asked once, and what happens is what happens with a pipe."""
+    async with World(message_size_limit=20_000) as world:
+        path = world.root / "message"
+        path.write_bytes(MESSAGE + (b"x" * 99 + b"\n") * (1000 if state == "too big" else 1))
+        if state == "stopped":
+            await world.stop()
+        command, environ = ["sh", "-c", f"{world.stub} -t -i <{path}"], {"MAIL_CONFIG": str(world.config)}
+        done = await asyncio.to_thread(subprocess.run, command, capture_output=True, env=environ, timeout=30)
+        assert done.returncode == (65 if state == "too big" else 0), done
+        assert len(await world.queued()) == (state == "running")
+        assert len(os.listdir(world.queue / "maildrop")) == (state == "stopped")
+        if state != "stopped":
+            assert (await world.run(["-t", "-i"], MESSAGE)).status == 0, "and the daemon takes the next one"
 
 
 async def test_stopped_daemon_keeps_the_message_in_maildrop_and_pickup_queues_it_once(world: World) -> None:
