@@ -221,15 +221,15 @@ def lock(config: Config, clock: Clock) -> tuple[int, int]:
 
 def serve(master: Master, *, detach: bool) -> int:
     """Run until told to stop."""
+    stopping = partial(master.notify.send, "STOPPING=1\nSTATUS=letting sessions and deliveries end")
     if master.config.integer("smtpd_processes"):
         supervisor = Supervisor(
             master.specs(), master.reload, master.log, master.clock, rotate=master.rotate, ready=master.ready,
-            stopping=partial(master.notify.send, "STOPPING=1\nSTATUS=letting sessions and deliveries end"),
-            detach=detach,
+            stopping=stopping, detach=detach,
         )  # fmt: skip
         status = supervisor.run()
     else:
-        hooks = Hooks(master.ready, rotate=master.rotate_all, reload=master.reread)
+        hooks = Hooks(master.ready, rotate=master.rotate_all, reload=master.reread, stopping=stopping)
         signal.pthread_sigmask(signal.SIG_BLOCK, TOLD)
         gc.freeze()
         status = RELOAD

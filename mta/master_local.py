@@ -29,9 +29,11 @@ from mta.lookup.context import LookupContext
 from mta.lookup.open import open_tables
 from mta.lookup.unix import User, UserDb
 from mta.maillog import Maillog, MaillogSettings
+from mta.master_notify import Notify
 from mta.master_owner import OwnerProblemError, find_owner, log_sink
 from mta.master_process import EX_SOFTWARE, MAX_PAUSE, YOUNG, die_with_parent, leave_terminal
 from mta.master_sockets import inherited, listen_unix
+from mta.master_watchdog import feed
 from mta.record import dataclass
 from mta.trivial_rewrite import Rewriter, RewriterSettings
 
@@ -128,9 +130,17 @@ Opening = Callable[[Callable[[], None]], Doorway]
 
 
 def serve(
-    directory: str, opening: Opening, overrides: Mapping[str, str] | None = None, *, max_idle: float | None = None
+    directory: str,
+    opening: Opening,
+    overrides: Mapping[str, str] | None = None,
+    *,
+    max_idle: float | None = None,
+    notify: Notify | None = None,
 ) -> int:
-    """Serve until the doorway ends, SIGTERM, or max_idle seconds without a request; returns the exit status."""
+    """Serve until the doorway ends, SIGTERM, or max_idle seconds without a request; returns the exit status.
+
+    notify: of a service manager that watches this very process.
+    """
     clock = Clock()
     users = UserDb(InlineWorker(), clock)
     try:
@@ -148,10 +158,14 @@ def serve(
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, helper.stop)
         loop.add_signal_handler(signal.SIGUSR1, log.reopen)
-        idle = None if max_idle is None else loop.create_task(helper.stop_when_idle(max_idle))
+        beside = [] if max_idle is None else [loop.create_task(helper.stop_when_idle(max_idle))]
+        if notify is not None:
+            notify.send("READY=1\nSTATUS=serving")
+            if notify.watchdog:
+                beside.append(loop.create_task(feed(notify, clock)))
         await helper.run()
-        if idle is not None:
-            idle.cancel()
+        for task in beside:
+            task.cancel()
 
     asyncio.run(run())
     log.close()
@@ -233,7 +247,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EX_CONFIG
     uid = owner.uid
     sock = given[0] if given else listen_unix(os.path.join(config.text("queue_directory"), SOCKET), 0o600)
-    return serve(directory, lambda _rotate: Listener(sock, lambda peer: peer in (0, uid)))
+    notify = Notify(os.environ)
+    return serve(directory, lambda _rotate: Listener(sock, lambda peer: peer in (0, uid)), notify=notify)
 
 
 if __name__ == "__main__":

@@ -60,13 +60,14 @@ class Hooks:
 
     serving: it serves.  call: a client knocks and there is no smtpd worker.  rotate: SIGUSR1, after the log was
     opened again.  reload: SIGHUP; True = end, in order to be run again with another configuration.  None: SIGHUP
-    stays as it is.
+    stays as it is.  stopping: SIGTERM; not called for a reload.
     """
 
     serving: Callable[[], None] = _nothing
     call: Callable[[], None] = _nothing
     rotate: Callable[[], None] = _nothing
     reload: Callable[[], bool] | None = None
+    stopping: Callable[[], None] = _nothing
 
 
 @dataclass(slots=True)
@@ -133,8 +134,9 @@ def run_scheduler(
     try:
         crashed = not listen and _predecessor_crashed(lock)
         status = run_loop(
-            lambda stop: _serve(config, sockets, helper, stop, hooks, listen=listen, crashed=crashed), hooks.reload
-        )
+            lambda stop: _serve(config, sockets, helper, stop, hooks, listen=listen, crashed=crashed),
+            hooks.reload, hooks.stopping,
+        )  # fmt: skip
         os.ftruncate(lock, 0)
         return status
     finally:
@@ -147,21 +149,27 @@ RELOAD = -1
 
 
 def run_loop(
-    main: Callable[[asyncio.Event], Coroutine[None, None, int]], reload: Callable[[], bool] | None = None
+    main: Callable[[asyncio.Event], Coroutine[None, None, int]],
+    reload: Callable[[], bool] | None = None,
+    stopping: Callable[[], None] = _nothing,
 ) -> int:
     """Run main on the configured event loop; SIGTERM and SIGINT set its stop event.
 
-    reload: called for SIGHUP; when it says True, main is stopped and RELOAD is returned.  Afterwards those signals
-    are blocked, so that one that comes late cannot change the exit status, and one between two runs is not lost.
+    reload: called for SIGHUP; when it says True, main is stopped and RELOAD is returned.  stopping: called once for
+    the others, before main is stopped.  Afterwards those signals are blocked, so that one that comes late cannot
+    change the exit status, and one between two runs is not lost.
     """
 
     async def wrapped() -> int:
-        stop, again = asyncio.Event(), False
+        stop, again, ended = asyncio.Event(), False, list[bool]()
         loop = asyncio.get_running_loop()
 
         def end() -> None:
             nonlocal again
             again = False
+            if not ended:
+                ended.append(True)
+                stopping()
             stop.set()
             loop.remove_signal_handler(signal.SIGHUP)
             signal.signal(signal.SIGHUP, signal.SIG_IGN)

@@ -1,6 +1,7 @@
-"""Two watchdogs for two kinds of process, both fed from the event loop: a loop that stands still feeds nobody.
+"""Two watchdogs for three kinds of process, fed from the event loop: a loop that stands still feeds nobody.
 
-- The scheduler feeds systemd's (WatchdogSec of mta.service), which ends and restarts the whole service.
+- The scheduler feeds systemd's (WatchdogSec of mta.service), which ends and restarts the whole service; mta-local
+  feeds that of its own unit.
 - A worker sets the kernel's alarm clock again and again.  When it rings the worker dies, the first process forks
   another, and only its own clients are lost.  It is set only where systemd watches the scheduler.
 
