@@ -183,7 +183,7 @@ async def _from_ours(store: SpoolStore, queue_id: str) -> list[str]:
     job = await store.claim(queue_id)
     if job is None:
         return HELD
-    content = b"".join([chunk async for chunk in store.content(job, b"\n")])
+    content = b"".join([chunk async for chunk in store.content(job)])
     envelope = job.envelope
     shown = [f"envelope_id={envelope.envelope_id}"] if envelope.envelope_id else []
     shown += [f"sender {envelope.sender}"]
