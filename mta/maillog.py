@@ -2,8 +2,9 @@
 
 A line is "Nov 21 00:01:03 host postfix/smtpd[812]: text".  It goes to a file (maillog_file), to stdout
 (maillog_file = /dev/stdout, or start-fg), to the journal when our output is connected to it, or to syslog at
-/dev/log.  Lines of one loop turn are written to a file in one system call.  Whatever is not printable becomes "?",
-here and nowhere else, so no peer can forge a line or move a terminal's cursor.
+/dev/log.  Lines are collected for up to GATHER seconds and written to a file in one system call; a worker writes
+before it announces a message, so that what it says of one stands before what the scheduler says.  Whatever is not
+printable becomes "?", here and nowhere else, so no peer can forge a line or move a terminal's cursor.
 
 A log that cannot be written is no reason to stop mail: the line is dropped and counted, and the count is
 the first thing logged when writing works again.
@@ -11,7 +12,6 @@ the first thing logged when writing works again.
 See also: docs/logs.md, mta/maillog_sinks.py, RFC 3164 (syslog)
 """
 
-import asyncio
 import contextlib
 import os
 import sys
@@ -23,6 +23,8 @@ from mta.deliver.request import Result
 from mta.envelope import Recipient
 from mta.maillog_sinks import JournalSink, SyslogSink, is_journal
 from mta.record import dataclass
+
+GATHER = 0.02  # seconds a line may wait for others; kill -9 loses no more than that
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +122,7 @@ class Maillog:
         self._lines: list[str] = []
         self._second = -1
         self._date = ""
+        self._heads: dict[str, str] = {}  # by service, of this second
         self._lost = 0
         self._scheduled = False
         self.watchers: list[Watcher] = []
@@ -129,14 +132,18 @@ class Maillog:
         now = int(self._clock.now())
         if now != self._second:
             self._second, self._date = now, syslog_date(now)
-        host = f" {self._host}" if self._sink.with_header else ""
-        self._lines.append(f"{self._date}{host} {self._name}/{service}[{self._pid}]: {printable(text)}")
+            self._heads.clear()
+        head = self._heads.get(service)
+        if head is None:
+            host = f" {self._host}" if self._sink.with_header else ""
+            head = self._heads[service] = f"{self._date}{host} {self._name}/{service}[{self._pid}]: "
+        self._lines.append(head + printable(text))
         for watcher in self.watchers:
             watcher.line(text)
         if self._scheduled:
             return
         try:
-            asyncio.get_running_loop().call_soon(self.flush)
+            self._clock.call_later(GATHER, self._gathered)
             self._scheduled = True
         except RuntimeError:  # no loop: a short-lived or synchronous process
             self.flush()
@@ -145,9 +152,12 @@ class Maillog:
         """Log something an administrator should look at."""
         self.write(service, f"warning: {text}")
 
+    def _gathered(self) -> None:
+        self._scheduled = False
+        self.flush()
+
     def flush(self) -> None:
         """Hand collected lines to the sink."""
-        self._scheduled = False
         lines, self._lines = self._lines, []
         if not lines:
             return
@@ -166,7 +176,7 @@ class Maillog:
 
     def close(self) -> None:
         """Flush and release."""
-        self.flush()
+        self._gathered()
         self._sink.close()
 
 

@@ -261,7 +261,8 @@ class LinkClient:
         end.say(line)
 
     def arrived(self, queue_id: str) -> None:
-        """Announce a message."""
+        """Announce a message; what the log has to say of it so far comes first."""
+        self.log.flush()
         self._unacknowledged[queue_id] = None
         if len(self._unacknowledged) > MAX_UNACKNOWLEDGED:
             del self._unacknowledged[next(iter(self._unacknowledged))]

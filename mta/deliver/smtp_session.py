@@ -337,8 +337,10 @@ class Session(asyncio.Protocol):
                         self._fate(event)
                 case WantBody():
                     self._body_wanted = True
-                    self._send_prepared()
-                    self._wake()
+                    if self._prepared is None:
+                        self._wake()
+                    else:
+                        self._send_prepared()
                 case Finished(reusable, reset_needed):
                     self.reusable, self.reset_needed = reusable and not self._lost, reset_needed
                     self._done()

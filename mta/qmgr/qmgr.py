@@ -108,6 +108,7 @@ class QueueManager:
         self._open: dict[str, tuple[int, asyncio.Future[None]]] = {}  # entries outstanding per job
         self._tasks: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
+        self._serving = False  # run() has looked at what a predecessor left
         self._suspects = asyncio.Lock()
         self._started = 0.0
         self._ahead: float | None = None  # wall clock minus the loop's, at the last look
@@ -119,7 +120,8 @@ class QueueManager:
     def arrived(self, queue_id: str) -> None:
         """A message has become claimable."""
         self._incoming.append(queue_id)
-        self._wake.set()
+        if self._serving:
+            self._fill()
 
     async def run(self) -> None:
         """Serve until cancelled: claim what arrives or is due, rescan each queue_run_delay."""
@@ -130,6 +132,7 @@ class QueueManager:
             if now >= next_scan:
                 await self._scan()
                 next_scan = self._clock.monotonic() + self._settings.queue_run_delay
+            self._serving = True
             self._wake.clear()
             self._take_due()
             self._fill()
@@ -224,6 +227,7 @@ class QueueManager:
             except QueueError as error:
                 self._log.warning("qmgr", f"{error}, will try again")
                 heapq.heappush(self._deferred, (self._clock.now() + CLAIM_RETRY, queue_id))
+                self._wake.set()
                 return
             if job is None:
                 return
@@ -254,7 +258,8 @@ class QueueManager:
                 self._incoming.append(queue_id)
         finally:
             self._active.pop(queue_id, None)
-            self._wake.set()
+            if self._incoming or len(self._active) + 1 >= self._settings.qmgr_message_active_limit:
+                self._wake.set()  # there is room again
 
     async def _cut_off(self, job: Job) -> None:
         """The time of a shutdown is over: no fault of the message.  With children it is left to recover()."""

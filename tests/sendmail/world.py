@@ -219,6 +219,7 @@ class World:
     @property
     def log(self) -> list[str]:
         """Lines without time and host."""
+        self.maillog.flush()
         return [line.split("]: ", 1)[1] if "]: " in line else line for line in self.sink.lines]
 
     def settings(self, cls: Callable[..., T]) -> T:

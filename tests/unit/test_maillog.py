@@ -1,5 +1,6 @@
 """Log lines."""
 
+import asyncio
 import os
 import re
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 from mta.clock import Clock
 from mta.deliver.request import Result
 from mta.envelope import Recipient
-from mta.maillog import Delays, FileSink, Maillog, MaillogSettings, delivery, printable, seconds
+from mta.maillog import GATHER, Delays, FileSink, Maillog, MaillogSettings, delivery, printable, seconds
 from mta.smtp.reply import Reply
 
 
@@ -68,3 +69,15 @@ def test_after_rotation_lines_go_to_the_new_file(tmp_path: Path) -> None:
 def test_printable_keeps_text_and_replaces_the_rest() -> None:
     assert printable("grüße") == "grüße"
     assert printable("a\x00b\x85c\u2028d\udc80") == "a?b?c?d?"
+
+
+async def test_lines_wait_a_moment_for_others_and_close_loses_none(tmp_path: Path) -> None:
+    log = Maillog(MaillogSettings(str(tmp_path / "log"), "postfix", "h"), Clock())
+    log.write("a", "1")
+    await asyncio.sleep(0)
+    assert (tmp_path / "log").read_text() == ""
+    await asyncio.sleep(2 * GATHER)
+    assert (tmp_path / "log").read_text().endswith(": 1\n")
+    log.write("a", "2")
+    log.close()
+    assert [line[-1] for line in (tmp_path / "log").read_text().splitlines()] == ["1", "2"]

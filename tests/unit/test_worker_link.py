@@ -202,3 +202,11 @@ async def test_a_worker_that_listens_no_more_does_not_count_as_one_now_or_after_
     await until(lambda: ends.listening == 0)
     await ends.kill_scheduler()
     assert ends.listening == 0, "counted down once"
+
+
+async def test_what_the_log_says_of_a_message_is_written_before_the_message_is_announced(ends: Ends) -> None:
+    worker = ends.worker()
+    worker.log.write("smtpd", "4FA1: client=c.example[192.0.2.1]")
+    assert ends.sink.lines == []
+    worker.arrived("4FA1")
+    assert ends.sink.lines[-1].endswith("4FA1: client=c.example[192.0.2.1]")
