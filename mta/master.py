@@ -105,7 +105,7 @@ class Master:
     def _reread(self) -> bool:
         try:
             config = load(self.config.directory, overrides=self.overrides)
-            problems = [*config.problems, *check_services(config)]
+            problems = [*config.problems, *check_services(config, running=True)]
         except ConfigError as broken:
             problems = broken.problems
         refused = any(problem.fatal for problem in problems)

@@ -51,7 +51,7 @@ from mta.smtpd.restrictions import Restrictions
 from mta.smtpd.server import SMTPServer
 from mta.smtpd.server_settings import ServerSettings
 from mta.submit_smtp import LocalDoor
-from mta.tls import TlsClientSettings, TlsServerSettings, client_tls, server_context
+from mta.tls import TlsClientSettings, TlsServerSettings, client_tls, offered_context
 from mta.trivial_rewrite import Rewriter, RewriterSettings
 
 
@@ -208,7 +208,7 @@ def _server_parts(core: Core, config: Config) -> tuple[Restrictions, SSLContext 
         config.fill(RestrictionSettings), core.rewriter, core.context, core.resolver,
         classes=config.restriction_classes(), own_addresses=config.own_addresses(),
     )  # fmt: skip
-    return restrictions, server_context(config.fill(TlsServerSettings))
+    return restrictions, offered_context(config.fill(TlsServerSettings))[0]  # master_check said why, when it is None
 
 
 # -- delivering -----------------------------------------------------------------------------------

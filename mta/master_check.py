@@ -18,7 +18,7 @@ from mta.master_listen import tcp_services
 from mta.master_owner import OwnerProblemError, acting_as, find_owner, problem_at
 from mta.queue.store_spool import DIRECTORIES
 from mta.smtpd.restrictions import unknown_restrictions
-from mta.tls import TlsClientSettings, TlsError, TlsServerSettings, client_tls, server_context
+from mta.tls import TlsClientSettings, TlsError, TlsServerSettings, client_tls, offered_context
 
 RESTRICTIONS = tuple(
     f"smtpd_{stage}_restrictions"
@@ -26,8 +26,11 @@ RESTRICTIONS = tuple(
 )
 
 
-def check_services(config: Config) -> list[Problem]:
-    """What would make a service of master.cf fail or answer "try again later" for ever."""
+def check_services(config: Config, *, running: bool = False) -> list[Problem]:
+    """What would make a service of master.cf fail or answer "try again later" for ever.
+
+    running: for a reload, which must not take away from a running instance what it has, a certificate for example.
+    """
     try:
         owner = find_owner(config, UserLookup())
     except OwnerProblemError as error:
@@ -39,7 +42,7 @@ def check_services(config: Config) -> list[Problem]:
         for service in config.services:
             if service.type == "inet" and service.command == "smtpd":
                 own = config.for_service(service)
-                problems += [*_restrictions(own), *_tls_server(own)]
+                problems += [*_restrictions(own), *_tls_server(own, running=running)]
             elif service.type == "unix" and service.command in ("smtp", "lmtp"):
                 problems += _tls_client(config.for_service(service))
     return list(dict.fromkeys(problems))
@@ -53,11 +56,14 @@ def _restrictions(config: Config) -> Iterator[Problem]:
             yield problem_at(config, name, f"{name}: unknown smtpd restriction: {unknown}")
 
 
-def _tls_server(config: Config) -> Iterator[Problem]:
+def _tls_server(config: Config, *, running: bool) -> Iterator[Problem]:
     try:
-        server_context(config.fill(TlsServerSettings))
+        _, why = offered_context(config.fill(TlsServerSettings))
     except TlsError as error:
         yield problem_at(config, _named(str(error), config, "smtpd_tls_"), str(error))
+    else:
+        if why:
+            yield problem_at(config, _named(why, config, "smtpd_tls_"), why, fatal=running)
 
 
 def _tls_client(config: Config) -> Iterator[Problem]:

@@ -29,6 +29,10 @@ class TlsError(Exception):
     """A parameter, certificate or key that cannot be used; str() is for the administrator."""
 
 
+class CertificateError(TlsError):
+    """It is the certificate or its key."""
+
+
 @dataclass(frozen=True, slots=True)
 class TlsClientSettings:
     """postconf(5): outgoing."""
@@ -138,11 +142,25 @@ def server_context(settings: TlsServerSettings) -> ssl.SSLContext | None:
         try:
             context.load_cert_chain(certificate, key, password=_no_password)
         except (OSError, ValueError) as error:
-            raise TlsError(f"cannot use certificate {certificate} with key {key}: {error}") from None
+            raise CertificateError(f"cannot use certificate {certificate} with key {key}: {error}") from None
     _restrict(context, settings.smtpd_tls_protocols, "smtpd_tls_protocols")
     ciphers = _cipher_list(settings.smtpd_tls_ciphers, settings, settings.smtpd_tls_exclude_ciphers)
     _set_ciphers(context, ciphers, "smtpd_tls_ciphers")
     return context
+
+
+def offered_context(settings: TlsServerSettings) -> tuple[ssl.SSLContext | None, str]:
+    """server_context, and why STARTTLS is not offered although a certificate is named: at level may mail comes without.
+
+    As in Postfix: a key that mail_owner may not read is no reason to receive no mail.  TlsError: what else is wrong,
+    and all of it in wrapper mode.
+    """
+    try:
+        return server_context(settings), ""
+    except CertificateError as error:
+        if settings.smtpd_tls_wrappermode:
+            raise
+        return None, f"{error}; STARTTLS is not offered: give mail_owner's account the right to read the key"
 
 
 def _no_password() -> str:

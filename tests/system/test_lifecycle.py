@@ -129,10 +129,6 @@ def no_master(system: Instance) -> None:
     (system.etc / "master.cf").unlink()
 
 
-def broken_certificate(system: Instance) -> None:
-    system.configure(smtpd_tls_security_level="may", smtpd_tls_cert_file="/nonexistent/cert.pem")
-
-
 def broken_port(system: Instance) -> None:
     (system.etc / "master.cf").write_text("nosuchport inet n - n - - smtpd\n")
 
@@ -144,7 +140,6 @@ def broken_port(system: Instance) -> None:
         (broken_restriction, ["master.cf:2: smtpd_client_restrictions: unknown smtpd restriction: reject_nonsense"]),
         (broken_class, ["main.cf:21: mine: unknown smtpd restriction: nonsense"]),
         (no_master, ["master.cf: open: No such file or directory"]),
-        (broken_certificate, ["main.cf:21: cannot use certificate /nonexistent/cert.pem"]),
         (broken_port, ["master.cf:1: unknown service name: nosuchport"]),
     ],
 )
@@ -162,6 +157,19 @@ def test_a_broken_configuration_starts_nothing_and_every_error_has_its_place(
                 shifted = text.replace(":20:", f":{lines + 1}:").replace(":21:", f":{lines + 2}:")
                 assert shifted in done.stderr, done.stderr
         assert not system.spool.exists()
+
+
+def test_a_certificate_that_cannot_be_read_is_a_warning_at_the_start_and_stops_a_reload() -> None:
+    gone = {"smtpd_tls_security_level": "may", "smtpd_tls_cert_file": "/nonexistent/cert.pem"}
+    with instance(**gone) as system:
+        done = system.mta("start")
+        assert done.returncode == 0, done.stderr
+        assert (
+            "cannot use certificate /nonexistent/cert.pem" in done.stderr and "STARTTLS is not offered" in done.stderr
+        )
+        system.configure(maximal_queue_lifetime="4d")
+        os.kill(system.pid, signal.SIGHUP)
+        until(lambda: "reload refused" in system.log_text(), "the running instance keeps what it has")
 
 
 @pytest.mark.needs_root

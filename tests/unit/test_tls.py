@@ -14,6 +14,7 @@ from mta.tls import (
     client_level,
     describe,
     needs_more_than_may,
+    offered_context,
     parse_protocols,
     server_context,
 )
@@ -72,6 +73,18 @@ def test_a_server_needs_a_certificate_that_can_be_read(tmp_path: Path) -> None:
     for bad in ("/gone", str(tmp_path / "junk")):
         with pytest.raises(TlsError, match="cannot use certificate"):
             server_context(replace(SERVER, smtpd_tls_eccert_file=bad))
+
+
+def test_without_a_usable_certificate_mail_comes_in_the_clear_but_not_in_wrapper_mode(tmp_path: Path) -> None:
+    gone = replace(SERVER, smtpd_tls_cert_file="/gone")
+    context, why = offered_context(gone)
+    assert context is None and why.startswith("cannot use certificate /gone with key /gone")
+    assert offered_context(SERVER) == (None, "")
+    with pytest.raises(TlsError, match="cannot use certificate"):
+        offered_context(replace(gone, smtpd_tls_wrappermode=True))
+    chain = str(Certificates(tmp_path).file)
+    with pytest.raises(TlsError, match="NOSUCH"):
+        offered_context(replace(SERVER, smtpd_tls_cert_file=chain, smtpd_tls_protocols="NOSUCH"))
 
 
 def test_wrapper_mode_needs_a_certificate_and_no_level(tmp_path: Path) -> None:
