@@ -12,6 +12,7 @@ the first thing logged when writing works again.
 See also: docs/logs.md, mta/maillog_sinks.py, RFC 3164 (syslog)
 """
 
+import asyncio
 import contextlib
 import os
 import sys
@@ -124,7 +125,7 @@ class Maillog:
         self._date = ""
         self._heads: dict[str, str] = {}  # by service, of this second
         self._lost = 0
-        self._scheduled = False
+        self._gathers: asyncio.AbstractEventLoop | None = None  # which will call _gathered
         self.watchers: list[Watcher] = []
 
     def write(self, service: str, text: str) -> None:
@@ -140,20 +141,21 @@ class Maillog:
         self._lines.append(head + printable(text))
         for watcher in self.watchers:
             watcher.line(text)
-        if self._scheduled:
-            return
         try:
-            self._clock.call_later(GATHER, self._gathered)
-            self._scheduled = True
-        except RuntimeError:  # no loop: a short-lived or synchronous process
+            loop = asyncio.get_running_loop()
+        except RuntimeError:  # none: a short-lived or synchronous process
             self.flush()
+            return
+        if self._gathers is not loop:  # or that of one that has ended, with its timers
+            self._clock.call_later(GATHER, self._gathered)
+            self._gathers = loop
 
     def warning(self, service: str, text: str) -> None:
         """Log something an administrator should look at."""
         self.write(service, f"warning: {text}")
 
     def _gathered(self) -> None:
-        self._scheduled = False
+        self._gathers = None
         self.flush()
 
     def flush(self) -> None:

@@ -81,3 +81,16 @@ async def test_lines_wait_a_moment_for_others_and_close_loses_none(tmp_path: Pat
     log.write("a", "2")
     log.close()
     assert [line[-1] for line in (tmp_path / "log").read_text().splitlines()] == ["1", "2"]
+
+
+def test_a_line_that_waited_in_a_loop_that_ended_keeps_no_later_one_back(tmp_path: Path) -> None:
+    log = Maillog(MaillogSettings(str(tmp_path / "log"), "postfix", "h"), Clock())
+
+    async def write(text: str, wait: float) -> None:
+        log.write("a", text)
+        await asyncio.sleep(wait)
+
+    asyncio.run(write("1", 0))
+    asyncio.run(write("2", 5 * GATHER))
+    assert [line[-1] for line in (tmp_path / "log").read_text().splitlines()] == ["1", "2"]
+    log.close()
