@@ -35,6 +35,7 @@ CALLS = {
     ),
     "first": ("wait4", "rt_sigtimedwait", "rt_sigtimedwait_time64", "clone", "write"),
 }  # fmt: skip
+DETACH = 5.0  # seconds strace has
 CHOSEN = ("accept", "remote-mix", "report", "forward", "mailboxes-root")
 
 
@@ -93,7 +94,11 @@ class Injected:
         """Detach."""
         os.close(self._pidfd)
         self._strace.terminate()
-        self._strace.wait()
+        try:
+            self._strace.wait(DETACH)
+        except subprocess.TimeoutExpired:  # it waits for a thread of a process that it has killed
+            self._strace.kill()
+            self._strace.wait()
         if self._strace.stderr is not None:
             self._strace.stderr.close()
 
