@@ -354,8 +354,8 @@ class QueueManager:
         started = self._clock.monotonic()
         try:
             if not attempt.begun:
+                await self._store.begin_attempt(attempt.job)  # who cannot be written down is not delivered to
                 attempt.begun = True
-                await self._store.begin_attempt(attempt.job)
             agent = self._agents.get(entry.transport)
             if agent is None:
                 for recipient in entry.recipients:

@@ -96,14 +96,17 @@ class SpoolStore:
             raise RuntimeError("this process only drafts")
 
     def keep_locked(self, queue_id: str, path: str, again: Callable[[], Awaitable[bool]]) -> None:
-        """Keep a child that could not be settled from being claimed; again() is tried at each scan until it is True."""
-        with contextlib.suppress(OSError):
+        """Keep a message that could not be settled from being claimed; scans try again() until it is True."""
+        fd = -1  # when it cannot be opened now: claim() looks into the list
+        try:
             fd = self.fsio.open(path, write=True)
             self.fsio.flock(fd)
-            self.wait_locked(queue_id, fd, again)
+        except OSError as error:
+            self.log.warning("qmgr", f"{queue_id}: cannot be locked: {error.strerror}")
+        self.wait_locked(queue_id, fd, again)
 
     def wait_locked(self, queue_id: str, fd: int, again: Callable[[], Awaitable[bool]]) -> None:
-        """Keep an open, locked file; see keep_locked."""
+        """Keep an open, locked file (-1: none); see keep_locked."""
         self._locked.append((queue_id, fd, again))
 
     async def _settle_rest(self) -> None:
@@ -211,7 +214,7 @@ class SpoolStore:
     async def claim(self, queue_id: str) -> Job | None:
         """See QueueStore.  QueueError when it cannot be opened now (no descriptors)."""
         self._check_owner()
-        if not ids.is_queue_id(queue_id):
+        if not ids.is_queue_id(queue_id) or any(queue_id == waiting for waiting, _, _ in self._locked):
             return None
         try:
             try:

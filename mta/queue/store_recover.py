@@ -3,13 +3,15 @@
 In this order, because each step relies on the one before:
 
 1. remove what was never finished (unlocked USEC.PID, mode 0600), so only whole names are left
-2. flush what others will rely on (a kill leaves whole files that only the page cache has), then apply each child to
-   its parent: marks, delay notice, maildrop file; flush; from then on it may be claimed
+2. read what others will rely on: a power cut during a commit leaves a name and an envelope before the content, and
+   such a file was promised to nobody; flush it (a kill leaves whole files that only the page cache has), then apply
+   each child to its parent: marks, delay notice, maildrop file; flush; from then on it may be claimed
 3. resolve ids that exist twice, and files whose name does not fit their inode (a restored spool)
 4. move deferred files into the right hash directory; active -> incoming, or deferred and due when it has reasons
 
 Only incoming and hold are opened here: a child is claimed after its parent's marks are durable, so one that
-reached active or deferred has been settled.  Every step may be repeated after another crash.
+reached active or deferred has been settled.  Every step may be repeated after another crash.  A file that cannot be
+opened or moved now is claimed by nobody, and tried again at each scan.
 
 See also: mta/INTERNALS.md
 """
@@ -17,7 +19,8 @@ See also: mta/INTERNALS.md
 import asyncio
 import contextlib
 import os
-from collections.abc import Iterator
+import zlib
+from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -25,7 +28,7 @@ from typing import TYPE_CHECKING
 from mta.queue import queue_file
 from mta.queue import queue_id as ids
 from mta.queue.api import FencedError, Parent, Queue
-from mta.queue.queue_reader import DamagedError, QueueFile, decode
+from mta.queue.queue_reader import ContentReader, DamagedError, QueueFile, decode
 from mta.queue.store_listing import SLICE, files
 from mta.queue.store_maildrop import Maildrop
 from mta.queue.store_spool import WRITING, is_ready
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
     from mta.queue.store import SpoolStore
 
 TOGETHER = 100  # files flushed at a time
+READ_SIZE = 1 << 17  # bytes of content read at a time
 PLACES = (Queue.ACTIVE, Queue.INCOMING, Queue.DEFERRED, Queue.HOLD)
 
 
@@ -78,13 +82,16 @@ class Recovery:
         await run(self._empty_active)
 
     @contextlib.contextmanager
-    def _logged(self, queue_id: str) -> Iterator[None]:
+    def _logged(self, queue_id: str, again: Callable[[], Awaitable[bool]] | None = None) -> Iterator[None]:
+        """again: what scans are to try until it is True, when this failed; nobody claims the message before."""
         try:
             yield
         except (FileNotFoundError, FencedError):
             pass
         except OSError as error:
             self._log.warning("qmgr", f"{queue_id}: recover: {error.strerror}")
+            if again is not None:
+                self._store.wait_locked(queue_id, -1, again)
 
     # -- 1 ------------------------------------------------------------------------------------------
 
@@ -112,14 +119,26 @@ class Recovery:
             for entry in list(files(self._fsio, f"{self._spool.root}/{queue}")):
                 if not ids.is_queue_id(entry.name):
                     continue
-                with self._logged(entry.name):
-                    file = self._examine(entry.name, queue, entry.path)
-                    if file is None:
-                        continue
-                    key = file.others.get("submit_key", "")
-                    if key or file.parent is not None:
-                        found.append(Found(entry.name, entry.path, file.parent, key))
+                with self._logged(entry.name, partial(self._look_again, queue, entry.name, entry.path)):
+                    if one := self._needed(queue, entry.name, entry.path):
+                        found.append(one)
         return found
+
+    def _needed(self, queue: Queue, queue_id: str, path: str) -> Found | None:
+        file = self._examine(queue_id, queue, path)
+        if file is None:
+            return None
+        key = file.others.get("submit_key", "")
+        return Found(queue_id, path, file.parent, key) if key or file.parent is not None else None
+
+    async def _look_again(self, queue: Queue, queue_id: str, path: str) -> bool:
+        try:
+            found = await self._fsio.run(self._needed, queue, queue_id, path)
+        except FileNotFoundError:
+            return True
+        except OSError:
+            return False
+        return found is None or await self._again(found)
 
     def _put_off(self, found: Found) -> None:
         """Not settled now.  A parent that knows nothing of it repeats it; else it waits, locked, for the next scan."""
@@ -169,12 +188,23 @@ class Recovery:
             if not is_ready(self._fsio.fstat(fd).st_mode) or not self._fsio.flock(fd):
                 return None
             try:
-                return decode(lambda offset, size: self._fsio.pread(fd, size, offset))
+                file = decode(lambda offset, size: self._fsio.pread(fd, size, offset))
+                if file.parent is not None or "submit_key" in file.others:
+                    self._read_content(fd, file)
             except DamagedError as error:
                 self._store.to_corrupt(queue_id, queue, path, fd, str(error))
                 return None
+            return file
         finally:
             self._fsio.close_fd(fd)
+
+    def _read_content(self, fd: int, file: QueueFile) -> None:
+        """DamagedError unless it is what was committed."""
+        reader, crc = ContentReader(file.content_offset), 0
+        while not reader.done:
+            crc = zlib.crc32(reader.feed(self._fsio.pread(fd, READ_SIZE, reader.offset)), crc)
+        if file.content_crc not in (None, crc):
+            raise DamagedError("checksum of the content")
 
     async def _settle(self, child: Found) -> bool:
         """Apply a child to its parent; False: not now."""
@@ -319,14 +349,26 @@ class Recovery:
     def _empty_active(self) -> None:
         for entry in list(files(self._fsio, f"{self._spool.root}/active")):
             if ids.is_queue_id(entry.name):
-                with self._logged(entry.name):
+                with self._logged(entry.name, partial(self._free_again, entry.name, entry.path)):
                     if self._store.handler_crashed:
                         self._suspect(entry.path)
-                    if self._deferred_before(entry.name):
-                        self._fsio.utime(entry.path, self._store.clock.now())
-                        self._spool.move(entry.path, Queue.DEFERRED, entry.name)
-                    else:
-                        self._spool.move(entry.path, Queue.INCOMING, entry.name)
+                    self._free(entry.name, entry.path)
+
+    def _free(self, queue_id: str, path: str) -> None:
+        if self._deferred_before(queue_id):
+            self._fsio.utime(path, self._store.clock.now())
+            self._spool.move(path, Queue.DEFERRED, queue_id)
+        else:
+            self._spool.move(path, Queue.INCOMING, queue_id)
+
+    async def _free_again(self, queue_id: str, path: str) -> bool:
+        try:
+            self._free(queue_id, path)
+        except (FileNotFoundError, FencedError):
+            return True
+        except OSError:
+            return False
+        return True
 
     def _suspect(self, path: str) -> None:
         """The process that delivered died alone, so it was hardly the machine: such a crash counts twice.

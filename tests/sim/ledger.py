@@ -164,6 +164,11 @@ class Ledger:
         """Power or a process is gone now."""
         self.crashes.append((self.now(), kind))
 
+    def stopped(self) -> None:
+        """The process has ended as it was told; while the disk fails it takes with it what it could not write."""
+        if any(start <= self.now() <= end for start, end in self.disk_errors):
+            self.crash("stop")
+
     def flushed(self, inode: Inode) -> None:
         """A file among the mailboxes was made durable."""
         self.flushes[inode.ino].append((self.now(), len(inode.data)))

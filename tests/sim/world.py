@@ -296,6 +296,7 @@ class Run:
         if process.alive:
             if task.exception() is not None:
                 self.ledger.complain(f"stop failed: {task.exception()!r}")
+            self.ledger.stopped()
             for each in self.mta:
                 each.kill(self.loop, close=close)
             self.dead += self.mta
@@ -335,6 +336,8 @@ class Run:
     async def _errno(self, fault: Fault) -> None:
         name, _, calls = fault.what.partition(" ")
         begin = self.loop.time()
+        under_way = (begin, float("inf"))
+        self.ledger.disk_errors.append(under_way)
         self.log(f"errors: {fault.what}")
         if calls == "full":
             disks = list({id(d): d for d in self.disks.values()}.values())
@@ -349,6 +352,7 @@ class Run:
             self.errors.active.append(window)
             await asyncio.sleep(fault.seconds)
             self.errors.active.remove(window)
+        self.ledger.disk_errors.remove(under_way)
         self.ledger.disk_errors.append((begin, self.loop.time() + 70.0))  # until what waits to be written is
         self.log("errors: over")
 

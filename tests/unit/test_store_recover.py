@@ -346,3 +346,85 @@ async def test_a_marked_parent_that_cannot_be_flushed_keeps_its_child_locked_unt
     assert spool.arrived == [child.queue_id]
     assert await spool.store.claim(child.queue_id) is not None
     assert states(spool.path("incoming", job.queue_id)) == ["D"]
+
+
+def tear(path: Path) -> None:
+    """What a power cut leaves of a file whose name and ends are on the disk and whose middle is not."""
+    data = path.read_bytes()
+    assert data.count(b"hello") == 1
+    path.write_bytes(data.replace(b"hello", b"\0\0\0\0\0"))
+
+
+async def test_a_key_is_not_known_again_when_the_content_is_torn(spool: Spooled) -> None:
+    draft = await spool.draft()
+    await draft.commit(attributes={"submit_key": "00ff"})
+    tear(spool.path("incoming", draft.queue_id))
+    await spool.store.recover()
+    assert spool.store.submit_keys == {}
+    assert spool.names("corrupt") == [draft.queue_id]
+
+
+@pytest.mark.parametrize("records", [False, True])
+async def test_a_torn_child_answers_for_nobody(spool: Spooled, records: bool) -> None:
+    job = await claimed(spool)
+    child = await spool.draft()
+    await child.commit(parent=Parent("bounce", job.uid, job.queue_id, (job.todo[0].offset,)))
+    die(spool, job, child)
+    path = spool.path("incoming", child.queue_id)
+    if records:
+        path.write_bytes(path.read_bytes().replace(b"N\x05hello", b"\0" * 7))
+    else:
+        tear(path)
+    await spool.store.recover()
+    assert spool.names("corrupt") == [child.queue_id]
+    assert states(spool.path("incoming", job.queue_id)) == ["R"]
+
+
+async def test_a_child_that_cannot_be_opened_is_claimed_by_nobody_until_a_scan_has_settled_it(spool: Spooled) -> None:
+    job = await claimed(spool)
+    child = await spool.draft()
+    await child.commit(parent=Parent("bounce", job.uid, job.queue_id, (job.todo[0].offset,)))
+    die(spool, job, child)
+
+    def shut(op: str, path: str | int) -> None:
+        if op == "open" and str(path).endswith(child.queue_id):
+            raise OSError(errno.EMFILE, "too many")
+
+    spool.fsio.hook = shut
+    await spool.store.recover()
+    await spool.store.scan(Queue.INCOMING)
+    assert await spool.store.claim(child.queue_id) is None
+    spool.fsio.hook = None
+    assert await spool.store.claim(child.queue_id) is None
+    assert states(spool.path("incoming", job.queue_id)) == ["R"]
+    await spool.store.scan(Queue.INCOMING)
+    assert await spool.store.claim(child.queue_id) is not None
+    assert states(spool.path("incoming", job.queue_id)) == ["D"]
+
+
+async def test_what_could_not_be_opened_and_is_gone_or_whole_or_torn_by_then_waits_no_longer(spool: Spooled) -> None:
+    gone, whole, torn = [await spool.accept() for _ in range(3)]
+    spool.fsio.hook = fail_at("open", errno.EIO)
+    await spool.store.recover()
+    spool.fsio.hook = None
+    spool.path("incoming", gone).unlink()
+    spool.path("incoming", torn).write_bytes(b"torn")
+    await spool.store.scan(Queue.INCOMING)
+    assert await spool.store.claim(whole) is not None
+    assert await spool.store.claim(gone) is None
+    assert spool.names("corrupt") == [torn]
+
+
+@pytest.mark.parametrize("gone", [False, True])
+async def test_what_cannot_be_moved_out_of_active_is_moved_by_a_later_scan(spool: Spooled, gone: bool) -> None:
+    job = await claimed(spool)
+    die(spool, job)
+    spool.fsio.hook = fail_at("rename", errno.EDQUOT)
+    await spool.store.recover()
+    await spool.store.scan(Queue.INCOMING)
+    assert spool.names("active") == [job.queue_id]
+    spool.fsio.hook = None
+    if gone:
+        spool.path("active", job.queue_id).unlink()
+    await spool.store.scan(Queue.INCOMING)
+    assert (await spool.store.claim(job.queue_id) is None) is gone
