@@ -428,3 +428,26 @@ async def test_what_cannot_be_moved_out_of_active_is_moved_by_a_later_scan(spool
         spool.path("active", job.queue_id).unlink()
     await spool.store.scan(Queue.INCOMING)
     assert (await spool.store.claim(job.queue_id) is None) is gone
+
+
+async def test_a_child_that_can_be_neither_settled_nor_locked_waits_all_the_same(spool: Spooled) -> None:
+    job = await claimed(spool)
+    child = await spool.draft()
+    await child.commit(parent=Parent("bounce", job.uid, job.queue_id, (job.todo[0].offset,)))
+    spool.store.mark(job, job.todo[0])
+    die(spool, job, child)
+    opened = 0
+
+    def failing(op: str, path: str | int) -> None:
+        nonlocal opened
+        opened += op == "open" and str(path).endswith(child.queue_id)
+        if op == "flush" or (op == "open" and opened > 2):  # read, and opened to be flushed
+            raise OSError(errno.EMFILE, "too many")
+
+    spool.fsio.hook = failing
+    await spool.store.recover()
+    spool.fsio.hook = None
+    assert f"{child.queue_id}: cannot be locked" in "\n".join(spool.log.lines)
+    assert await spool.store.claim(child.queue_id) is None
+    await spool.store.scan(Queue.INCOMING)
+    assert await spool.store.claim(child.queue_id) is not None
