@@ -248,6 +248,7 @@ class Ledger:
         got = self.deliveries.get((attempt.name, leaf), [])
         failed = self.reports.get((attempt.name, leaf, "failed"), {})
         known = [d for d in got if not self.forgettable(d)]
+        asked = times  # as often as the address was given, by itself and through an alias
         if attempt.message.door != "smtp" and self.disk_errors and any(kind == "cut" for _, kind in self.crashes):
             times *= 2  # INTERNALS: the unlink of a maildrop file whose flush fails may undo itself in a power cut
         if len(known) > times:
@@ -255,7 +256,7 @@ class Ledger:
                           f"{[round(d.at, 6) for d in known]}, crashes {self.crashes}")  # fmt: skip
         if len(got) > times * (1 + len(self.crashes)) + sum(not d.heard() for d in got):
             self.complain(f"I3 {len(got)} deliveries of {what}, {len(self.crashes)} crashes")
-        if failed and known:
+        if failed and len(known) >= asked:
             self.complain(f"I2 delivered and bounced: {what}")
         if failed:
             self._judge_bounce(attempt, leaf, what, failed)
