@@ -36,6 +36,7 @@ from mta.smtpd.session_events import (
 )
 from mta.smtpd.session_plan import SessionPlan
 
+LIMIT = 60.0  # seconds anything may take
 SETTINGS = ServerSettings(
     myhostname="mx.test.example",
     smtpd_banner="mx.test.example ESMTP aiomta",
@@ -243,11 +244,18 @@ async def serving(
     finally:
         listener.close()
         server.close()
-        for _ in range(50):
+        for _ in range(2500):
             if not server.connections:
                 break
             await asyncio.sleep(0.002)
         await listener.wait_closed()
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Look again until it holds."""
+    async with asyncio.timeout(LIMIT):
+        while not condition():  # noqa: ASYNC110  (of any kind of condition)
+            await asyncio.sleep(0.002)
 
 
 class Client:
@@ -268,7 +276,7 @@ class Client:
         """One reply, all of its lines; "" at the end of the connection."""
         lines = []
         while True:
-            line = await asyncio.wait_for(self.reader.readline(), 10)
+            line = await asyncio.wait_for(self.reader.readline(), LIMIT)
             lines.append(line.decode("utf-8", "replace"))
             if not line or line[3:4] != b"-":
                 return "".join(lines)
@@ -287,7 +295,7 @@ class Client:
 
     async def end(self) -> bytes:
         """Everything until the server closes."""
-        return await asyncio.wait_for(self.reader.read(), 10)
+        return await asyncio.wait_for(self.reader.read(), LIMIT)
 
     async def close(self) -> None:
         self.writer.close()

@@ -145,9 +145,11 @@ def measure(directory: Path, count: int, new: int, settings: dict[str, str]) -> 
         _many(system, ledger, 200)  # what is loaded at the first use is not the queue's
         memory = pss(system)
         rounds = [_round(system, ledger, new // ROUNDS) for _ in range(ROUNDS)]
-        left = sum(len(files) for files in system.queue().values())
-        if left != count:
-            raise RuntimeError(f"{left} messages in the queue instead of {count}")
+        deadline = time.monotonic() + 60
+        while (left := sum(len(files) for files in system.queue().values())) != count:
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"{left} messages in the queue instead of {count}")
+            time.sleep(0.1)
         return Figures(count, filled, first, scanned, scan_cpu, memory, *map(min, zip(*rounds, strict=True)))
     finally:
         system.kill()

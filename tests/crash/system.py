@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -16,11 +17,18 @@ _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that was free a moment ago."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port: int = s.getsockname()[1]
-        return port
+    """A port of 127.0.0.1 that is free, and that no outgoing connection gets while its server does not run.
+
+    The kernel gives those ports of its own range: a client of another test could have it at a restart, and who
+    knocks again and again while nobody listens may even be connected with himself (RFC 9293 s3.5 figure 7).
+    """
+    first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    while True:
+        wanted = random.SystemRandom().randrange(first // 2, first) if first > 8192 else 0
+        with socket.socket() as s, contextlib.suppress(OSError):
+            s.bind(("127.0.0.1", wanted))
+            port: int = s.getsockname()[1]
+            return port
 
 
 class System:
@@ -76,7 +84,7 @@ class System:
         self.etc = etc
         (directory / "mail").chmod(0o1777)
 
-    def start(self, *, timeout: float = 30.0) -> None:
+    def start(self, *, timeout: float = 60.0) -> None:
         """Start it and wait until it greets."""
         with (self.directory / "stdout").open("ab") as out:
             self.process = subprocess.Popen(
@@ -105,7 +113,8 @@ class System:
             return
         prctl = ctypes.CDLL(None).prctl
         prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # its children become ours: many a process 1 takes a second
-        os.killpg(process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it has ended by itself, as start() has said
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         with contextlib.suppress(ChildProcessError):
             while True:

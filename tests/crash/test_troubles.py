@@ -12,7 +12,7 @@ import pytest
 from tests.crash import storms
 from tests.crash.kill_scenarios import BODY, at_sink, mail
 from tests.crash.kill_troubles import POISON, SLOW
-from tests.crash.kill_world import World
+from tests.crash.kill_world import LIMIT, World
 from tests.system.support_system import directory
 
 RESTARTS = int(os.environ.get("AIOMTA_RESTARTS", "3"))
@@ -39,6 +39,15 @@ def test_stops_starts_and_storms_of_reloads_break_no_promise_and_repeat_nothing(
     assert outcome.promised > 0
 
 
+def assert_held(world: World) -> None:
+    """The poisonous message is on hold, and nothing else."""
+    deadline = time.monotonic() + LIMIT
+    while len(held := [path for path in world.queue_files() if path.parent.name == "hold"]) != 1:
+        assert time.monotonic() < deadline, held
+        time.sleep(0.05)
+    assert POISON.encode() in held[0].read_bytes()
+
+
 def test_a_message_that_kills_its_handler_is_put_on_hold_and_the_others_flow(world: World) -> None:
     good = mail("good", "src@sink.test", at_sink("ok1"), "sink:ok1@sink.test")
     bad = mail("bad", POISON, at_sink("ok2"), "sink:ok2@sink.test")
@@ -52,7 +61,7 @@ def test_a_message_that_kills_its_handler_is_put_on_hold_and_the_others_flow(wor
             continue
         for each in (bad, good):
             each.give(world)
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + LIMIT
         while "exit signal 9" not in (log := world.log.read_text()) and "placed on hold" not in log:
             assert time.monotonic() < deadline, log[-2000:]
             time.sleep(0.01)
@@ -62,9 +71,8 @@ def test_a_message_that_kills_its_handler_is_put_on_hold_and_the_others_flow(wor
         world.stop()  # the supervisor would start the handler again after 1, 2, 4 ... s; this is faster
         world.log.write_text("")
     assert 3 <= deaths <= 8, "six that are counted; one that comes before its attempt is written counts for nothing"
-    held = [path for path in world.queue_files() if path.parent.name == "hold"]
-    assert len(held) == 1 and POISON.encode() in held[0].read_bytes()
-    deadline = time.monotonic() + 20
+    assert_held(world)
+    deadline = time.monotonic() + LIMIT
     while not (found := world.copies()):
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -81,8 +89,8 @@ def test_three_crashes_of_the_process_that_delivers_are_enough(world: World) -> 
     assert world.start()
     for each in (good[0], bad, good[1]):
         each.give(world)
-    deadline = time.monotonic() + 60
-    while "placed on hold" not in (log := world.log.read_text()):
+    deadline = time.monotonic() + LIMIT
+    while "placed on hold" not in (log := world.log.read_text()) or log.count("process scheduler pid") < 3:
         assert time.monotonic() < deadline, log[-2000:]
         time.sleep(0.05)
     assert log.count("process scheduler pid") == 3
@@ -90,8 +98,7 @@ def test_three_crashes_of_the_process_that_delivers_are_enough(world: World) -> 
     while {copy.name for copy in world.copies()} != {m.name for m in good}:
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    held = [path for path in world.queue_files() if path.parent.name == "hold"]
-    assert len(held) == 1 and POISON.encode() in held[0].read_bytes()
+    assert_held(world)
 
 
 def test_on_a_slow_disk_clients_wait_for_the_disk_and_nobody_else_for_them(world: World) -> None:
@@ -112,7 +119,7 @@ def test_on_a_slow_disk_clients_wait_for_the_disk_and_nobody_else_for_them(world
     greeted = []
     while any(thread.is_alive() for thread in threads):
         began = time.monotonic()
-        with socket.create_connection(("127.0.0.1", world.port), 10) as s:
+        with socket.create_connection(("127.0.0.1", world.port), LIMIT) as s:
             assert s.recv(4) == b"220 "
         greeted.append(time.monotonic() - began)
         time.sleep(0.02)

@@ -35,7 +35,7 @@ async def play(
         fresh = await Client.connect(here.port)
         alive = (await fresh.say("EHLO c.example", "NOOP"))[1].startswith("250 ")
         await fresh.close()
-        for _ in range(200):
+        for _ in range(2000):
             if not here.server.connections:
                 break
             await asyncio.sleep(0.005)

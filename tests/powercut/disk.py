@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _FS_IOC_SHUTDOWN = 0x8004587D  # _IOR('X', 125, __u32)
-_BUSY_LIMIT = 5.0  # seconds for the last process to let go of a mount
+_BUSY_LIMIT = 30.0  # seconds for the last process to let go of a mount
 
 
 class Cut(enum.IntEnum):

@@ -27,7 +27,7 @@ MBOX_USER, MAILDIR_USER = "mboxer", "mdirer"
 LEAVES = ("ok-leaf@sink.test", "temp-leaf@sink.test", "perm-leaf@sink.test")  # of the alias `list`
 QUEUES = ("maildrop", "incoming", "active", "deferred", "hold", "corrupt", "defer", "bounce", "trace")
 WORKING = QUEUES[:4]
-EMPTY_LIMIT = 30.0  # seconds for the queue to be worked off
+EMPTY_LIMIT = 60.0  # seconds for the queue to be worked off
 
 
 @dataclass

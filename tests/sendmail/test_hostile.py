@@ -111,11 +111,11 @@ def _feed(world: World, arranged: Arranged, argv: list[str], stdin: bytes) -> Do
             sent += process.stdin.write(piece) or 0
         if arranged.signal:
             process.send_signal(arranged.signal)
-            process.wait(10)
+            process.wait(60)
     except BrokenPipeError:
         pass
     process.stdin.close()
-    status = process.wait(10)
+    status = process.wait(60)
     assert process.stdout is not None
     assert process.stderr is not None
     out, err = process.stdout.read().decode(), process.stderr.read().decode()

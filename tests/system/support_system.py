@@ -108,8 +108,14 @@ def cpu(system: System) -> float:
 
 
 def log_of(system: System) -> str:
-    """What it has logged so far."""
+    """What it has logged so far: a line may come a moment after what it speaks of."""
     return system.log.read_text(errors="replace") if system.log.exists() else ""
+
+
+def whole_log(system: System) -> str:
+    """All that it has logged: stops it first.  For what must not be there, and for what must be there once."""
+    assert system.stop() == 0
+    return log_of(system)
 
 
 def mailbox_of(system: System, user: str | None = None) -> bytes:
@@ -119,9 +125,13 @@ def mailbox_of(system: System, user: str | None = None) -> bytes:
 
 
 def queued(system: System, *queues: str) -> list[str]:
-    """Names of queue files (all queues but corrupt)."""
-    found = system.queue()
-    return sorted(p.name for name in queues or ("incoming", "active", "deferred", "hold") for p in found[name])
+    """Names of queue files (all queues but corrupt); looks twice before it says none: a rename may hide a file."""
+
+    def look() -> list[str]:
+        found = system.queue()
+        return sorted(p.name for name in queues or ("incoming", "active", "deferred", "hold") for p in found[name])
+
+    return look() or look()
 
 
 @contextlib.contextmanager

@@ -41,7 +41,7 @@ def test_a_scheduler_that_dies_is_replaced_and_mail_that_arrives_meanwhile_does_
                 until(lambda dead=dead: system.scheduler not in (0, dead), "another scheduler")
                 until(lambda n=round_: delivered(system) == 2 * n + 2, "delivery")  # queue_run_delay is 300 s
                 until(lambda: not queued(system), "an empty queue")  # the next kill finds nothing half done
-        assert "process scheduler pid" in system.log_text()
+        until(lambda: system.log_text().count("process scheduler pid") == 3, "a line for each")
 
 
 def test_a_worker_that_dies_is_replaced() -> None:
@@ -67,6 +67,7 @@ def test_mta_local_is_forked_again_when_it_dies() -> None:
             with Client(system.port) as client:
                 client.send(USER)
             until(lambda n=round_: delivered(system) == n + 1, "delivery")
+            until(lambda: not queued(system), "an empty queue")  # the kill finds nothing half done
             (dead,) = system.children(keeper)
             kill(dead)
         system.must("stop")
@@ -81,7 +82,7 @@ def test_when_the_first_process_dies_all_are_gone_within_a_second(count: str) ->
         kill(system.pid)
         until(lambda: not system.all_processes(), "children gone", 1.0)
         system.must("start")
-        until(lambda: delivered(system) == 1, "delivery")
+        until(lambda: delivered(system) >= 1, "delivery")  # twice when its mark was not yet written
         system.must("stop")
 
 

@@ -14,6 +14,7 @@ from sendmail_compat.install import install
 from tests.crash.system import ROOT, System
 from tests.system.support_system import (
     DOMAIN,
+    WAIT,
     local_user,
     log_of,
     mail_system,
@@ -22,9 +23,11 @@ from tests.system.support_system import (
     queued,
     spool_of,
     wait_for,
+    whole_log,
 )
 
 DISCARD = {"mydestination": "", "default_transport": "discard"}
+ANYWHERE = ("maildrop", "incoming", "active", "deferred", "hold")
 
 
 def command(system: System, *argv: str) -> list[str]:
@@ -63,8 +66,8 @@ def test_without_the_daemon_it_is_durable_said_once_and_seen_by_status_and_mailq
         assert listed.stderr.splitlines()[1:] == [f"postqueue: warning: {waits}"] and waits in status_of(system)
         system.start()
         wait_for(lambda: delivered(system, "kept") == 1, "the message")
-        time.sleep(0.5)
-        assert delivered(system, "kept") == 1 and queued(system) == []
+        wait_for(lambda: not queued(system, *ANYWHERE), "an empty queue")
+        assert delivered(system, "kept") == 1
 
 
 def test_a_frozen_daemon_costs_12_seconds_and_no_mail_and_nothing_twice() -> None:
@@ -83,7 +86,7 @@ def test_a_frozen_daemon_costs_12_seconds_and_no_mail_and_nothing_twice() -> Non
                 os.kill(pid, signal.SIGCONT)
         assert hand_in(system, "after").returncode == 0
         wait_for(lambda: delivered(system, "frozen") == 1 and delivered(system, "after") == 1, "both messages")
-        time.sleep(1.0)
+        wait_for(lambda: not queued(system, *ANYWHERE), "an empty queue")
         assert delivered(system, "frozen") == 1
 
 
@@ -102,14 +105,29 @@ def test_a_daemon_that_starts_with_a_long_queue_answers_soon() -> None:
         wait_for(lambda: log_of(system).count("status=sent") >= 3001, "all of the queue")
 
 
-def interrupted(system: System, *argv: str) -> "subprocess.Popen[bytes]":
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command(system, *argv), stdin=pipe, stdout=pipe, stderr=pipe, bufsize=0, cwd="/")
+class Injector:
+    """A sendmail that is fed and heard bit by bit, and ends with its test."""
+
+    def __init__(self, system: System, *argv: str) -> None:
+        pipe = subprocess.PIPE
+        # a test run that ignores SIGHUP, as under nohup(1), would have its children ignore it, too
+        line = ["env", "--default-signal=HUP", *command(system, *argv)]
+        self.process = subprocess.Popen(line, stdin=pipe, stdout=pipe, stderr=pipe, bufsize=0, cwd="/")
+        assert self.process.stdin is not None and self.process.stdout is not None and self.process.stderr is not None
+        self.stdin, self.stdout, self.stderr = self.process.stdin, self.process.stdout, self.process.stderr
+
+    def __enter__(self) -> "Injector":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        for stream in (self.stdin, self.stdout, self.stderr):
+            stream.close()
 
 
-def dialogue(process: "subprocess.Popen[bytes]", *lines: bytes) -> None:
+def dialogue(process: Injector, *lines: bytes) -> None:
     """Greeting and replies read, one for each line."""
-    assert process.stdin is not None and process.stdout is not None
     assert process.stdout.readline().startswith(b"220 ")
     for line in lines:
         process.stdin.write(line + b"\r\n")
@@ -118,10 +136,8 @@ def dialogue(process: "subprocess.Popen[bytes]", *lines: bytes) -> None:
 
 @pytest.mark.parametrize("end", ["EOF", "SIGTERM", "SIGPIPE", "SIGHUP"])
 def test_an_interrupted_dialogue_queues_nothing(end: str) -> None:
-    with mail_system(DISCARD) as system:
-        process = interrupted(system, "-bs")
+    with mail_system(DISCARD) as system, Injector(system, "-bs") as process:
         dialogue(process, b"HELO x", b"MAIL FROM:<a@s.test>", b"RCPT TO:<b@far.test>", b"DATA")
-        assert process.stdin is not None and process.stdout is not None and process.stderr is not None
         process.stdin.write(b"Subject: x\r\n\r\n" + b"line\r\n" * 10_000)
         if end == "EOF":
             process.stdin.close()
@@ -130,14 +146,13 @@ def test_an_interrupted_dialogue_queues_nothing(end: str) -> None:
             process.stdin.write(b".\n"[:1])  # half of a dot: the message is still open
             process.stdin.close()
         else:
-            process.send_signal(getattr(signal, end))
-        process.wait(20)
-        for stream in (process.stdin, process.stdout, process.stderr):
-            stream.close()
+            process.process.send_signal(getattr(signal, end))
+        process.process.wait(WAIT)
         assert hand_in(system, "later", "c@far.test").returncode == 0
         wait_for(lambda: "to=<c@far.test>" in log_of(system), "the message after it")
         wait_for(lambda: "lost connection after DATA" in log_of(system) or end == "SIGPIPE", "the end of the dialogue")
-        assert "to=<b@far.test>" not in log_of(system) and queued(system) == []
+        wait_for(lambda: not queued(system), "an empty queue")
+        assert "to=<b@far.test>" not in whole_log(system)
 
 
 @pytest.mark.parametrize("running", [True, False])
@@ -146,15 +161,15 @@ def test_a_caller_killed_while_it_writes_queues_nothing(running: bool, number: s
     with mail_system(DISCARD) as system:
         if not running:
             system.stop()
-        process = interrupted(system, "-i", "b@far.test")
-        assert process.stdin is not None and process.stdout is not None and process.stderr is not None
-        process.stdin.write(b"Subject: x\n\n" + b"line\n" * 10_000)
-        process.send_signal(number)
-        assert process.wait(20) in (-number, 128 + number)
-        for stream in (process.stdin, process.stdout, process.stderr):
-            stream.close()
-        left = system.queue()
-        assert not any(left.values()), left
+        with Injector(system, "-i", "b@far.test") as process:
+            process.stdin.write(b"Subject: x\n\n" + b"line\n" * 10_000)
+            process.process.send_signal(number)
+            assert process.process.wait(WAIT) in (-number, 128 + number)
+        if running:
+            assert hand_in(system, "later", "c@far.test").returncode == 0
+            wait_for(lambda: "to=<c@far.test>" in log_of(system), "the message after it")
+        wait_for(lambda: not any(system.queue().values()), "nothing in any queue")
+        assert "to=<b@far.test>" not in log_of(system)
 
 
 def test_a_daemon_killed_between_body_and_answer_leaves_one_message_or_an_honest_75() -> None:
@@ -166,15 +181,12 @@ def test_a_daemon_killed_between_body_and_answer_leaves_one_message_or_an_honest
         path = system.spool / "public" / "submit"
         with socket.socket(socket.AF_UNIX) as probe:
             probe.connect(str(path))
-        process = interrupted(system, "-i", "b@far.test")
-        assert process.stdin is not None and process.stderr is not None and process.stdout is not None
-        process.stdin.write(b"Subject: x\n\n" + b"line\n" * 100_000)
-        process.stdin.close()
-        system.kill()
-        status = process.wait(40)
-        said = process.stderr.read().decode()
-        process.stdout.close()
-        process.stderr.close()
+        with Injector(system, "-i", "b@far.test") as process:
+            process.stdin.write(b"Subject: x\n\n" + b"line\n" * 100_000)
+            process.stdin.close()
+            system.kill()
+            status = process.process.wait(WAIT)
+            said = process.stderr.read().decode()
         assert (status, "may have been queued" in said) in ((75, True), (0, False)), (status, said)
         main = system.etc / "main.cf"
         main.write_text(main.read_text().replace("defer_transports = discard\n", ""))
@@ -193,9 +205,7 @@ def sent_lines(system: System, name: str) -> int:
 
 
 def test_a_caller_that_streams_slowly_is_waited_for() -> None:
-    with mail_system(DISCARD) as system:
-        process = interrupted(system, "b@far.test")
-        assert process.stdin is not None and process.stdout is not None and process.stderr is not None
+    with mail_system(DISCARD) as system, Injector(system, "b@far.test") as process:
         process.stdin.write(b"Subject: x\n\n")
         system.stop()
         system.start()  # a restart meanwhile is nothing to it
@@ -203,9 +213,7 @@ def test_a_caller_that_streams_slowly_is_waited_for() -> None:
             process.stdin.write(b"%d\n" % n)
             time.sleep(0.1)
         process.stdin.close()
-        assert process.wait(20) == 0 and process.stderr.read() == b""
-        process.stdout.close()
-        process.stderr.close()
+        assert process.process.wait(WAIT) == 0 and process.stderr.read() == b""
         wait_for(lambda: "to=<b@far.test>" in log_of(system), "the message")
 
 

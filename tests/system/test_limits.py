@@ -24,13 +24,13 @@ from tests.system.support_system import (
     cpu,
     directory,
     local_user,
-    log_of,
     mail_system,
     mailbox_of,
     mailq,
     queued,
     spool_of,
     wait_for,
+    whole_log,
 )
 
 CLIENTS = 200
@@ -70,10 +70,14 @@ def storm(system: System, count: int = CLIENTS) -> Told:
 
 
 def spins(system: System) -> bool:
-    """Does it use much of a processor while nothing happens?"""
-    before = cpu(system)
-    time.sleep(1.0)
-    return cpu(system) - before > 0.5
+    """Does it never stop using a processor while nothing happens?  What is left to do may take a few seconds."""
+
+    def busy_second() -> bool:
+        before = cpu(system)
+        time.sleep(1.0)
+        return cpu(system) - before > 0.2  # of a spinning one, even when others want both processors, too
+
+    return all(busy_second() for _ in range(10))
 
 
 @pytest.mark.parametrize(("loop", "processes"), [("uvloop", 1), ("uvloop", 0), ("asyncio", 1)])
@@ -94,8 +98,8 @@ def test_with_64_descriptors_200_clients_are_all_served_and_none_hears_5xx(
             for i in range(CLIENTS):
                 assert content.count(b"X-Test-Id: m%d\n" % i) == 1
                 assert len(ledger.delivered[f"m{i}", f"r{i}@remote.test"]) == 1
-            assert "status=bounced" not in log_of(system)
             assert not spins(system)
+            assert "status=bounced" not in whole_log(system)
     finally:
         sink.close()
 
@@ -118,14 +122,13 @@ def test_idle_clients_hold_all_places_and_it_neither_spins_nor_forgets_the_next(
         said = asyncio.run(crowd(system))
         assert any(text.startswith("220 ") for text in said)
         assert {text[:3] for text in said} <= {"220", "421", "los"}, said
-        answer = ""
-        for _ in range(100):  # the places become free as the server sees the clients go
+
+        def taken() -> bool:
             answer = asyncio.run(send(system.port, "a@x.test", [f"{local_user()}@{DOMAIN}"], message("next")))
-            if answer.startswith("250"):
-                break
             assert not answer.startswith("5"), answer
-            time.sleep(0.1)
-        assert answer.startswith("250"), answer
+            return answer.startswith("250")
+
+        wait_for(taken, "a place: they become free as the server sees the clients go")
         wait_for(lambda: mailbox_of(system).count(b"X-Test-Id: next") == 1, "delivered")
 
 

@@ -50,7 +50,7 @@ def test_the_manager_hears_of_start_reload_and_of_a_reload_that_was_refused(coun
         until(lambda: "old configuration" in manager.heard[-1], "refused")
         assert manager.heard[-1].startswith("READY=1\n") and system.process.pid == signalled
         assert manager.stop() == 0
-        assert manager.heard[-1].startswith("STOPPING=1\n")
+        until(lambda: manager.heard[-1].startswith("STOPPING=1\n"), "its last word")
         assert manager.count("STOPPING=1") == 1
 
 
@@ -58,7 +58,7 @@ def test_the_manager_hears_of_start_reload_and_of_a_reload_that_was_refused(coun
 def test_listeners_that_mta_opened_are_left_with_the_manager_and_taken_back(count: str) -> None:
     with managed(smtpd_processes=count) as (system, manager):
         manager.start()
-        assert set(manager.store) == {f"listen-127.0.0.1_{system.port}"}
+        until(lambda: set(manager.store) == {f"listen-127.0.0.1_{system.port}"}, "the port is stored")
         other = free_port()
         master = (system.etc / "master.cf").read_text()
         (system.etc / "master.cf").write_text(f"127.0.0.1:{other} inet n - n - - smtpd\n{master}")
@@ -109,25 +109,28 @@ async def test_a_loop_that_stands_still_does_not_feed_the_watchdog(tmp_path: Pat
         task = asyncio.create_task(feed(notify, Clock()))
 
         def fed() -> int:
+            """How often since the last call."""
             found = 0
             with contextlib.suppress(BlockingIOError):
                 while sock.recv(64) == b"WATCHDOG=1":
                     found += 1
             return found
 
-        await asyncio.sleep(0.5)
-        assert fed() >= 5
-        time.sleep(0.5)  # noqa: ASYNC251 (that is the point)
-        assert fed() == 0
-        await asyncio.sleep(0.2)
-        assert fed() >= 1
+        async with asyncio.timeout(20):
+            count = 0
+            while (count := count + fed()) < 5:  # noqa: ASYNC110  (datagrams, read as they come)
+                await asyncio.sleep(0.02)
+            time.sleep(0.5)  # noqa: ASYNC251 (that is the point)
+            assert fed() == 0
+            while not fed():  # noqa: ASYNC110  (the same)
+                await asyncio.sleep(0.02)
         task.cancel()
 
 
 def test_mta_local_feeds_a_watchdog_of_its_own_and_only_while_its_loop_turns(tmp_path: Path) -> None:
     with instance() as system, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.bind(str(tmp_path / "n"))
-        sock.settimeout(20)
+        sock.settimeout(60)
         private = system.spool / "private"
         private.mkdir(parents=True, exist_ok=True)
         environ = {**os.environ, "NOTIFY_SOCKET": str(tmp_path / "n"), "WATCHDOG_USEC": "200000"}
@@ -142,13 +145,13 @@ def test_mta_local_feeds_a_watchdog_of_its_own_and_only_while_its_loop_turns(tmp
                 for _ in range(100):  # what was sent before it stood still
                     sock.recv(64)
             process.send_signal(signal.SIGCONT)
-            sock.settimeout(20)
+            sock.settimeout(60)
             assert sock.recv(64) == b"WATCHDOG=1"
             process.terminate()
-            assert process.wait(20) == 0
+            assert process.wait(60) == 0
         finally:
             process.kill()
-            process.wait(20)
+            process.wait(60)
 
 
 def test_a_worker_whose_loop_stands_still_is_ended_by_the_kernel() -> None:
@@ -158,13 +161,13 @@ def test_a_worker_whose_loop_stands_still_is_ended_by_the_kernel() -> None:
         from mta.master_notify import Notify
         from mta.master_watchdog import guard
         async def main():
-            task = asyncio.create_task(guard(Notify({"WATCHDOG_USEC": "600000"}), Clock()))
-            await asyncio.sleep(2.5)  # longer than the alarm: the loop turns, so nothing happens
+            task = asyncio.create_task(guard(Notify({"WATCHDOG_USEC": "2000000"}), Clock()))
+            await asyncio.sleep(4.5)  # longer than the alarm: the loop turns, so nothing happens
             print("alive", flush=True)
             time.sleep(60)
         asyncio.run(main())
     """)
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, timeout=40, check=False)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (-signal.SIGALRM, b"alive\n")
 
 
@@ -181,5 +184,5 @@ def test_a_worker_that_stands_still_is_replaced_and_the_service_goes_on() -> Non
             assert client.reply() == "" or client.command("NOOP") == ""
         with Client(system.port) as client:
             assert client.greeting.startswith("220 ")
-        assert f"pid {worker} exit signal {signal.SIGALRM}" in system.log_text()
+        until(lambda: f"pid {worker} exit signal {signal.SIGALRM}" in system.log_text(), "a line about it")
         assert manager.stop() == 0

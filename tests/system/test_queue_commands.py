@@ -8,7 +8,7 @@ import sys
 
 from sendmail_compat.install import install
 from tests.crash.system import ROOT, System
-from tests.system.support_system import log_of, mail_system, queued, wait_for
+from tests.system.support_system import log_of, mail_system, queued, wait_for, whole_log
 
 CAPTURED = {"mydestination": "", "default_transport": "retry:4.0.0 captured", "minimal_backoff_time": "300s",
             "maximal_backoff_time": "300s"}  # fmt: skip
@@ -62,7 +62,7 @@ def test_messages_are_held_released_requeued_expired_and_deleted() -> None:
         assert "Deleted: 11 messages" in tool(system, "postsuper", "-d", "ALL")
         assert tool(system, "mailq") == "Mail queue is empty\n"
         assert [p for paths in system.queue().values() for p in paths] == []
-        logged = log_of(system)
+        logged = whole_log(system)
         assert "postfix/postsuper[" in logged and "internal error" not in logged and "Traceback" not in logged
 
 

@@ -17,6 +17,7 @@ from tests.smtpd_support import (
     MemoryCleanup,
     certificate,
     serving,
+    until,
     with_settings,
 )
 
@@ -63,7 +64,8 @@ async def test_half_close_during_the_commit_does_not_cancel_it() -> None:
         await client.say(*ENVELOPE)
         await client.send(TEXT)
         client.writer.write_eof()
-        await asyncio.sleep(0.05)
+        await until(lambda: rooms.server.commits)
+        await asyncio.sleep(0.05)  # the end of what the client says is heard
         assert cleanup.messages == [] and len(rooms.server.commits) == 1
         go.set_result(None)
         assert (await client.reply()).startswith("250 2.0.0 Ok: queued")
@@ -80,13 +82,13 @@ async def test_a_lost_connection_does_not_cancel_the_commit() -> None:
         client = await Client.connect(rooms.port)
         await client.say(*ENVELOPE)
         await client.send(TEXT)
-        await asyncio.sleep(0.02)
+        await until(lambda: rooms.server.commits)
         client.writer.transport.abort()
         await asyncio.sleep(0.05)
         assert "disconnect" not in rooms.log.lines[-1]
         assert not await rooms.server.drain(0.01)
         go.set_result(None)
-        assert await rooms.server.drain(5)
+        assert await rooms.server.drain(60)
     assert len(cleanup.messages) == 1
     assert "smtpd: lost connection after END-OF-MESSAGE from client.example[127.0.0.1]" in rooms.log.lines
 
@@ -173,8 +175,7 @@ async def test_too_many_connections_get_421_and_the_counter_comes_back() -> None
         await first.end()
         await first.close()
         await second.close()
-        await asyncio.sleep(0.02)
-        assert anvil.now == {"127.0.0.1": 0}
+        await until(lambda: anvil.now == {"127.0.0.1": 0})
     text = "Connection concurrency limit exceeded: 2 from client.example[127.0.0.1] for service smtp"
     assert f"smtpd: warning: {text}" in rooms.log.lines
 
@@ -229,8 +230,7 @@ async def test_a_failed_handshake_ends_one_connection_and_is_logged(tmp_path: Pa
         with contextlib.suppress(OSError):
             await client.end()
         await client.close()
-        await asyncio.sleep(0.02)
-        assert not rooms.server.connections
+        await until(lambda: not rooms.server.connections)
     assert any("SSL_accept error from client.example[127.0.0.1]" in line for line in rooms.log.lines)
     assert "smtpd: lost connection after STARTTLS from client.example[127.0.0.1]" in rooms.log.lines
 
@@ -259,7 +259,7 @@ async def test_drain_ends_idle_sessions_and_lets_a_transaction_end() -> None:
         busy = await Client.connect(rooms.port)
         await idle.say("EHLO c.example")
         await busy.say(*ENVELOPE)
-        draining = asyncio.create_task(rooms.server.drain(5))
+        draining = asyncio.create_task(rooms.server.drain(60))
         assert await idle.end() == b"421 4.3.2 mx.test.example Error: service shutting down\r\n"
         await busy.send(TEXT)
         assert (await busy.reply()).startswith("250 ")
