@@ -475,8 +475,6 @@ def start() -> None:
 
     Takes out again what the stub has put in front of sys.path: no module here is to hide one of the library.
     """
-    if sys.argv[0] == "-c":
-        del sys.argv[0]
     sys.path = [path for path in sys.path if not path.endswith("/sendmail_compat")]
     library = __file__.rpartition("/")[0].rpartition("/")[0]
     status = EX_TEMPFAIL
@@ -488,6 +486,8 @@ def start() -> None:
         status = done.code if isinstance(done.code, int) else 70
     except MemoryError:
         say(f"{program(sys.argv)}: fatal: out of memory; nothing was queued")
+    except ImportError:  # nothing is imported once a message is on its way
+        say(f"{program(sys.argv)}: fatal: installation incomplete: a module cannot be read; nothing was queued")
     except BaseException as error:
         say(f"{program(sys.argv)}: fatal: internal error: {type(error).__name__}")
         status = 70

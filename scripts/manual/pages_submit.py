@@ -5,6 +5,7 @@ from scripts.manual.pages_mta import CONFIG_FILES, SPOOL
 
 STATUS = (
     ("0", "The message is in the queue, on disk."),
+    ("1", "Standard input is a directory: the interpreter does not start. Nothing was queued."),
     ("64", "Wrong usage, or no recipients: nothing was queued."),
     ("65", "The message cannot be taken: a control character in an address, or it is too large."),
     ("66", "Standard input cannot be read."),

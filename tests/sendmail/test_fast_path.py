@@ -3,14 +3,10 @@
 import asyncio
 import os
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-import sendmail_compat
 from mta.submit_wire import decode_hello, encode
-from sendmail_compat.install import install, interpreter, stub_text
 from tests.sendmail.world import World
 
 # The whole list: an interpreter that was just started, _socket, and fast.py itself.
@@ -25,16 +21,13 @@ MESSAGE = b"To: bob@r.test\nSubject: s\n\nbody\n"
 
 def listing(stub: str, report: str) -> str:
     """The stub, changed so that it writes the names of all modules to report and kills itself in place of its end."""
-    call = ";fast.start()"
-    first = stub.partition("\n")[0]
-    assert first.endswith(call)
+    call = "fast.start()\n"
+    assert stub.endswith(f"\n{call}")
     hook = (
         f"fast.posix._exit = lambda _: (open({report!r}, 'w').write(' '.join(sys.modules)),"
-        " fast.posix.kill(fast.posix.getpid(), 9))"
+        " fast.posix.kill(fast.posix.getpid(), 9))\n"
     )
-    python, _, program = first.partition(" -ISBc")
-    program = program.removesuffix(call) + f"\n{hook}\nfast.start()\n"
-    return f"{python} -ISB\nimport sys\nsys.argv.insert(0, '-c')\nexec({program!r})\n"
+    return stub.removesuffix(call) + hook + call
 
 
 async def test_the_fast_path_loads_nothing_but_this_list(world: World) -> None:
@@ -210,67 +203,3 @@ async def test_newaliases_names_the_wrong_line(world: World) -> None:
     assert done.status == 65
     assert f"{world.root}/aliases, line 3: need name:value pair" in done.stderr
     assert "line 6: unbalanced quotes" in done.stderr
-
-
-def test_stub_compiles_for_the_interpreter_that_runs_it(tmp_path: Path) -> None:
-    stub = install(tmp_path)
-    done = subprocess.run([str(stub), "--version"], capture_output=True, text=True, check=False, env={})
-    assert done.returncode == 0, done
-    assert done.stdout.startswith("aiomta ")
-    assert (stub.parent / "mailq").is_symlink()
-    assert sys.version_info >= (3, 11)
-
-
-def test_where_the_short_form_cannot_be_had_a_script_does_the_same(tmp_path: Path) -> None:
-    """Names that need quoting, or are too long for the #! line of an old Linux; and the one that pip installs."""
-    library = str(Path(sendmail_compat.__file__).parents[1])
-    python = interpreter()
-    assert stub_text(python, library).startswith(f"#!{python} -ISBcimport sys;")
-    (tmp_path / "a b").symlink_to(library)
-    (tmp_path / ("long" * 30)).symlink_to(library)
-    (tmp_path / "pip/lib/python3").mkdir(parents=True)
-    (tmp_path / "pip/lib/python3/dist-packages").symlink_to(library)
-    (tmp_path / "pip/bin").mkdir()
-    texts = {
-        "quoted": stub_text(python, f"{tmp_path}/a b"),
-        "long": stub_text(python, f"{tmp_path}/{'long' * 30}"),
-        "pip/bin/sendmail": (Path(library) / "sendmail_compat/bin/sendmail").read_text(),
-    }
-    for name, text in texts.items():
-        stub = tmp_path / name
-        stub.write_text(text)
-        stub.chmod(0o755)
-        (tmp_path / "link").unlink(missing_ok=True)
-        (tmp_path / "link").symlink_to(stub)
-        done = subprocess.run([tmp_path / "link", "--version"], capture_output=True, text=True, check=False, env={})
-        assert (done.returncode, done.stdout[:7]) == (0, "aiomta "), done
-
-
-def test_a_compiled_file_of_another_source_or_interpreter_is_not_used(tmp_path: Path) -> None:
-    copy = tmp_path / "sendmail_compat"
-    (copy / "__pycache__").mkdir(parents=True)
-    source = "import posix\ndef start():\n    posix._exit(%d)\n"
-    (copy / "fast.py").write_text(source % 3)
-    stub = tmp_path / "sendmail"
-    stub.write_text(stub_text(interpreter(), str(tmp_path)))
-    stub.chmod(0o755)
-    assert subprocess.run([stub], check=False, env={}).returncode == 3  # nothing compiled
-    tag = "import sys; print(sys.implementation.cache_tag)"
-    words = subprocess.run([interpreter(), "-Ic", tag], capture_output=True, text=True, check=True).stdout.split()
-    (compiled,) = (copy / "__pycache__" / f"fast.{word}.pyc" for word in words)
-    subprocess.run([interpreter(), "-Im", "py_compile", copy / "fast.py"], check=True)
-    assert compiled.exists()
-    stamp = (copy / "fast.py").stat()
-    (copy / "fast.py").write_text(source % 4)
-    os.utime(copy / "fast.py", ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
-    assert subprocess.run([stub], check=False, env={}).returncode == 3  # compiled: same time and size
-    os.utime(copy / "fast.py", (1, 1))
-    assert subprocess.run([stub], check=False, env={}).returncode == 4  # another time
-    for wrong in (b"", b"XXXX" + compiled.read_bytes()[4:]):
-        os.utime(copy / "fast.py", ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
-        compiled.write_bytes(wrong)
-        assert subprocess.run([stub], check=False, env={}).returncode == 4
-    (copy / "fast.py").unlink()
-    compiled.unlink()
-    done = subprocess.run([stub], check=False, env={}, capture_output=True, text=True)
-    assert done.returncode != 0 and done.stderr, "nothing is installed, and that is not silent"

@@ -68,6 +68,39 @@ async def test_the_queue_id_of_v_may_be_lost_and_the_message_is_not(world: World
     assert len(await world.queued()) == 1
 
 
+def standing_for(fd: int, path: str, flags: int) -> Callable[[], None]:
+    def put() -> None:
+        os.dup2(os.open(path, flags), fd)
+
+    return put
+
+
+def hung_up() -> None:
+    """stdin is a terminal whose other end is gone."""
+    near, far = os.openpty()
+    os.close(far)
+    os.dup2(near, 0)
+
+
+@pytest.mark.parametrize("argv", [["-t"], ["-i", "bob@r.test"], ["-bm", "bob@r.test"]])
+@pytest.mark.parametrize("before", [standing_for(0, "/dev/null", os.O_WRONLY), hung_up], ids=["write-only", "EIO"])
+async def test_a_message_that_cannot_be_read_is_not_queued(
+    before: Callable[[], None], argv: list[str], world: World
+) -> None:
+    done = await world.run(argv, before=before)
+    assert done.status == 66, done
+    one_line(done, "sendmail: fatal: cannot read the message; nothing was queued")
+    assert await world.queued() == []
+
+
+async def test_a_directory_as_input_is_refused_by_the_interpreter_itself(world: World) -> None:
+    """Python does not start on one, so the status is its own; nothing of ours has run."""
+    done = await world.run(["bob@r.test"], before=standing_for(0, "/", os.O_RDONLY))
+    assert done.status == 1, done
+    assert "<stdin> is a directory" in done.stderr
+    assert await world.queued() == []
+
+
 async def test_a_message_over_the_callers_own_limit_is_too_big(world: World) -> None:
     done = await world.run(["-t"], BIG, before=limited(resource.RLIMIT_FSIZE, 0))
     assert done.status == 65, done
