@@ -12,6 +12,7 @@ import pytest
 from tests.package.chroot import Chroot
 from tests.package.conftest import build_deb
 from tests.peers.build import ROOT
+from tests.peers.machine import wait_for
 
 PACKAGES = {"postfix": "postfix", "exim": "exim4-daemon-light"}
 
@@ -72,8 +73,8 @@ def test_it_replaces_the_other_mail_system_which_can_be_installed_again(
     root.run("/etc/init.d/mta", "status")
     root.run("/usr/sbin/sendmail", "-i", "alice", stdin=b"Subject: here now\n\nx\n", user="bob")
     root.run("/etc/init.d/mta", "restart")
+    wait_for("the message", lambda: "Subject: here now\n" in root.mailbox("alice"))
     root.run("/etc/init.d/mta", "stop")
-    assert "Subject: here now\n" in root.mailbox("alice")
 
     root.apt("install", PACKAGES[other])
     assert root.owners() == {other}

@@ -8,6 +8,7 @@ from pathlib import Path
 from tests.package.chroot import Chroot
 from tests.package.docs import block, names
 from tests.peers.build import ROOT
+from tests.peers.machine import wait_for
 
 RUN_HERE = {"deb-build", "rpm-build", "deb-install", "prefix-install", "prefix-uninstall", "smarthost",
             "from-postfix-before", "from-postfix", "from-exim", "from-nullmailer"}  # fmt: skip
@@ -70,8 +71,9 @@ def test_from_postfix_with_its_own_settings(chroot: Make, deb: Path) -> None:
     with_deb(root, deb)
     said = type_in(root, block("coming-from.md", "from-postfix"))
     assert "fatal" not in said
-    type_in(root, "mta start\nprintf 'Subject: taken over\\n\\nx\\n' | sendmail -i alice\nmta stop\n")
-    assert "Subject: taken over\n" in root.mailbox("alice")
+    type_in(root, "mta start\nprintf 'Subject: taken over\\n\\nx\\n' | sendmail -i alice\n")
+    wait_for("the message", lambda: "Subject: taken over\n" in root.mailbox("alice"))
+    type_in(root, "mta stop\n")
 
 
 def test_from_exim(chroot: Make, deb: Path) -> None:

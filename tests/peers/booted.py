@@ -46,7 +46,7 @@ class Booted:
                 ["sh", "-c", BOOT], stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=environ
             )
         try:
-            wait_for("systemd is up", self._up)
+            wait_for("systemd is up", self._up, 90)
         except BaseException:
             self.close()
             raise

@@ -108,8 +108,12 @@ class Host:
         self.machine.path(LOG).unlink(missing_ok=True)
 
     def log(self) -> str:
-        """The mail log."""
+        """The mail log so far: a line may come a moment after what it speaks of."""
         return self.machine.read(LOG)
+
+    def wait_logged(self, text: str) -> None:
+        """Wait until the mail log has this text."""
+        wait_for(f"{text!r} in the log", lambda: text in self.log())
 
     def sendmail(
         self, *argv: str, message: str | bytes, user: str = "bob", status: int = 0
@@ -132,10 +136,11 @@ class Host:
         return [p for name in names for p in sorted(self.machine.path(f"{SPOOL}/{name}").rglob("*")) if p.is_file()]
 
     def all_files(self) -> list[Path]:
-        """Every message that the spool holds."""
-        return self.files("maildrop", "incoming", "active", "deferred", "hold", "corrupt")
+        """Every message that the spool holds; looks twice before it says none: a rename may hide a file."""
+        names = ("maildrop", "incoming", "active", "deferred", "hold", "corrupt")
+        return self.files(*names) or self.files(*names)
 
-    def wait_idle(self, timeout: float = 30.0) -> None:
+    def wait_idle(self, timeout: float = 60.0) -> None:
         """Wait until nothing is queued any more."""
         wait_for(f"an empty queue, not {[str(p) for p in self.all_files()]}", lambda: not self.all_files(), timeout)
 

@@ -13,7 +13,7 @@ from tests.peers.build import PEERS, mount, small_dev
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
-def wait_for(what: str, condition: Callable[[], bool], timeout: float = 30.0, pause: float = 0.05) -> None:
+def wait_for(what: str, condition: Callable[[], bool], timeout: float = 60.0, pause: float = 0.05) -> None:
     """Wait until the condition holds; AssertionError naming what did not happen."""
     deadline = time.monotonic() + timeout
     while not condition():
@@ -101,7 +101,7 @@ class Machine(RootDirectory):
         self._processes.append(process)
         return process
 
-    def end(self, process: subprocess.Popen[bytes], timeout: float = 20.0) -> int:
+    def end(self, process: subprocess.Popen[bytes], timeout: float = 60.0) -> int:
         """Stop something spawned; killed when it does not stop."""
         process.terminate()
         try:

@@ -82,5 +82,5 @@ def one(client: smtplib.SMTP, n: int, ledger: Ledger) -> None:
 
 
 def settled(host: Host, ledger: Ledger) -> bool:
-    """True when each message has had its attempt."""
-    return len(host.all_files()) == len(ledger.deferred) == len(host.files("deferred"))
+    """True when each message has had its attempt; looks twice: a notice is made while its message goes."""
+    return all(len(host.all_files()) == len(ledger.deferred) == len(host.files("deferred")) for _ in range(2))

@@ -160,7 +160,7 @@ def test_a_large_file_in_blocks_is_refused_and_never_sent_damaged(takeover: Take
         try:
             takeover.postfix.machine.run("postsuper", "-c", takeover.directory, "-H", "ALL")
             takeover.postfix.machine.run("postqueue", "-c", takeover.directory, "-f")
-            wait_for("Postfix refuses it", lambda: bool(takeover.host.files("corrupt")), timeout=30)
+            wait_for("Postfix refuses it", lambda: bool(takeover.host.files("corrupt")))
         finally:
             takeover.postfix.stop(takeover.directory)
         assert sink.mail() == []
