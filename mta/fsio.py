@@ -3,12 +3,14 @@
 What the store does goes through one Fsio object, so that a simulated disk can take its place, and a test can
 count the operations and kill the process, or fail, at the n-th (`hook`).
 
-Flushing is done in groups.  Whoever is ready while a group is in flight joins the next one, so the group
-grows with the load.  While drafts are open that may commit any moment, a group waits for them up to GATHER seconds: a
-flush costs the machine more than a message does.  commit() flushes the files of a group together, then their
-directories together: one submission is not ordered within itself.  flush_soon() is for names that went away: nobody
-waits for it.  With Linux AIO the kernel does it; without, 8 threads with one fsync each, never one thread in turn
-(each would pay for a journal commit of its own).
+Flushing is done in groups.  Whoever is ready while a group is in flight joins the next one, so the group grows with
+the load.  While clients are about to hand in more, a group waits for them, a few milliseconds at most
+(mta/company.py): a flush costs the machine more than a message does.  Writing a file begins when it asks to be
+flushed, not with its group: so all of a group have their place on the disk before the first of them makes the journal
+commit, and one commit does for all.  commit() flushes the files of a group together, then their directories together:
+one submission is not ordered within itself.  flush_soon() is for names that went away: nobody waits for it.  With
+Linux AIO the kernel does it; without, 8 threads with one fsync each, never one thread in turn (each would pay for a
+journal commit of its own).
 
 Never flush a descriptor again after an error: the kernel marks the pages clean and the second call lies.
 
@@ -19,7 +21,6 @@ See also: mta/linux_aio.py, mta/INTERNALS.md "commit points"
 
 import asyncio
 import contextlib
-import ctypes
 import errno
 import fcntl
 import os
@@ -29,16 +30,16 @@ from functools import partial
 from typing import ParamSpec, Protocol, TypeVar
 
 from mta.clock import Clock
+from mta.company import GATHER, RECENT, Company
 from mta.linux_aio import FDSYNC, FSYNC, Done, LinuxAio
+from mta.linux_writeback import names_follow_files, start_writing
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-GATHER = 0.003  # seconds a group waits for drafts that are about to commit
 SOON = 0.02  # seconds until a directory given to flush_soon() is flushed
 ENTROPY = 1024  # random bytes asked of the system at once
 WORKERS = 8  # threads for blocking work, and as many for flushing where there is no AIO
-_EXT4, _XFS = 0xEF53, 0x58465342  # statfs(2)
 _NOT_SUPPORTED = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 
 Hook = Callable[[str, str | int], None]  # (operation, path or descriptor), called before each; may raise OSError
@@ -47,6 +48,9 @@ Finished = Callable[[OSError | None], None]
 
 class Flusher(Protocol):
     """Flushes descriptors and says how it went, on the loop."""
+
+    def begin(self, fd: int) -> None:
+        """This one will be flushed in a moment: its data may be on the way already.  Never fails."""
 
     def submit(self, fds: Sequence[int], op: int, done: Done) -> None:
         """op is FSYNC or FDSYNC."""
@@ -61,6 +65,10 @@ class ThreadFlusher:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._pool = ThreadPoolExecutor(WORKERS, "flush")
+
+    def begin(self, fd: int) -> None:
+        """See Flusher."""
+        start_writing(fd)
 
     def submit(self, fds: Sequence[int], op: int, done: Done) -> None:
         """One thread per descriptor, at most WORKERS at a time."""
@@ -97,7 +105,7 @@ class Fsio:
         """
         self.hook = hook
         self.clock = clock or Clock()
-        self.drafts = 0  # open ones: each may join the next group
+        self.company = Company(self.clock)  # each of them may join the next group
         self.pid = os.getpid()
         self._want_aio = aio
         self._flusher: Flusher | None = None
@@ -286,6 +294,7 @@ class Fsio:
             if directory not in self._follows:
                 self._follows[directory] = names_follow_files(directory)
             directory = -1 if self._follows[directory] else directory
+        self.flusher(asyncio.get_running_loop()).begin(fd)
         self._commits.add(fd, directory, done)
 
     def flush_soon(self, directory: int, done: Finished) -> None:
@@ -372,7 +381,7 @@ class _Groups:
         self._fsio, self._op = fsio, op
         self._waiting: list[tuple[int, int, Finished]] = []
         self._busy = False
-        self._timer: asyncio.TimerHandle | None = None  # a group waits for drafts
+        self._timer: asyncio.TimerHandle | None = None  # a group waits for company
         self._loop: asyncio.AbstractEventLoop  # of whoever adds
 
     def add(self, fd: int, directory: int, done: Finished) -> None:
@@ -382,19 +391,34 @@ class _Groups:
             self._busy = True
             self._loop = asyncio.get_running_loop()
             self._loop.call_soon(self._gather)
-        elif self._timer is not None and not self._fsio.drafts:
-            self._timer.cancel()
-            self._timer = None
-            asyncio.get_running_loop().call_soon(self._start)
+        elif self._timer is not None and not self._fsio.company.expected():
+            self._alone()
 
     def _gather(self) -> None:
-        if self._fsio.drafts:
-            self._timer = self._fsio.clock.call_later(GATHER, self._start)
+        if self._op == FSYNC and self._fsio.company.expected():
+            self._latest = self._fsio.clock.monotonic() + GATHER
+            self._timer = self._fsio.clock.call_later(RECENT, self._look_again)
+            self._fsio.company.on_empty = self._alone
         else:
             self._start()
 
+    def _look_again(self) -> None:
+        """Has anybody gone silent, or was it long enough?"""
+        if self._fsio.clock.monotonic() < self._latest and self._fsio.company.expected():
+            self._timer = self._fsio.clock.call_later(RECENT, self._look_again)
+        else:
+            self._start()
+
+    def _alone(self) -> None:
+        """Nobody is left to wait for."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+            self._loop.call_soon(self._start)
+
     def _start(self) -> None:
         self._timer = None
+        self._fsio.company.on_empty = None
         group, self._waiting = self._waiting, []
         fds = list({fd for fd, _, _ in group})
         self._submit("flush", fds, self._op, lambda errors: self._files_done(group, errors))
@@ -445,27 +469,6 @@ class _Groups:
             self._fsio.flusher(self._loop).submit(fds, op, finished)
         else:
             done(errors)
-
-
-def names_follow_files(fd: int) -> bool:
-    """Is a rename durable when the renamed file is flushed after it?  fd: of the directory; False when in doubt.
-
-    On xfs, and on ext4 with a journal, the rename is part of a transaction that fsync of the file waits for
-    (tests/powercut).  ext4 without a journal, and ext2, have the same number and promise nothing.
-    """
-    found = ctypes.create_string_buffer(256)  # struct statfs begins with f_type
-    if ctypes.CDLL(None).fstatfs(fd, found):
-        return False
-    kind = ctypes.c_long.from_buffer(found).value
-    if kind == _EXT4:
-        device = os.fstat(fd).st_dev
-        name = os.path.basename(os.path.realpath(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}"))
-        try:
-            with open(f"/sys/fs/ext4/{name}/journal_task") as file:
-                return file.read().strip().isdigit()
-        except OSError:
-            return False
-    return kind == _XFS
 
 
 def fsync_now(fd: int) -> None:

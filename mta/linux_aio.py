@@ -18,6 +18,8 @@ import os
 import struct
 from collections.abc import Callable, Sequence
 
+from mta.linux_writeback import start_writing
+
 FSYNC, FDSYNC = 2, 3  # IOCB_CMD_*
 CONTEXT_SIZE = 256  # requests in flight
 _NUMBERS = {  # io_setup, io_destroy, io_getevents, io_submit
@@ -53,6 +55,10 @@ class LinuxAio:
         self._next = 0
         self._loop = loop
         loop.add_reader(self._eventfd, self._reap)
+
+    def begin(self, fd: int) -> None:
+        """See Flusher in mta/fsio.py."""
+        start_writing(fd)
 
     def submit(self, fds: Sequence[int], op: int, done: Done) -> None:
         """Flush these descriptors (distinct, at least one); they may be closed only after `done` was called."""

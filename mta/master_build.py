@@ -199,7 +199,7 @@ def build_smtpd(core: Core, config: Config, anvil: Anvil, service: str) -> SMTPS
     name = f"{prefix}/smtpd" if prefix else service
     return SMTPServer(
         config.fill(ServerSettings), restrictions, core.cleanup, anvil, core.resolver, core.log, core.clock, tls,
-        service=name, silent=restrictions.silent,
+        service=name, silent=restrictions.silent, company=core.fsio.company,
     )  # fmt: skip
 
 

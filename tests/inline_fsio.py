@@ -22,6 +22,9 @@ class _InlineFlusher:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
 
+    def begin(self, fd: int) -> None:
+        return
+
     def submit(self, fds: Sequence[int], op: int, done: Done) -> None:
         results: list[OSError | None] = [None] * len(fds)
         self._loop.call_soon(done, results)

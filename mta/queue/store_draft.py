@@ -58,7 +58,7 @@ class SpoolDraft:
         self._error: OSError | None = None
         self._outcome: asyncio.Future[None] | None = None
         self._child = self._parked = False
-        self._fsio.drafts += 1
+        self._fsio.company.here(self)
 
     def envelope(self, envelope: Envelope) -> None:
         """See Draft."""
@@ -142,7 +142,7 @@ class SpoolDraft:
             self.abort()
             raise
         self.state = State.FLUSHING
-        self._fsio.drafts -= 1
+        self._fsio.company.gone(self)
         self._outcome = asyncio.get_running_loop().create_future()
         self._fsio.commit(self._fd, directory, self._flushed)
         await self._outcome
@@ -206,7 +206,7 @@ class SpoolDraft:
         if self.state not in (State.OPEN, State.HELD):
             return
         if self.state is State.OPEN:
-            self._fsio.drafts -= 1
+            self._fsio.company.gone(self)
         self.state = State.GONE
         self._chunks = []
         try:

@@ -18,6 +18,7 @@ import ssl
 from typing import Any
 
 from mta.clock import Clock
+from mta.company import Company
 from mta.descriptors import limit
 from mta.smtp.reply import Reply
 from mta.smtpd.facts import Facts, Stage
@@ -99,10 +100,12 @@ class SMTPServer:
         *,
         service: str = "smtpd",
         silent: frozenset[Stage] = frozenset(),
+        company: Company | None = None,
     ) -> None:
         """service: name in the log ("submission/smtpd").  silent: stages at which the policy has nothing to say, so
-        that nobody need ask.  To be called in the loop that serves."""
+        that nobody need ask.  company: of the disk that cleanup writes to.  To be called in the loop that serves."""
         self.silent = silent
+        self.company = company or Company(clock)
         self.settings = settings
         self.policy, self.cleanup, self.anvil, self.names = policy, cleanup, anvil, names
         self.log, self.clock, self.tls, self.service = log, clock, tls, service

@@ -88,6 +88,7 @@ class Connection(asyncio.BufferedProtocol):
             facts.tls = tls_description(tls)
         self.dialogue = Session(server.plan, facts, in_tls=tls is not None)
         server.connections.add(self)
+        server.company.here(self)
         self._deadline = server.clock.monotonic() + server.settings.smtpd_timeout
         self._timer = server.clock.call_later(server.settings.smtpd_timeout, self._tick)
         if in_last_quarter(sock.fileno(), server.descriptors):
@@ -113,6 +114,7 @@ class Connection(asyncio.BufferedProtocol):
         """Input; uvloop calls this itself (it does not see that we have a buffer)."""
         session = self.dialogue
         in_text = session.receiving
+        self.server.company.here(self)
         try:
             events = session.receive(data)
         except Exception:
@@ -391,6 +393,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _commit(self, event: Commit, out: list[bytes]) -> list[Event]:
         intake = self._intake
+        self.server.company.gone(self)
         if intake is None or self._broken:
             self._abort()
             return self.dialogue.committed(event.token, QUEUE_ERROR)
@@ -490,6 +493,7 @@ class Connection(asyncio.BufferedProtocol):
     def _close(self) -> None:
         """Close when all is written, and at last without it."""
         transport = self.transport
+        self.server.company.gone(self)
         if transport is None:
             return
         transport.close()
@@ -513,6 +517,7 @@ class Connection(asyncio.BufferedProtocol):
         if self.dialogue.committing or self not in server.connections:
             return
         server.connections.discard(self)
+        server.company.gone(self)
         if self._counted:
             server.anvil.disconnect(self.dialogue.facts.client_address)
             server.log.write(server.service, self.dialogue.disconnect_line())

@@ -62,6 +62,9 @@ class SimFlusher:
     def __init__(self, loop: asyncio.AbstractEventLoop, fsio: "SimFsio") -> None:
         self._loop, self._fsio = loop, fsio
 
+    def begin(self, fd: int) -> None:
+        return
+
     def submit(self, fds: Sequence[int], op: int, done: Done) -> None:
         results: list[OSError | None] = [None] * len(fds)
         left = len(fds)

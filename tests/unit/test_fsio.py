@@ -12,8 +12,9 @@ from typing import Protocol
 
 import pytest
 
-from mta.fsio import ENTROPY, Fsio, ThreadFlusher, fsync_now, names_follow_files
+from mta.fsio import ENTROPY, Fsio, ThreadFlusher, fsync_now
 from mta.linux_aio import CONTEXT_SIZE, FDSYNC, FSYNC, Done, LinuxAio
+from mta.linux_writeback import names_follow_files
 
 
 class Opener(Protocol):
@@ -92,7 +93,7 @@ def test_only_xfs_and_ext4_with_a_journal_are_trusted_with_names(
     text = tmp_path / "journal_task"
     if journal is not None:
         text.write_text(journal)
-    monkeypatch.setattr("mta.fsio.ctypes.CDLL", lambda _: SimpleNamespace(fstatfs=fstatfs))
+    monkeypatch.setattr("mta.linux_writeback.ctypes.CDLL", lambda _: SimpleNamespace(fstatfs=fstatfs))
     monkeypatch.setattr("builtins.open", lambda name: opened(text) if "/sys/fs/ext4/" in name else opened(name))
     fd = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -101,24 +102,49 @@ def test_only_xfs_and_ext4_with_a_journal_are_trusted_with_names(
         os.close(fd)
 
 
-async def test_a_group_waits_a_moment_for_drafts_that_are_about_to_commit(tmp_path: Path, opener: Opener) -> None:
+async def test_a_group_waits_a_moment_for_those_who_are_about_to_commit(
+    tmp_path: Path, opener: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("company.RECENT", "fsio.GATHER"):
+        monkeypatch.setattr(f"mta.{name}", 60.0)  # a moment is long, so that no pause of the machine ends it
     fsio = opener()
     directory = fsio.directory(str(tmp_path))
-    fds = [fsio.open_excl(f"{tmp_path}/{i}", 0o600) for i in range(2)]
+    fds = [fsio.open_excl(f"{tmp_path}/{i}", 0o600) for i in range(3)]
     order: list[str] = []
     fsio.hook = lambda op, _: order.append(op)
-    fsio.drafts = 1
+    both = ["flush", "flush", "flush_directory"]
+    fsio.company.here("a client")
     first = committed(fsio, fds[0], directory)
     await asyncio.sleep(0)
-    await asyncio.sleep(0)
-    assert order == [], "one draft is open"
-    fsio.drafts = 0
+    assert order == [], "one is in the middle of something"
+    fsio.company.gone("a client")
     await asyncio.gather(first, committed(fsio, fds[1], directory))
-    assert order == ["flush", "flush", "flush_directory"], "both in one group"
-    fsio.drafts = 1
-    assert await committed(fsio, fds[0], directory) is None, "a draft that stalls holds up nobody"
+    assert order == both, "both in one group"
+    fsio.company.here("a client")
+    first = committed(fsio, fds[0], directory)
+    await asyncio.sleep(0)
+    fsio.company._seen.clear()  # it went silent
+    await asyncio.gather(first, committed(fsio, fds[2], directory))
+    assert order == both * 2, "who commits sees that nobody else is left"
     for fd in fds:
         fsio.close_fd(fd)
+
+
+@pytest.mark.parametrize("goes_on", [True, False])
+async def test_who_stalls_or_goes_on_and_on_holds_up_nobody_for_long(
+    tmp_path: Path, opener: Opener, goes_on: bool
+) -> None:
+    fsio = opener()
+    fd = fsio.open_excl(f"{tmp_path}/0", 0o600)
+    fsio.company.here("a client")
+    waiting = committed(fsio, fd, fsio.directory(str(tmp_path)))
+    async with asyncio.timeout(30):
+        while not waiting.done():
+            if goes_on:
+                fsio.company.here("a client")
+            await asyncio.sleep(0)
+    assert waiting.result() is None
+    fsio.close_fd(fd)
 
 
 async def test_directories_that_lost_names_are_flushed_once_for_all(tmp_path: Path, opener: Opener) -> None:
@@ -313,6 +339,9 @@ class _NoFsyncInAio:
 
     def __init__(self) -> None:
         self.closed = False
+
+    def begin(self, fd: int) -> None:
+        return
 
     def submit(self, fds: Sequence[int], op: int, done: Done) -> None:
         results: list[OSError | None] = [OSError(errno.EINVAL, "io_submit") for _ in fds]
