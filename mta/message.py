@@ -37,7 +37,7 @@ class Header(NamedTuple):
 class HeaderScanner:
     """Cuts a stream of LF lines into headers and the rest.
 
-    A header over `limit` bytes comes in pieces (whole=False), so memory is bounded and nothing is cut off.
+    A header over `limit` bytes is not whole, and may come in pieces, so memory is bounded and nothing is cut off.
     When `done`, `rest` holds what followed: b"\\n" + body (the LF is there even when the sender forgot it), or
     b"" when the message ends with its header.
 
@@ -78,7 +78,7 @@ class HeaderScanner:
                 found.append(Header(b"", data[start:stop], whole=False))
                 self._piece = False
             elif name:
-                found.append(Header(name[1].lower(), data[start:stop]))
+                found.append(Header(name[1].lower(), data[start:stop], whole=stop - start <= self._limit))
                 self._mbox_line = False
             elif self._mbox_line and _MBOX_LINE.match(data, start):
                 found.append(_mailbox_line(data[start:stop]))
@@ -107,7 +107,7 @@ class HeaderScanner:
             return [Header(b"", data, whole=False)]
         name = _NAME.match(data)
         if name:
-            return [Header(name[1].lower(), data)]
+            return [Header(name[1].lower(), data, whole=len(data) <= self._limit)]
         if self._mbox_line and _MBOX_LINE.match(data):
             return [_mailbox_line(data)]
         self.rest = b"\n" + data

@@ -4,6 +4,8 @@ Understood: display names, comments (nested), quoted strings, groups, source rou
 "@" and ".", a ":" that begins no group (no ";" follows: `mailto:a@x` has the local part "mailto:a"), and lists
 without commas (`a@x b@y`, `Bob Smith` = two local users), because callers write them.
 An RFC 2047 word is display text, never an address.  What cannot be understood is said (`malformed`), not guessed.
+A list of any length can be parsed in slices of some milliseconds (parsing()); nesting and length of one element are
+bounded, because no program writes what only an attacker would.
 
 Addresses go out unquoted ("a b@dom"); quote() gives the form for headers.
 
@@ -11,19 +13,26 @@ See also: RFC 5322 s3.4, s4.4 (obsolete forms)
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import field
+from typing import TypeVar
 
 from mta.record import dataclass
 
 FOLD = 70  # columns of a rewritten header, counted as Postfix does
+TOKEN_LIMIT = 10240  # Postfix's header_address_token_limit: of one element, and of a header that is rewritten
+SLICE = 1000  # tokens, or addresses, between two pauses
+_COMMENT_DEPTH = 100
 
 _TOKEN = re.compile(
-    r'(?P<blank>[ \t\r\n]+)|(?P<quoted>"(?:[^"\\]|\\.)*")|(?P<literal>\[(?:[^][\\]|\\.)*\])'
-    r'|(?P<special>[<>@,;:.])|(?P<comment>\()|(?P<atom>(?:[^ \t\r\n()<>@,;:\\".\[\]]|\\.)+)|(?P<bad>.)',
+    r'(?P<blank>[ \t\r\n]+)|(?P<quoted>"(?:[^"\\]++|\\.)*+")|(?P<literal>\[(?:[^][\\]++|\\.)*+\])'
+    r'|(?P<special>[<>@,;:.])|(?P<comment>\()|(?P<atom>(?:[^ \t\r\n()<>@,;:\\".\[\]]++|\\.)++)|(?P<bad>.)',
     re.DOTALL,
 )
 _COMMENT_STEP = re.compile(r"[^()\\]*(?:\\.[^()\\]*)*", re.DOTALL)
+_DOTTED = r"[^ \t\r\n()<>@,;:\\\".\[\]\x00-\x1f\x7f=]++(?:\.[^ \t\r\n()<>@,;:\\\".\[\]\x00-\x1f\x7f=]++)*+"
+_PLAIN = re.compile(rf"[ \t\r\n]*+({_DOTTED}(?:@{_DOTTED})?+)[ \t\r\n]*+(?:,|\Z)")
+_ESCAPE = re.compile(r"\\(.)", re.DOTALL)
 _ENCODED_WORD = re.compile(r"=\?[^?\s]*\?[bBqQ]\?[^?\s]*\?=\Z")
 _ATOMS = re.compile(r"[^ \t\r\n()<>@,;:\\\".\[\]\x00-\x1f\x7f]+(?:\.[^ \t\r\n()<>@,;:\\\".\[\]\x00-\x1f\x7f]+)*\Z")
 
@@ -69,9 +78,28 @@ Token = tuple[str, int, int]  # kind (a special is its own kind), start, end
 
 def parse_list(value: str) -> AddressList:
     """Parse a list of addresses; never raises, linear in the length."""
+    return finished(parsing(value))
+
+
+def parsing(value: str) -> Generator[None, None, AddressList]:
+    """As parse_list(), with a pause after each SLICE of work."""
     parser = _Parser(value)
-    parser.run()
+    yield from parser.plain()
+    yield from parser.run()
     return AddressList(parser.elements, parser.malformed)
+
+
+T = TypeVar("T")
+
+
+def finished(steps: Generator[None, None, T]) -> T:
+    """The result of work in slices, without pauses."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as done:
+            result: T = done.value
+            return result
 
 
 class _Parser:
@@ -79,17 +107,34 @@ class _Parser:
         self.value = value
         self.malformed = ""
         self.elements: list[Element] = []
+        self._from = 0  # what is before it has been parsed
         self._words: list[Token] = []  # of a bare address or a display name
         self._element: Element | None = None
         self._complete = False  # the element has its <address>
         self._route = -1  # where the route before a bare address began
         self._last_group = -1  # index of the last ";"
 
-    def run(self) -> None:
-        tokens = self._tokens()
+    def plain(self) -> Generator[None, None, None]:
+        """Plain addresses between commas at the beginning, most often all there is."""
+        if ";" in self.value:
+            return  # a group may begin with one
+        pos, match = 0, _PLAIN.match
+        while m := match(self.value, pos):
+            start, end = m.span(1)
+            self.elements.append(Element(start, end, [Address(m[1], start, end, source=m[1])]))
+            pos = m.end()
+            if len(self.elements) % SLICE == 0:
+                yield
+        self._from = pos
+
+    def run(self) -> Generator[None, None, None]:
+        tokens = yield from self._tokens()
         i, n = 0, len(tokens)
-        self._last_group = max((at for at, token in enumerate(tokens) if token[0] == ";"), default=-1)
+        pause = SLICE
         while i < n:
+            if i >= pause:
+                pause = i + SLICE
+                yield
             kind, start, end = tokens[i]
             if kind == ",":
                 self._close()
@@ -139,14 +184,23 @@ class _Parser:
             self._element = Element(start, start)
         return self._element
 
-    def _tokens(self) -> list[Token]:
-        value, out, pos = self.value, list[Token](), 0
+    def _tokens(self) -> Generator[None, None, list[Token]]:
+        value, out, pos = self.value, list[Token](), self._from
+        begun = 0  # index of the first token of this element
         while m := _TOKEN.match(value, pos):
             kind, start, pos = m.lastgroup or "", m.start(), m.end()
+            if len(out) - begun >= TOKEN_LIMIT:
+                self._bad("address too long")
+                out.append(("bad", start, len(value)))
+                break
             if kind == "special":
                 out.append((m[0], start, pos))
+                if m[0] in ",;":
+                    begun = len(out)
+                    if m[0] == ";":
+                        self._last_group = begun - 1
             elif kind == "comment":
-                pos = self._comment(start)
+                pos = yield from self._comment(start)
                 out.append(("comment", start, pos))
             elif kind == "bad" and m[0] in '"[':  # never closed: the rest is inside
                 self._bad("unbalanced quotes" if m[0] == '"' else 'unbalanced "["')
@@ -154,15 +208,21 @@ class _Parser:
                 break
             elif kind != "blank":
                 out.append((kind, start, pos))
+            if len(out) % SLICE == 0:
+                yield
         return out
 
-    def _comment(self, start: int) -> int:
+    def _comment(self, start: int) -> Generator[None, None, int]:
         depth, pos, value = 0, start, self.value
+        steps = 0
         while pos < len(value):
             c = value[pos]
             pos += 1
             if c == "(":
                 depth += 1
+                if depth > _COMMENT_DEPTH:
+                    self._bad("comment nested too deeply")
+                    return len(value)
             elif c == ")":
                 depth -= 1
                 if depth == 0:
@@ -171,6 +231,9 @@ class _Parser:
                 pos += 1
             step = _COMMENT_STEP.match(value, pos)
             pos = step.end() if step else pos
+            steps += 1
+            if steps % SLICE == 0:
+                yield
         self._bad("unbalanced comment")
         return len(value)
 
@@ -248,9 +311,9 @@ class _Parser:
         for kind, a, b in tokens:
             piece = self.value[a:b]
             if kind == "quoted":
-                piece = re.sub(r"\\(.)", r"\1", piece[1:-1], flags=re.DOTALL)
+                piece = "".join(_ESCAPE.split(piece[1:-1]))
             elif "\\" in piece and kind == "atom":
-                piece = re.sub(r"\\(.)", r"\1", piece, flags=re.DOTALL)
+                piece = "".join(_ESCAPE.split(piece))
             parts.append(piece)
         if tokens and (tokens[0][0] == "@" or tokens[-1][0] == "@"):
             self._bad("address without local part or domain")
@@ -276,7 +339,7 @@ def rewrite_list(name: str, value: str, rewrite: Callable[[str], str]) -> str | 
     commas; text around the addresses (names, comments, group words) is kept, its folds become blanks.
     """
     parsed = parse_list(value)
-    changed = False
+    changed, folded = False, "\n" in value
     pieces = []
     for element in parsed.elements:
         out, pos = [], element.start
@@ -291,7 +354,7 @@ def rewrite_list(name: str, value: str, rewrite: Callable[[str], str]) -> str | 
             out += [value[pos : address.start], quote(new)]
             pos = address.end
         out.append(value[pos : element.end])
-        pieces.append(" ".join("".join(out).split("\n")) if "\n" in value else "".join(out))
+        pieces.append(" ".join("".join(out).split("\n")) if folded else "".join(out))
     return _fold(name, pieces) if changed else None
 
 

@@ -22,6 +22,7 @@ from mta.queue.store_maildrop import MaildropFile
 from mta.record import dataclass
 from mta.submit_intake import Opener, open_local
 from mta.submit_limits import UserLimits
+from mta.submit_options import CONTROL
 from mta.submit_prepare import HEADER_BLOCK_LIMIT
 from mta.submit_users import Access
 
@@ -184,7 +185,7 @@ class Pickup:
         if not recipients:
             raise DamagedError("no recipients")
         for address in (given.sender, *(r.address for r in recipients)):
-            if any(ord(c) < 32 or ord(c) == 127 for c in address):
+            if CONTROL.search(address):
                 raise DamagedError("control character in an address")
         given.recipients = recipients
         if not requeued:

@@ -5,15 +5,18 @@ The queue file is begun when the recipients are known, that is when the header i
 See also: pickup(8)
 """
 
-from typing import Protocol
+import asyncio
+from typing import Protocol, TypeVar
 
 from mta.clock import Clock
 from mta.envelope import Envelope, Origin
 from mta.maillog import Maillog
 from mta.queue.api import Draft, Parent
 from mta.smtp.reply import Reply
-from mta.submit_prepare import Submission
+from mta.submit_prepare import Steps, Submission
 
+PIECE = 65536  # bytes of content between two pauses
+T = TypeVar("T")
 HOPS_FILTER = "error:5.4.6 Too many hops"  # delivery to error(8) returns the message to its sender
 
 
@@ -57,6 +60,17 @@ async def open_local(
     return intake
 
 
+async def in_slices(steps: Steps[T]) -> T:
+    """The result of work that pauses: whoever else waits for the loop has a turn at each."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as done:
+            result: T = done.value
+            return result
+        await asyncio.sleep(0)
+
+
 class Delivery:
     """Feeds a Submission into the queue."""
 
@@ -76,11 +90,11 @@ class Delivery:
     async def feed(self, chunk: bytes) -> None:
         """Take a piece of stdin; raises UsageError or QueueError."""
         if not self._submission.ended:
-            await self._pass(self._submission.feed(chunk))
+            await self._pass(await in_slices(self._submission.feeding(chunk)))
 
     async def finish(self) -> Reply:
         """stdin has ended: commit."""
-        await self._pass(self._submission.end())
+        await self._pass(await in_slices(self._submission.ending()))
         if self._intake is None:
             raise RuntimeError("a submission is ready when it has ended")
         return await self._intake.commit()
@@ -96,11 +110,14 @@ class Delivery:
         if self._intake is None:
             self._intake = await open_local(
                 self._cleanup,
-                self._submission.envelope(self._clock.now()),
+                await in_slices(self._submission.enveloping(self._clock.now())),
                 self._submission.caller.uid,
                 self._log,
                 hops=self._submission.hops,
                 hop_limit=self._hop_limit,
                 attributes={"submit_key": self._key},
             )
-        self._intake.write(text)
+        for at in range(0, len(text), PIECE):  # one, except for a long header
+            if at:
+                await asyncio.sleep(0)
+            self._intake.write(text[at : at + PIECE])

@@ -28,7 +28,7 @@ _XTEXT = re.compile(r"(?:[!-*,-<>-~]|\+[0-9A-F]{2})*\Z")
 _LONE_XTEXT = re.compile(r"[!-~]*\Z")
 _DIAGNOSIS = re.compile(r"0(?:\.\d*)?\Z")
 _INTERVAL = re.compile(r"(?:\d+[smhdw]?)+\Z")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 class Mode(StrEnum):
@@ -170,7 +170,7 @@ def _getopt(argv: Sequence[str]) -> tuple[list[tuple[str, str]], list[str], list
             elif letter in _FLAGS:
                 options.append((letter, ""))
             else:
-                unknown.append(f"invalid option -- '{_CONTROL.sub('?', letter)}'")
+                unknown.append(f"invalid option -- '{CONTROL.sub('?', letter)}'")
     return options, list(argv[i:]), unknown
 
 
@@ -232,7 +232,7 @@ def _apply(result: Invocation, letter: str, value: str, uid: int) -> None:
 def _mode(result: Invocation, value: str) -> None:
     mode = _MODE_LETTERS.get(value[:1])
     if mode is None:
-        raise result.fatal(EX_USAGE, f"unsupported: -b{_CONTROL.sub('?', value[:1])}")
+        raise result.fatal(EX_USAGE, f"unsupported: -b{CONTROL.sub('?', value[:1])}")
     result.mode = mode
     if "i" in value[1:]:  # -bsi and the like: bundles that getopt takes for an argument
         result.dot_ends = False
@@ -265,7 +265,7 @@ def _queue(result: Invocation, value: str, uid: int) -> None:
     elif kind == "I":
         raise result.fatal(EX_USAGE, "specify: -qIqueueid")
     else:
-        raise result.fatal(EX_USAGE, f"-q{_CONTROL.sub('?', value[:1])} is not implemented")
+        raise result.fatal(EX_USAGE, f"-q{CONTROL.sub('?', value[:1])} is not implemented")
 
 
 def _dsn(result: Invocation, letter: str, value: str) -> None:
@@ -274,10 +274,10 @@ def _dsn(result: Invocation, letter: str, value: str) -> None:
         if bad is None:
             result.notify = notify
         else:
-            shown = _CONTROL.sub("?", value)
+            shown = CONTROL.sub("?", value)
             if bad:
                 result.warnings.append(
-                    f'{result.program}: warning: unknown DSN NOTIFY command value "{_CONTROL.sub("?", bad)}"'
+                    f'{result.program}: warning: unknown DSN NOTIFY command value "{CONTROL.sub("?", bad)}"'
                     f' in "{shown}"'
                 )
             result.warnings.append(f"{result.program}: warning: bad -N option value -- ignored")
@@ -298,7 +298,7 @@ def _envelope_id(result: Invocation, value: str) -> str:
     if not _XTEXT.match(value):
         return value
     plain = re.sub(r"\+([0-9A-F]{2})", lambda m: chr(int(m[1], 16)), value) if "+" in value else value
-    if _CONTROL.search(plain):
+    if CONTROL.search(plain):
         raise result.fatal(EX_DATAERR, "-V option: control character in the envelope id")
     return plain
 
@@ -307,10 +307,10 @@ def parse_notify(value: str) -> tuple[Notify, str | None]:
     """Return (flags, None), or what is wrong: the unknown word, "" for a bad combination."""
     names = {"NEVER": Notify.NEVER, "SUCCESS": Notify.SUCCESS, "FAILURE": Notify.FAILURE, "DELAY": Notify.DELAY}
     flags = Notify(0)
-    for word in value.split(","):
-        flag = names.get(word.strip().upper())
+    for word in re.split(r"[, \t\r\n]+", value.strip(", \t\r\n")):
+        flag = names.get(word.upper())
         if flag is None:
-            return Notify(0), word.strip()
+            return Notify(0), word
         flags |= flag
     if Notify.NEVER in flags and flags != Notify.NEVER:
         return Notify(0), ""
@@ -319,7 +319,7 @@ def parse_notify(value: str) -> tuple[Notify, str | None]:
 
 def _sender(result: Invocation, value: str) -> str:
     """The address in -f: any mailbox form; exactly one, or none for the null sender."""
-    if _CONTROL.search(value):
+    if CONTROL.search(value):
         raise result.fatal(EX_DATAERR, "-f option: control character in the sender address")
     parsed = parse_list(value)
     if parsed.malformed or len(parsed.addresses) > 1:
@@ -334,6 +334,8 @@ def _check(result: Invocation, uid: int) -> None:
     mode = result.mode
     if mode in (Mode.VERSION, Mode.HELP, Mode.NOTHING):
         return
+    if result.extract and mode is Mode.VERIFY:
+        raise result.fatal(EX_USAGE, "-t option cannot be used with -bv")
     if result.extract and mode is not Mode.SUBMIT:
         raise result.fatal(EX_USAGE, "-t can be used only in delivery mode")
     if mode in _REQUIRE_NO_RECIPIENT and result.recipients:
@@ -353,7 +355,7 @@ def check_recipients(result: Invocation, addresses: Sequence[str]) -> None:
     for address in addresses:
         if not address:
             raise result.fatal(EX_USAGE, "empty recipient address")
-        if _CONTROL.search(address):
+        if CONTROL.search(address):
             raise result.fatal(EX_DATAERR, "control character in a recipient address")
         if address.startswith("-"):
             raise result.fatal(EX_USAGE, f"recipient address must not begin with '-': {address}")
@@ -363,7 +365,7 @@ def argument_recipients(result: Invocation) -> list[str]:
     """The addresses of the operands, each parsed like a header: `Bob <b@x>`, `a@x,b@y`; raises UsageError."""
     out: list[str] = []
     for operand in result.recipients:
-        if _CONTROL.search(operand):
+        if CONTROL.search(operand):
             raise result.fatal(EX_DATAERR, "control character in a recipient address")
         parsed = parse_list(operand)
         if not parsed.addresses and not parsed.malformed:
@@ -382,4 +384,4 @@ def full_name(result: Invocation, environment: Mapping[str, str], gecos: str, lo
         name = environment.get("NAME")
     if name is None:
         name = gecos.partition(",")[0].replace("&", login[:1].upper() + login[1:])
-    return _CONTROL.sub("?", " ".join(name.split()))
+    return CONTROL.sub("?", " ".join(name.split()))

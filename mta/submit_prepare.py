@@ -11,12 +11,14 @@ See also: mta/submit_options.py, sendmail(1)
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import field
+from itertools import chain
+from typing import TypeVar
 
 from mta.envelope import VERP, Envelope, Recipient
 from mta.message import Header, HeaderScanner, text
-from mta.message_address import parse_list
+from mta.message_address import SLICE, finished, parsing
 from mta.record import dataclass
 from mta.submit_options import (
     EX_DATAERR,
@@ -32,6 +34,9 @@ _FROM_LINE = re.compile(rb">*From ")
 _FROM_DECIDED = 1024  # bytes after which a line of ">" is no From_ line
 _LISTS = frozenset((b"to", b"cc", b"bcc"))
 _RESENT_LISTS = frozenset((b"resent-to", b"resent-cc", b"resent-bcc"))
+
+T = TypeVar("T")
+Steps = Generator[None, None, T]  # work in slices of some milliseconds; its result is what it returns
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,22 +191,30 @@ class Submission:
 
     def feed(self, chunk: bytes) -> bytes:
         """Return message text for the queue; b"" while the header is not complete."""
-        return self._pass(self._lines.feed(chunk))
+        return finished(self.feeding(chunk))
 
     def end(self) -> bytes:
         """stdin ended: return the rest; `ready` is True afterwards."""
-        out = self._pass(self._lines.end())
+        return finished(self.ending())
+
+    def feeding(self, chunk: bytes) -> Steps[bytes]:
+        """As feed(), with pauses: a header may hold 200,000 addresses, and others wait for the same loop."""
+        return (yield from self._pass(self._lines.feed(chunk)))
+
+    def ending(self) -> Steps[bytes]:
+        """As end(), with pauses."""
+        out = yield from self._pass(self._lines.end())
         if self.ready:
             return out
-        self._examine(self._scanner.end())
+        yield from self._examine(self._scanner.end())
         return self._release()
 
-    def _pass(self, data: bytes) -> bytes:
+    def _pass(self, data: bytes) -> Steps[bytes]:
         if self.ready:
             return data
         self._held += data
         if data:
-            self._examine(self._scanner.feed(data))
+            yield from self._examine(self._scanner.feed(data))
         if self._scanner.done:
             return self._release()
         if len(self._held) > HEADER_BLOCK_LIMIT:
@@ -222,39 +235,55 @@ class Submission:
         out, self._held = bytes(self._held), bytearray()
         return out
 
-    def _examine(self, headers: list[Header]) -> None:
-        for header in headers:
+    def _examine(self, headers: list[Header]) -> Steps[None]:
+        for n, header in enumerate(headers):
+            if n % SLICE == SLICE - 1:
+                yield
             if header.name == b"received":
                 self.hops += 1
             elif self.invocation.extract and header.name in _LISTS:
-                self.found += self._addresses(header)
+                self.found += yield from self._addresses(header)
             elif self.invocation.extract and header.name in _RESENT_LISTS:
-                self._resent = (self._resent or []) + self._addresses(header)
+                if self._resent is None:
+                    self._resent = []
+                self._resent += yield from self._addresses(header)
 
-    def _addresses(self, header: Header) -> list[str]:
-        parsed = parse_list(text(header.value))
+    def _addresses(self, header: Header) -> Steps[list[str]]:
+        parsed = yield from parsing(text(header.value))
         if parsed.malformed:
             name = header.name.decode().title()
             raise self.invocation.fatal(
                 EX_DATAERR, f"{self.who}: malformed address in {name} header: {parsed.malformed}"
             )
         addresses = [a for a in parsed.addresses if a]
-        check_recipients(self.invocation, addresses)
+        for at in range(0, len(addresses), SLICE):
+            check_recipients(self.invocation, addresses[at : at + SLICE])
+            yield
         return addresses
 
     def envelope(self, arrival: float) -> Envelope:
         """The envelope as submitted, addresses not yet completed; arrival: Unix time in seconds."""
+        return finished(self.enveloping(arrival))
+
+    def enveloping(self, arrival: float) -> Steps[Envelope]:
+        """As envelope(), with pauses."""
         invocation = self.invocation
-        addresses = [*self.arguments, *self.found]
+        recipients: list[Recipient] = []
+        ascii_only = self.sender.isascii()
+        for address in chain(self.arguments, self.found):
+            recipients.append(Recipient(address, notify=invocation.notify))
+            ascii_only = ascii_only and address.isascii()
+            if len(recipients) % SLICE == 0:
+                yield
         return Envelope(
             self.sender,
-            [Recipient(a, notify=invocation.notify) for a in addresses],
+            recipients,
             arrival,
             full_name=self.full_name,
             envelope_id=invocation.envelope_id,
             ret=invocation.ret,
             encoding=invocation.encoding,
-            smtputf8=invocation.smtputf8 or not all(map(str.isascii, (self.sender, *addresses))),
+            smtputf8=invocation.smtputf8 or not ascii_only,
             attributes={
                 "rewrite_context": "remote" if invocation.remote else "local",
                 **({VERP: self._verp} if self._verp else {}),

@@ -19,6 +19,9 @@ SENDER_HEADERS = frozenset(
     b" disposition-notification-to mail-reply-to".split()
 )
 RECIPIENT_HEADERS = frozenset(b"to cc bcc resent-to resent-cc resent-bcc apparently-to".split())
+RESENT_HEADERS = frozenset(  # RFC 5322 s3.6.6; no other Resent- header makes a message a resent one
+    b"resent-to resent-cc resent-bcc resent-from resent-sender resent-reply-to resent-date resent-message-id".split()
+)
 _ADDRESS = rb"([A-Za-z0-9_+=-]+(?:\.[A-Za-z0-9_+=-]+)*@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+)"
 _ONE_ADDRESS = re.compile(rb"[ \t]*(?:%b|[A-Za-z0-9 ]*<%b>)[ \t]*\n" % (_ADDRESS, _ADDRESS)).fullmatch
 _ENCODINGS = {b"8bit": "8bit", b"binary": "8bit"}
@@ -62,10 +65,10 @@ class HeaderFilter:
             if name:
                 self._dropping = name in self._drop
                 self._seen.add(name)
-                self._resent = self._resent or name.startswith(b"resent-")
+                self._resent = self._resent or name in RESENT_HEADERS
             return b"" if self._dropping else header.raw
         self._seen.add(name)
-        if name.startswith(b"resent-"):
+        if name in RESENT_HEADERS:
             self._resent = True  # Resent-Bcc too, which is dropped
         if name in self._drop:
             return b""

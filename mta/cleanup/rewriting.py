@@ -7,15 +7,17 @@ says so.
 See also: cleanup(8), ADDRESS_REWRITING_README
 """
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 
 from mta.cleanup.mapping import AddressMapper, Rewriter
 from mta.cleanup.settings import CleanupSettings
-from mta.envelope import Envelope, Notify, Recipient
+from mta.envelope import MAILER_DAEMON, Envelope, Notify, Recipient
 from mta.lookup.table import Maps
-from mta.message_address import quote
+from mta.message_address import SLICE, quote
 
+_DAEMON_AT = f"{MAILER_DAEMON}@".lower()
 OpenTables = Callable[[tuple[str, ...]], Maps]
 
 
@@ -48,13 +50,17 @@ class EnvelopeRewriter:
         is forwarded or returned would be a second one, or go round for ever.
         """
         sender = self.complete(envelope.sender)
+        if sender.lower().startswith(_DAEMON_AT) and sender.lower() == self.complete(MAILER_DAEMON).lower():
+            sender = ""  # its name with our domain
         if sender:
             sender = await self.canonical(self._envelope_sender, sender)
         recipients = _Recipients(self._settings.duplicate_filter_limit)
         bcc = [self._settings.always_bcc] if copies and self._settings.always_bcc else []
         if copies and sender and self._sender_bcc:
             bcc += await self._bcc(self._sender_bcc, sender)
-        for given in envelope.recipients:
+        for n, given in enumerate(envelope.recipients):
+            if n % SLICE == SLICE - 1:
+                await asyncio.sleep(0)
             address = self.complete(given.address)
             if self._envelope_recipient:
                 address = await self.canonical(self._envelope_recipient, address)

@@ -13,6 +13,10 @@ from typing import Any
 
 import pytest
 
+from mta.message_address import SLICE
+from mta.submit_intake import Delivery
+from mta.submit_options import parse_command
+from mta.submit_prepare import Caller, Submission
 from tests.sendmail.world import Done, World
 
 Case = dict[str, Any]
@@ -146,3 +150,26 @@ def judge(name: str, done: Done, messages: list[Any]) -> None:
         assert message.body == ["x", ".", "MAIL FROM:<smuggled@test.example>"]
     if name == "inj-dynamicuser":
         assert message.envelope.sender == f"{os.getuid()}@example.test"
+
+
+@pytest.mark.parametrize(("separator", "count"), [(", ", 60_000), (",\n ", 60_000), ("\nResent-To: ", 30_000)])
+async def test_a_header_with_very_many_addresses_is_taken_in_slices(separator: str, count: int, world: World) -> None:
+    name = separator.strip(" ,\n:") or "To"
+    header = f"{name}: " + separator.join(f"u{n}@r" for n in range(count))
+    turns = 0
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    submission = Submission(parse_command(["sendmail", "-t"], uid=1), Caller(1, "alice"))
+    delivery = Delivery(world.cleanup, submission, world.maillog, world.clock, hop_limit=50, key="00")
+    task = asyncio.create_task(other())
+    await delivery.feed(f"{header}\n\nbody\n".encode())
+    task.cancel()
+    assert turns >= 3 * count // SLICE, "in parsing, in making the envelope and in rewriting it"
+    assert (await delivery.finish()).is_positive
+    (message,) = await world.queued()
+    assert [r.address for r in message.envelope.recipients] == [f"u{n}@r" for n in range(count)]

@@ -1,5 +1,6 @@
 """The door into the queue: envelopes, headers, limits and errors; on the real store."""
 
+import asyncio
 import os
 from collections.abc import AsyncIterator
 
@@ -201,3 +202,40 @@ async def test_a_message_that_cannot_be_begun_keeps_neither_file_nor_descriptor(
             await world.cleanup.open(LOCAL, Envelope("s@s.test", [Recipient("bob")], -9e15))
     assert len(os.listdir("/proc/self/fd")) - before < 10
     assert list((world.queue / "incoming").iterdir()) == []
+
+
+@pytest.mark.parametrize("origin", [REMOTE, LOCAL], ids=["smtpd", "pickup"])
+@pytest.mark.parametrize("sender", ["MAILER-DAEMON", "mailer-daemon@example.test", "Mailer-Daemon@Example.Test"])
+async def test_the_name_of_the_null_sender_here_is_the_null_sender(sender: str, origin: Origin, world: World) -> None:
+    for given, stored in ((sender, ""), ("mailer-daemon@elsewhere.test", "mailer-daemon@elsewhere.test")):
+        intake = await world.cleanup.open(origin, Envelope(given, [Recipient("bob@r.test")], world.clock.now()))
+        intake.write(MESSAGE)
+        assert (await intake.commit()).is_positive
+        (message,) = await world.queued()
+        assert message.envelope.sender == stored
+
+
+async def test_only_the_resent_headers_of_rfc_5322_make_a_message_a_resent_one(world: World) -> None:
+    for header, resent in ((b"Resent-Subject", False), (b"Resent-X", False), (b"Resent-Reply-To", True)):
+        _, message = await put(world, LOCAL, header + b": x\nTo: b\n\nbody\n")
+        assert message is not None
+        assert (message.header("Resent-From") is not None) == resent
+        assert (message.header("From") is None) == resent
+
+
+async def test_others_have_a_turn_while_a_long_list_of_recipients_is_rewritten(world: World) -> None:
+    turns = 0
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    task = asyncio.create_task(other())
+    intake = await world.cleanup.open(
+        LOCAL, Envelope("s@s.test", [Recipient(f"u{n}@r.test") for n in range(20_000)], world.clock.now())
+    )
+    intake.abort()
+    task.cancel()
+    assert turns >= 20

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from mta.envelope import Origin
 from mta.message import Header, HeaderScanner, from_header, normalised, received
-from mta.message_address import parse_list, quote, rewrite_list
+from mta.message_address import SLICE, TOKEN_LIMIT, finished, parse_list, parsing, quote, rewrite_list
 
 
 def scan(message: bytes, step: int, limit: int = 102400) -> tuple[list[Header], bytes]:
@@ -191,6 +191,66 @@ def test_hostile_lists_take_linear_time(value: str) -> None:
     start = time.perf_counter()
     rewrite_list("To", value, lambda a: a + "@x")
     assert time.perf_counter() - start < 3
+
+
+@pytest.mark.parametrize(
+    "element", ["u@r.test", "u", "Uu <u@r.test>", '"u v"@r.test', "u@r.test (u)", "(((((u))))) u@r.test", "g:u;"]
+)
+@pytest.mark.parametrize("between", [",", ",\n\t"])
+def test_a_long_list_is_parsed_in_slices_of_which_none_is_long(element: str, between: str) -> None:
+    count = 20 * SLICE
+    steps, pauses = parsing(between.join([element] * count)), 0
+    while True:
+        try:
+            next(steps)
+        except StopIteration as done:
+            result = done.value
+            break
+        pauses += 1
+    assert result.malformed == ""
+    assert len(result.addresses) == count
+    assert pauses >= 20
+
+
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [
+        ("<" * 1_000_000, "address too long"),
+        ("<>" * 500_000, "address too long"),
+        ('"' * 1_000_000, "address too long"),
+        ("a " * 500_000, "address too long"),
+        ("a" + ". a" * 500_000, "address too long"),
+        ("a" + ". a" * 500_000, "address too long"),
+        ("a:" * 500_000, "address too long"),
+        ("x, " + "(a) " * 300_000, "address too long"),
+        ("(" * 1_000_000, "comment nested too deeply"),
+        ("(" * 500_000 + ")" * 500_000 + " a@r.test", "comment nested too deeply"),
+        ("(" * 100 + ")" * 100 + " a@r.test", ""),
+        ('"' + "\\a" * 500_000, "unbalanced quotes"),
+        ("a@r.test" + "\n " * 500_000 + ", b@r.test", ""),
+        ("a " * (TOKEN_LIMIT - 1), ""),
+    ],
+    ids=lambda value: value[:6],
+)
+def test_one_element_has_its_bounds(value: str, why: str) -> None:
+    assert parse_list(value).malformed == why
+
+
+def test_the_text_behind_an_element_that_is_too_long_is_kept() -> None:
+    value = " bob, " + "<" * 20_000 + "tail"
+    assert rewrite_list("To", value, lambda a: f"{a}@d") == "To: bob@d," + value[5:].replace(" ", "\n\t")
+
+
+def test_the_result_of_slices_comes_without_pauses_too() -> None:
+    assert finished(parsing("a@x,b@y")).addresses == ["a@x", "b@y"]
+
+
+@pytest.mark.parametrize("step", [1, 7, 100, 1000])
+def test_a_header_over_the_limit_is_never_whole_whatever_the_cut(step: int) -> None:
+    for tail in (b"", b"B: c\n\nbody\n"):
+        headers, _ = scan(b"A: " + b"x" * 100 + b"\n" + tail, step, limit=99)
+        assert [h.whole for h in headers if h.name in (b"", b"a")] == [False] * (len(headers) - bool(tail))
+        assert headers[0].name == b"a"
 
 
 @pytest.mark.parametrize(

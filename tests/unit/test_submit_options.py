@@ -72,6 +72,8 @@ def test_dsn_options() -> None:
         "sendmail: warning: bad -R option value -- ignored",
     ]
     assert parse("-N", "never,success", "r").notify == 0
+    for value in ("success,,delay", " success delay,", "DELAY\tsuccess"):  # separated as in Postfix
+        assert parse("-N", value, "r").notify == Notify.SUCCESS | Notify.DELAY
 
 
 def test_program_name_and_options_choose_the_mode() -> None:
