@@ -133,7 +133,7 @@ class System:
         if self.process is None:
             return 0
         self.process.terminate()
-        status = self.process.wait(60)
+        status = self.process.wait(120)
         self.process = None
         return status
 

@@ -75,7 +75,7 @@ class Manager:
         process = self.system.process
         assert process is not None
         process.send_signal(signal.SIGTERM)
-        status = process.wait(60)
+        status = process.wait(120)
         self.system.process = None
         return status
 
