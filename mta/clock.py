@@ -51,6 +51,11 @@ class Clock:
         return asyncio.timeout(seconds)
 
 
+async def others_run() -> None:
+    """Pause in work that takes long: every other task that is ready has a turn."""
+    await asyncio.sleep(0)
+
+
 def rfc5322_date(when: float) -> str:
     """Return "Sat, 21 Nov 2026 00:01:03 +0000 (UTC)", local zone, as in Date: and Received:.
 

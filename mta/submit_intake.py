@@ -5,10 +5,9 @@ The queue file is begun when the recipients are known, that is when the header i
 See also: pickup(8)
 """
 
-import asyncio
 from typing import Protocol, TypeVar
 
-from mta.clock import Clock
+from mta.clock import Clock, others_run
 from mta.envelope import Envelope, Origin
 from mta.maillog import Maillog
 from mta.queue.api import Draft, Parent
@@ -68,7 +67,7 @@ async def in_slices(steps: Steps[T]) -> T:
         except StopIteration as done:
             result: T = done.value
             return result
-        await asyncio.sleep(0)
+        await others_run()
 
 
 class Delivery:
@@ -119,5 +118,5 @@ class Delivery:
             )
         for at in range(0, len(text), PIECE):  # one, except for a long header
             if at:
-                await asyncio.sleep(0)
+                await others_run()
             self._intake.write(text[at : at + PIECE])

@@ -7,12 +7,12 @@ says so.
 See also: cleanup(8), ADDRESS_REWRITING_README
 """
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 
 from mta.cleanup.mapping import AddressMapper, Rewriter
 from mta.cleanup.settings import CleanupSettings
+from mta.clock import others_run
 from mta.envelope import MAILER_DAEMON, Envelope, Notify, Recipient
 from mta.lookup.table import Maps
 from mta.message_address import SLICE, quote
@@ -60,7 +60,7 @@ class EnvelopeRewriter:
             bcc += await self._bcc(self._sender_bcc, sender)
         for n, given in enumerate(envelope.recipients):
             if n % SLICE == SLICE - 1:
-                await asyncio.sleep(0)
+                await others_run()
             address = self.complete(given.address)
             if self._envelope_recipient:
                 address = await self.canonical(self._envelope_recipient, address)
