@@ -84,7 +84,8 @@ class Origin:
     """Through which door a message came; feeds Received:, the log and `rewrite_context`.
 
     door: "smtpd", "pickup" (sendmail), "bounce", "forward".  For smtpd the client_* fields, helo and protocol
-    ("SMTP", "ESMTP", "ESMTPS", ...) are set; for pickup uid.  tls: comment for Received:, "" in the clear.
+    ("SMTP", "ESMTP", "ESMTPS", ...) are set; for pickup uid, and protocol and helo when root has told them.
+    tls: comment for Received:, "" in the clear.
     """
 
     door: str

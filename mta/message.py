@@ -173,7 +173,9 @@ def received(origin: Origin, host: str, mail_name: str, queue_id: str, recipient
         what = f"\t{by}) with {origin.protocol} id {queue_id}"
         lines += [what, f"\tfor <{quote(recipient)}>; {date}"] if recipient else [f"{what};", f"\t{date}"]
     elif origin.uid >= 0:
-        lines = [f"Received: {by}, from userid {origin.uid})", f"\tid {queue_id}; {date}"]
+        by += f", from userid {origin.uid})" + (f" with {origin.protocol}" if origin.protocol else "")
+        lines = [f"Received: from {origin.helo}", f"\t{by}"] if origin.helo else [f"Received: {by}"]
+        lines.append(f"\tid {queue_id}; {date}")
     else:
         lines = [f"Received: {by})", f"\tid {queue_id}; {date}"]
     return b"".join(b"\t" * line.startswith("\t") + clean(line.lstrip("\t")) + b"\n" for line in lines)

@@ -48,13 +48,18 @@ async def open_local(
     hops: int,
     hop_limit: int,
     attributes: dict[str, str] | None = None,
+    via: tuple[str, str] = ("", ""),
 ) -> Intake:
-    """Begin a message of a local user and log it; one that went round too often is to be returned, not refused."""
+    """Begin a message of a local user and log it; one that went round too often is to be returned, not refused.
+
+    via: protocol and host by which it came to the user's program, for Received.
+    """
     local = envelope.attributes.get("rewrite_context") != "remote"
     if hop_limit and hops + 1 > hop_limit:
         envelope.attributes["content_filter"] = HOPS_FILTER
     sender = envelope.sender
-    intake = await cleanup.open(Origin("pickup", uid=uid, rewrite_local=local), envelope, attributes=attributes)
+    origin = Origin("pickup", uid=uid, rewrite_local=local, protocol=via[0], helo=via[1])
+    intake = await cleanup.open(origin, envelope, attributes=attributes)
     log.write("pickup", f"{intake.queue_id}: uid={uid} from=<{sender}>")
     return intake
 
@@ -115,6 +120,7 @@ class Delivery:
                 hops=self._submission.hops,
                 hop_limit=self._hop_limit,
                 attributes={"submit_key": self._key},
+                via=self._submission.invocation.via,
             )
         for at in range(0, len(text), PIECE):  # one, except for a long header
             if at:

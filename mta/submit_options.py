@@ -28,6 +28,7 @@ _XTEXT = re.compile(r"(?:[!-*,-<>-~]|\+[0-9A-F]{2})*\Z")
 _LONE_XTEXT = re.compile(r"[!-~]*\Z")
 _DIAGNOSIS = re.compile(r"0(?:\.\d*)?\Z")
 _INTERVAL = re.compile(r"(?:\d+[smhdw]?)+\Z")
+_VIA = re.compile(r"([A-Za-z0-9-]{1,20})(?::([A-Za-z0-9._:\[\]-]{1,255}))?\Z")
 CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -75,7 +76,8 @@ class Invocation:
     -F "" asks for a bare address).  dot_ends: a line "." ends the message (no -i).  extract: -t.  envelope_id:
     plain text, xtext decoded.  verp: delimiters of -XV, "" for the default ones, None without it.  remote: -G, no
     local rewriting.  flush: kind "I", "R", "S", "G" or "" (all), argument, negated; wait: -qf.  quarantine: -Q, its
-    reason or "" to release.  queue_directory: of -oQ, "" = the configured one.  warnings: for stderr; the command
+    reason or "" to release.  queue_directory: of -oQ, "" = the configured one.  via: of -p, protocol and host by which
+    root's program got the message, for Received; nobody else is believed.  warnings: for stderr; the command
     goes on.
     """
 
@@ -97,6 +99,7 @@ class Invocation:
     flush: tuple[str, str, bool] = ("", "", False)
     config_directory: str = ""
     queue_directory: str = ""
+    via: tuple[str, str] = ("", "")
     wait: bool = False
     quarantine: str | None = None
     diagnose: bool = False
@@ -223,10 +226,13 @@ def _apply(result: Invocation, letter: str, value: str, uid: int) -> None:
         case "h":
             if not value.isdigit():
                 raise result.fatal(EX_USAGE, "-h option needs a number")
+        case "p":
+            found = _VIA.match(value)
+            result.via = (found[1], found[2] or "") if found and uid == 0 else ("", "")
         case "-":
             result.mode = Mode.VERSION if value == "version" else Mode.HELP
         case _:
-            pass  # A E J L c e m n p s x: seen in the wild, harmless
+            pass  # A E J L c e m n s x: seen in the wild, harmless
 
 
 def _mode(result: Invocation, value: str) -> None:

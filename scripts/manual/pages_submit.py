@@ -71,6 +71,8 @@ callers of Sendmail, Postfix and Exim use is acted on, or accepted and ignored; 
         Option("-B", "What the body is.", "type", words=("7BIT", "8BITMIME")),
         Option("-XV", "Send with a sender per recipient (VERP): list@a to bob@b comes from list+bob=b@a; two "
                "characters after it stand for + and =."),
+        Option("-p", "How the message came to the caller, as in SMTP:client.example: the Received header says so. For "
+               "root; from others it is ignored.", "protocol:host"),
         Option("-G", "The message comes from elsewhere: do not complete its addresses."),
         Option("-U", "Addresses may be in UTF-8."),
         Option("-C", "Configuration directory, opened with your rights.", "directory", Kind.DIRECTORY),
@@ -79,7 +81,7 @@ callers of Sendmail, Postfix and Exim use is acted on, or accepted and ignored; 
     ),
     sections=(
         ("Ignored options", "`-A` `-E` `-J` `-L` `-O` `-X` (anything else) `-c` `-e` `-h` `-m` `-n` `-o` (other "
-         "letters) `-p` `-s` `-x`, with their arguments. No option makes `sendmail` write to "
+         "letters) `-s` `-x`, with their arguments. No option makes `sendmail` write to "
          "a file of the caller's choice."),
         ("Other names", "Called as `mailq`, `newaliases`, `runq`, `smtpd`, `hoststat` or `purgestat` it does what "
          "these do."),

@@ -195,3 +195,13 @@ async def test_quarantine_is_hold_and_for_root_only(configured: World) -> None:
     assert (await configured.run(["-Qx", "-q"])).status == 64
     done = await configured.run(["-Qx", "-qRslow"], become=12345)
     assert done.status == 64 and "invalid option -- 'Q'" in done.stderr
+
+
+async def test_p_is_recorded_for_root_only(world: World) -> None:
+    assert (await world.run(["-pSMTP:client.example", "-i", "bob@r.test"], "Subject: s\n\nbody\n")).status == 0
+    (message,) = await world.queued()
+    trace = message.header("Received") or ""
+    uid = os.getuid()
+    start = f"by host.example.test (aiomta, from userid {uid})"
+    wanted = f"from client.example\n\t{start} with SMTP" if uid == 0 else start
+    assert trace.startswith(f"Received: {wanted}\n\tid {message.queue_id}; ")

@@ -110,6 +110,16 @@ def test_received_has_the_layout_of_postfix() -> None:
     )
 
 
+def test_received_says_how_a_message_came_to_the_program_of_root() -> None:
+    def line(**words: str) -> str:
+        return received(Origin("pickup", uid=0, **words), "h.test", "aiomta", "QID", "", "date").decode()  # type: ignore[arg-type]
+
+    whole = "Received: from c.test\n\tby h.test (aiomta, from userid 0) with UUCP\n\tid QID; date\n"
+    assert line(protocol="UUCP", helo="c.test") == whole
+    assert line(protocol="SMTP") == "Received: by h.test (aiomta, from userid 0) with SMTP\n\tid QID; date\n"
+
+
+
 def test_no_value_can_end_the_line_of_our_headers() -> None:
     origin = Origin("smtpd", "c\nX: y", "2001:db8::1", 25, "h\r\nBcc: z", "ESMTP")
     text = received(origin, "h.test", "aiomta", "QID", "x\ny@z", "date")

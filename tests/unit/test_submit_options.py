@@ -76,6 +76,25 @@ def test_dsn_options() -> None:
         assert parse("-N", value, "r").notify == Notify.SUCCESS | Notify.DELAY
 
 
+@pytest.mark.parametrize(
+    ("value", "via"),
+    [
+        ("SMTP", ("SMTP", "")),
+        ("UUCP:h.test", ("UUCP", "h.test")),
+        ("ESMTP:[192.0.2.1]", ("ESMTP", "[192.0.2.1]")),
+        ("", ("", "")),
+        (":h", ("", "")),
+        ("A B:h", ("", "")),
+        ("SMTP:a b", ("", "")),
+        ("SMTP:a\nX: y", ("", "")),
+        ("SMTP:" + "x" * 256, ("", "")),
+    ],
+)
+def test_only_root_is_believed_how_it_got_a_message(value: str, via: tuple[str, str]) -> None:
+    assert parse_command(["sendmail", "-p", value, "r"], uid=0).via == via
+    assert parse_command(["sendmail", "-p", value, "r"], uid=1000).via == ("", "")
+
+
 def test_program_name_and_options_choose_the_mode() -> None:
     assert parse(program="/usr/bin/mailq").mode is Mode.QUEUE
     assert parse(program="newaliases").mode is Mode.ALIASES
