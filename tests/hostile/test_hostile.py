@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.hostile.runner import Case, Outcome, Player, judge, load, rss_kib
+from tests.hostile.runner import Case, Outcome, Player, judge, load, return_what_is_freed, rss_kib
 from tests.hostile.world import world
 from tests.smtpd_support import Client, certificate
 
@@ -27,6 +27,7 @@ async def play(
     """Run one case; what came of it, and the log."""
     async with world(root, server_tls) as here:
         player = Player(here.server, here.port, client_tls)
+        return_what_is_freed()
         gc.collect()
         before = rss_kib()
         start = time.monotonic()
