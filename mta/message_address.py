@@ -20,7 +20,8 @@ from typing import TypeVar
 from mta.record import dataclass
 
 FOLD = 70  # columns of a rewritten header, counted as Postfix does
-TOKEN_LIMIT = 10240  # Postfix's header_address_token_limit: of one element, and of a header that is rewritten
+TOKEN_LIMIT = 10240  # of one element; Postfix's header_address_token_limit, of a whole header
+REWRITE_LIMIT = 5000  # addresses of a header: some 70 ms, in which nobody else has a turn
 SLICE = 1000  # tokens, or addresses, between two pauses
 _COMMENT_DEPTH = 100
 
@@ -337,7 +338,10 @@ def rewrite_list(name: str, value: str, rewrite: Callable[[str], str]) -> str | 
 
     name: as it stands in the header.  Result: the whole header without its final LF, folded with LF TAB at
     commas; text around the addresses (names, comments, group words) is kept, its folds become blanks.
+    A list of more than REWRITE_LIMIT stays as it is (Postfix discards what follows some 1,700 addresses).
     """
+    if value.count(",") + value.count(";") > REWRITE_LIMIT:
+        return None
     parsed = parse_list(value)
     changed, folded = False, "\n" in value
     pieces = []

@@ -8,7 +8,16 @@ from hypothesis import strategies as st
 
 from mta.envelope import Origin
 from mta.message import Header, HeaderScanner, from_header, normalised, received
-from mta.message_address import SLICE, TOKEN_LIMIT, finished, parse_list, parsing, quote, rewrite_list
+from mta.message_address import (
+    REWRITE_LIMIT,
+    SLICE,
+    TOKEN_LIMIT,
+    finished,
+    parse_list,
+    parsing,
+    quote,
+    rewrite_list,
+)
 
 
 def scan(message: bytes, step: int, limit: int = 102400) -> tuple[list[Header], bytes]:
@@ -249,6 +258,13 @@ def test_one_element_has_its_bounds(value: str, why: str) -> None:
 def test_the_text_behind_an_element_that_is_too_long_is_kept() -> None:
     value = " bob, " + "<" * 20_000 + "tail"
     assert rewrite_list("To", value, lambda a: f"{a}@d") == "To: bob@d," + value[5:].replace(" ", "\n\t")
+
+
+def test_a_header_with_more_addresses_than_anybody_reads_stays_as_it_is() -> None:
+    for count, changed in ((REWRITE_LIMIT + 1, True), (REWRITE_LIMIT + 2, False)):
+        for separator in (",", ";"):
+            found = rewrite_list("To", separator.join(["bob"] * count), lambda a: f"{a}@d")
+            assert (found is not None) == changed
 
 
 def test_the_result_of_slices_comes_without_pauses_too() -> None:
