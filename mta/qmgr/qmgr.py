@@ -114,14 +114,21 @@ class QueueManager:
         self._ahead: float | None = None  # wall clock minus the loop's, at the last look
         self._no_expiry = 0.0  # time of the loop until which nothing is too old
         self._draining = False
+        self._called = False  # _begin() is on its way
 
     # -- intake -----------------------------------------------------------------------------------
 
     def arrived(self, queue_id: str) -> None:
-        """A message has become claimable."""
+        """A message has become claimable; begun two turns of the loop later, when its sender has been answered."""
         self._incoming.append(queue_id)
-        if self._serving:
-            self._fill()
+        if self._serving and not self._called:
+            self._called = True
+            loop = asyncio.get_running_loop()
+            loop.call_soon(loop.call_soon, self._begin)
+
+    def _begin(self) -> None:
+        self._called = False
+        self._fill()
 
     async def run(self) -> None:
         """Serve until cancelled: claim what arrives or is due, rescan each queue_run_delay."""

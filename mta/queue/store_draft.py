@@ -167,21 +167,21 @@ class SpoolDraft:
 
     def _flushed(self, error: OSError | None) -> None:
         """The group has ended: COMMIT POINT when there is no error."""
+        waiting = self._outcome if self._outcome is not None and not self._outcome.done() else None
+        if error is None and waiting is not None:
+            waiting.set_result(None)  # first: whoever handed it in is answered before anything is done with it
         if error is not None:
             self.state = State.HELD  # for abort()
             self.abort()
             self._store.disk_failed(error)
-        elif self._child:
-            self.state = State.HELD
-        else:
+            if waiting is not None:
+                waiting.set_exception(queue_error(error, "flush"))
+        elif not self._child:
             self._let_go()
-        if self._outcome is None or self._outcome.done():  # the task that waited was cancelled
-            if self._child:
-                self.abort()  # its parent will never be marked, and repeats it
-        elif error is not None:
-            self._outcome.set_exception(queue_error(error, "flush"))
         else:
-            self._outcome.set_result(None)
+            self.state = State.HELD
+            if waiting is None:  # the task that waited was cancelled
+                self.abort()  # its parent will never be marked, and repeats it
 
     def _let_go(self) -> None:
         self.state = State.DONE
