@@ -4,8 +4,8 @@ The stub names an interpreter that starts fast (the distribution's /usr/bin/pyth
 the directory of this package, and fast.py is compiled for that interpreter.  Also for packages: `--library` and
 `--interpreter` say what holds on the target, `--destdir` where to write.
 
-The stub is a few lines, compiled at every start (0.2 of 7.6 ms): whatever is wrong with the files it loads is
-one line and "try again later" for its caller.
+The stub is a few lines, compiled at every start: whatever is wrong with the files it loads is one line and "try again
+later" for its caller.  It names the one file to load; looking for a module of that name would take 0.2 ms longer.
 """
 
 import argparse
@@ -25,8 +25,9 @@ _STUB = """\
 import sys
 
 try:
-    sys.path[:0] = [{folder!r}]
-    import fast
+    fast = sys.modules["fast"] = type(sys)("fast")
+    fast.__file__ = {file!r}
+    exec(type(__loader__)("fast", fast.__file__).get_code("fast"), fast.__dict__)
 except Exception:
     import posix
 
@@ -53,7 +54,7 @@ def interpreter() -> str:
 
 def stub_text(python: str, library: str) -> str:
     """The stub for one interpreter and library."""
-    return _STUB.format(python=python, folder=f"{library}/sendmail_compat")
+    return _STUB.format(python=python, file=f"{library}/sendmail_compat/fast.py")
 
 
 def install(prefix: Path, *, python: str = "", library: str = "", destdir: str = "") -> Path:

@@ -43,7 +43,7 @@ MAX_CRASHES = 6  # and after so many it is put on hold: the last ones can hardly
 SETTLE_RETRY = 60.0  # seconds at most between tries to write the end of an attempt to a failing disk ...
 FIRST_SETTLE_RETRY = 1.0  # ... and before the second try, doubled each time: descriptors come back soon
 CLAIM_RETRY = 5.0  # seconds before a message that could not be opened (no descriptors) is claimed again
-CLOCK_JUMP = 86400.0  # seconds that the wall clock gains on the loop's: it was wrong before, or is now
+CLOCK_JUMP = 3600.0  # seconds that the wall clock gains on the loop's: it was wrong before, or is now
 UNAVAILABLE = Reply(451, "4.3.5", "mail transport unavailable")
 UNRESOLVED = Reply(451, "4.3.0", "address resolver failure")
 
