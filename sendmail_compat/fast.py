@@ -282,6 +282,7 @@ class Submitter:
         self.path, self.argv, self.stdin, self.key = path, argv, stdin, key
         self._run_id = b""
         self._begun: _socket.socket | None = None
+        self._read = b""  # received, not yet used
 
     def begin(self) -> None:
         """Say who is there before `stdin` is known; submit() goes on with it, or begins again when nobody listens."""
@@ -371,6 +372,7 @@ class Submitter:
         if len(head) > MAX_FRAME:
             raise Unavailable  # more arguments than the protocol takes
         sock = self._connect(end)
+        self._read = b""
         sock.settimeout(max(0.1, end - monotonic()))
         try:  # noqa: SIM105
             sock.sendall(frame(b"H", head))
@@ -392,13 +394,13 @@ class Submitter:
                 return kind, data
 
     def _exactly(self, sock: "_socket.socket", size: int, end: float) -> bytes:
-        data = b""
-        while len(data) < size:
+        while len(self._read) < size:
             sock.settimeout(max(0.1, end - monotonic()))
-            piece = sock.recv(size - len(data))
+            piece = sock.recv(CHUNK)
             if not piece:
                 raise OSError("connection closed")
-            data += piece
+            self._read += piece
+        data, self._read = self._read[:size], self._read[size:]
         return data
 
     def _final(self, sock: "_socket.socket", kind: bytes, data: bytes, end: float) -> int:

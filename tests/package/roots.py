@@ -20,7 +20,7 @@ from pathlib import Path
 from tests.peers.build import PEERS, PEOPLE, PLACEHOLDER, POSTFIX_ANSWERS, SOURCES, build_base, call, mount, prepare
 
 SYSTEM = Path(os.environ.get("AIOMTA_SYSTEM", "/var/tmp/aiomta-system"))
-PYTHON = ("python3", "python3-venv", "python3-aiosmtpd", "python3-dnspython", "python3-aiofiles")
+PYTHON = ("python3", "python3-venv", "python3-aiosmtpd", "python3-dnspython", "python3-aiofiles", "python3-uvloop")
 CALLERS = ("cron", "at", "bsd-mailx", "s-nail", "mutt", "php-cli", "git", "git-email", "libemail-valid-perl")
 
 
