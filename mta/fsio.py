@@ -381,7 +381,9 @@ class _Groups:
         self._fsio, self._op = fsio, op
         self._waiting: list[tuple[int, int, Finished]] = []
         self._busy = False
-        self._timer: asyncio.TimerHandle | None = None  # a group waits for company
+        self._gathering = False  # a group waits for company, until
+        self._latest = 0.0  # this time of the loop, and looks who is left when
+        self._timer: asyncio.TimerHandle  # is due
         self._loop: asyncio.AbstractEventLoop  # of whoever adds
 
     def add(self, fd: int, directory: int, done: Finished) -> None:
@@ -391,11 +393,12 @@ class _Groups:
             self._busy = True
             self._loop = asyncio.get_running_loop()
             self._loop.call_soon(self._gather)
-        elif self._timer is not None and not self._fsio.company.expected():
+        elif self._gathering and not self._fsio.company.expected():
             self._alone()
 
     def _gather(self) -> None:
         if self._op == FSYNC and self._fsio.company.expected():
+            self._gathering = True
             self._latest = self._fsio.clock.monotonic() + GATHER
             self._timer = self._fsio.clock.call_later(RECENT, self._look_again)
             self._fsio.company.on_empty = self._alone
@@ -403,22 +406,24 @@ class _Groups:
             self._start()
 
     def _look_again(self) -> None:
-        """Has anybody gone silent, or was it long enough?"""
+        """Has everybody gone silent, or was it long enough?"""
         if self._fsio.clock.monotonic() < self._latest and self._fsio.company.expected():
             self._timer = self._fsio.clock.call_later(RECENT, self._look_again)
         else:
+            self._gathered()
             self._start()
 
     def _alone(self) -> None:
         """Nobody is left to wait for."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-            self._loop.call_soon(self._start)
+        self._gathered()
+        self._timer.cancel()
+        self._loop.call_soon(self._start)
+
+    def _gathered(self) -> None:
+        self._gathering = False
+        self._fsio.company.on_empty = None
 
     def _start(self) -> None:
-        self._timer = None
-        self._fsio.company.on_empty = None
         group, self._waiting = self._waiting, []
         fds = list({fd for fd, _, _ in group})
         self._submit("flush", fds, self._op, lambda errors: self._files_done(group, errors))

@@ -228,6 +228,17 @@ async def test_after_a_failed_flush_the_queue_is_closed_until_a_probe_passes(spo
     ]  # fmt: skip
 
 
+async def test_a_flush_that_fails_for_somebody_who_has_gone_closes_the_queue_all_the_same(spool: Spooled) -> None:
+    spool.fsio.hook = fail_at("flush", errno.EIO)
+    task = asyncio.ensure_future((await spool.draft()).commit())
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait([task])
+    with pytest.raises(QueueError, match="closed"):
+        await spool.draft()
+    assert spool.names("incoming") == []
+
+
 async def test_a_full_disk_refuses_before_anything_is_written(tmp_path: Path) -> None:
     with spooled(tmp_path, limit=1 << 60) as spool:
         with pytest.raises(QueueFullError):
