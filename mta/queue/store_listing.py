@@ -4,6 +4,7 @@ Directories are read in the worker, some hundred entries at a time, so that a qu
 neither the loop nor another thread for long.  scan and wake never open a file.
 """
 
+import contextlib
 import os
 import stat
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -14,7 +15,7 @@ from mta.queue import queue_id as ids
 from mta.queue.api import Listing, Queue
 from mta.queue.queue_reader import DamagedError, decode
 from mta.queue.reasons import decode_reasons
-from mta.queue.store_spool import FORCE_EXPIRE, Spool, is_ready
+from mta.queue.store_spool import FORCE_EXPIRE, LEFTOVER_AGE, Spool, is_ready, remove_unlocked
 
 SLICE = 500  # directory entries per visit to the worker
 ORDER = (Queue.MAILDROP, Queue.ACTIVE, Queue.INCOMING, Queue.DEFERRED, Queue.HOLD)
@@ -42,7 +43,7 @@ class Lister:
         self._spool, self._fsio = spool, fsio
 
     async def scan(self, queue: Queue, now: float, limit: float) -> list[tuple[str, float]]:
-        """Ids of complete messages with their times; a time after `limit` becomes `now`."""
+        """Ids of complete messages with their times; a time after `limit` becomes `now`.  Removes old leftovers."""
         found: list[tuple[str, float]] = []
         walk = files(self._fsio, f"{self._spool.root}/{queue}")
         while await self._fsio.run(self._scan_slice, walk, found, now, limit):
@@ -56,6 +57,7 @@ class Lister:
         for entry in islice(walk, SLICE):
             seen += 1
             if not ids.is_queue_id(entry.name):
+                self._remove_leftover(entry, now)
                 continue
             try:
                 at = entry.stat(follow_symlinks=False)
@@ -64,6 +66,12 @@ class Lister:
             if is_ready(at.st_mode) and stat.S_ISREG(at.st_mode):
                 found.append((entry.name, at.st_mtime if at.st_mtime <= limit else now))
         return seen == SLICE
+
+    def _remove_leftover(self, entry: os.DirEntry[str], now: float) -> None:
+        """What a worker that was killed had begun."""
+        with contextlib.suppress(OSError):
+            if ids.is_temporary(entry.name) and entry.stat(follow_symlinks=False).st_ctime < now - LEFTOVER_AGE:
+                remove_unlocked(self._fsio, entry.path)
 
     async def wake(self, now: float, queue_ids: Sequence[str] | None) -> int:
         """Make deferred messages due now; return how many were not yet (None), or how many there are of those named."""

@@ -19,11 +19,10 @@ from mta.fsio import Fsio
 from mta.queue import queue_id as ids
 from mta.queue.api import QueueError
 from mta.queue.queue_reader import ContentReader, QueueFile, decode
-from mta.queue.store_spool import QueueLog, Spool, queue_error
+from mta.queue.store_spool import LEFTOVER_AGE, QueueLog, Spool, queue_error
 from mta.record import dataclass
 
 COMPLETE = stat.S_IXUSR  # set by the injector as the last thing
-LEFTOVER_AGE = 3600.0  # seconds after which an unfinished file is removed
 READ_SIZE = 32768
 MAX_RECORDS = 250_000  # of an envelope: a memory of tens of megabytes while it is read
 MAX_COMPLAINTS = 1000  # names remembered, so that each refusal is logged once

@@ -31,7 +31,7 @@ from mta.queue.api import FencedError, Parent, Queue
 from mta.queue.queue_reader import ContentReader, DamagedError, QueueFile, decode
 from mta.queue.store_listing import SLICE, files
 from mta.queue.store_maildrop import Maildrop
-from mta.queue.store_spool import WRITING, is_ready
+from mta.queue.store_spool import WRITING, is_ready, remove_unlocked
 from mta.record import dataclass
 
 if TYPE_CHECKING:
@@ -101,15 +101,7 @@ class Recovery:
                 with self._logged(entry.name):
                     unfinished = entry.stat(follow_symlinks=False).st_mode & 0o7777 == WRITING
                     if ids.is_temporary(entry.name) or (unfinished and ids.is_queue_id(entry.name)):
-                        self._remove_unlocked(entry.path)
-
-    def _remove_unlocked(self, path: str) -> None:
-        fd = self._fsio.open(path)
-        try:
-            if self._fsio.flock(fd):
-                self._fsio.unlink(path)
-        finally:
-            self._fsio.close_fd(fd)
+                        remove_unlocked(self._fsio, entry.path)
 
     # -- 2 ------------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from mta.record import dataclass
 
 READY = 0o700  # of a complete message
 WRITING = 0o600
+LEFTOVER_AGE = 3600.0  # seconds after which an unfinished file that nobody writes is removed while we run
 CORRUPT_MODE = 0o400
 FORCE_EXPIRE = 0o010  # set by postsuper -e
 DIRECTORIES = {  # every directory of a spool
@@ -155,3 +156,11 @@ def is_ready(mode: int) -> bool:
     return mode & 0o700 == READY
 
 
+def remove_unlocked(fsio: Fsio, path: str) -> None:
+    """Remove a file unless somebody has it locked: he writes it."""
+    fd = fsio.open(path)
+    try:
+        if fsio.flock(fd):
+            fsio.unlink(path)
+    finally:
+        fsio.close_fd(fd)

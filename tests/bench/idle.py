@@ -28,16 +28,17 @@ def connect(port: int) -> socket.socket:
 def idle(lab: Lab, system: System) -> Figures:
     """MB before any client came (idle_mb) and with all connections (memory_mb), KiB per connection.
 
-    FIRST connections come and go before: what a process fills at its first client is no connection's.
+    FIRST connections come before, and all but one go: what a process fills at its first client is no connection's, and
+    neither is the process that takes it.
     """
     time.sleep(PAUSE)
     empty = system.group.pss()
-    with contextlib.ExitStack() as stack:
-        for _ in range(FIRST):
-            stack.enter_context(connect(system.port))
-    time.sleep(PAUSE)
-    before = system.group.pss()
-    with contextlib.ExitStack() as stack:
+    with connect(system.port), contextlib.ExitStack() as stack:
+        with contextlib.ExitStack() as first:
+            for _ in range(FIRST - 1):
+                first.enter_context(connect(system.port))
+        time.sleep(PAUSE)
+        before = system.group.pss()
         for _ in range(CONNECTIONS):
             stack.enter_context(connect(system.port))
         time.sleep(PAUSE)

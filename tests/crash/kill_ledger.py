@@ -31,6 +31,13 @@ class Copy:
     way: tuple[str, ...]
 
 
+class Underway(Counter[Copy]):
+    """What is where, and a mailbox that has nothing yet may be about to get it."""
+
+    def __missing__(self, copy: Copy) -> int:
+        return 0 if copy.place.startswith("sink:") else 1
+
+
 @dataclass
 class Account:
     """One run.  places: where each message must end, by message name.  at_kills, todo: what was where at each kill,

@@ -152,7 +152,7 @@ def finish(scenario: Scenario, world: World, *, all_die: bool) -> None:
         world.count_kill()
         scenario.after(world)
         return
-    world.note_kill()
+    world.note_kill(helper_lives=True)
     deadline = time.monotonic() + LIMIT
     while not world.greets():
         if time.monotonic() > deadline:

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.crash import kill_steps
-from tests.crash.kill_ledger import Account, Copy, field_of, identify, ids_of, mbox_messages, recipients_todo
+from tests.crash.kill_ledger import Account, Copy, Underway, field_of, identify, ids_of, mbox_messages, recipients_todo
 from tests.crash.kill_sink import KeepingSink, Taken
 from tests.crash.system import free_port
 
@@ -207,9 +207,13 @@ class World:
         self.stop()
         self.note_kill()
 
-    def note_kill(self) -> None:
-        """Note what is where; nothing is to die in this run any more."""
-        self.account.at_kills.append(self.copies())
+    def note_kill(self, *, helper_lives: bool = False) -> None:
+        """Note what is where; nothing is to die in this run any more.
+
+        helper_lives: what mta-local is just delivering will be in its mailbox, whoever asked for it is dead or not.
+        """
+        copies = self.copies()
+        self.account.at_kills.append(Underway(copies) if helper_lives else copies)
         claimed = (file for file in self.queue_files() if file.parent.name in ("active", "incoming"))
         self.account.todo = {file.name: recipients_todo(file) for file in claimed}
         self.kill_at = -1
@@ -306,10 +310,14 @@ class World:
     # -- what is where ------------------------------------------------------------------------------
 
     def queue_files(self) -> Iterator[Path]:
-        """Everything that stands for mail, or is left of it; not what a dead sendmail began, which stays an hour."""
+        """Everything that stands for mail, or is left of it; not what a dead process began, which stays an hour."""
         for name in LEFT_OVER:
             for directory, _, files in os.walk(self.spool / name):
-                yield from (Path(directory, file) for file in files if name != "maildrop" or "." not in file)
+                for file in files:
+                    _, dot, pid = file.partition(".")
+                    begun = dot and (name == "maildrop" or (name == "incoming" and not Path("/proc", pid).exists()))
+                    if not begun:
+                        yield Path(directory, file)
 
     def copies(self) -> Counter[Copy]:
         """Every copy at peers and in mailboxes; torn ones are judged here: one per kill."""

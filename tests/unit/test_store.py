@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -237,6 +238,20 @@ async def test_a_flush_that_fails_for_somebody_who_has_gone_closes_the_queue_all
     with pytest.raises(QueueError, match="closed"):
         await spool.draft()
     assert spool.names("incoming") == []
+
+
+async def test_a_scan_removes_what_a_dead_worker_left_an_hour_ago_and_nothing_that_is_still_written(
+    spool: Spooled,
+) -> None:
+    draft = await spool.draft()
+    (writing,) = spool.names("incoming")
+    left, other = spool.path("incoming", "1.77"), spool.path("incoming", "README")
+    for path in (left, other):
+        path.write_bytes(b"x")
+    for later, remain in ((3500, {writing, left.name, other.name}), (3700, {writing, other.name})):
+        assert await spool.store._lister.scan(Queue.INCOMING, time.time() + later, 0.0) == []
+        assert set(spool.names("incoming")) == remain
+    draft.abort()
 
 
 async def test_a_full_disk_refuses_before_anything_is_written(tmp_path: Path) -> None:
