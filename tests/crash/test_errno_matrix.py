@@ -54,5 +54,5 @@ def test_the_laboratory_sees_a_fault_that_costs_more_than_time(tmp_path: Path) -
     outcome = live(tmp_path, "net-recv-client", 9, errno.ECONNRESET, lasting=True)
     assert outcome.hits >= 1
     assert outcome.wrong == []
-    found = [live(tmp_path / str(at), "net-recv-client", at, errno.ECONNRESET).duplicates for at in range(8, 16)]
+    found = [live(tmp_path / str(at), "net-recv-client", at, errno.ECONNRESET).duplicates for at in range(1, 61)]
     assert sum(found) >= 1
