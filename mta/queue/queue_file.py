@@ -35,6 +35,8 @@ MAX_CRASHES = 9  # one digit
 
 _LINE_PREFIX = [b"N%c" % n if n < 128 else b"N%c%c" % (n & 127 | 128, n >> 7) for n in range(LINE_LIMIT + 1)]
 _FULL_PIECE = b"L%c%c" % (LINE_LIMIT & 127 | 128, LINE_LIMIT >> 7)
+_SEARCH = 8192  # bytes of content in which lines of one length are looked for
+_WORTH_IT = 16  # lines
 _BEFORE_SENDER = ("rewrite_context", "trace_flags")
 
 
@@ -135,6 +137,35 @@ def encode_size(head: Head, content_size: int, *, blocks: bool) -> bytes:
 
 def encode_lines(content: bytes) -> bytes:
     """Content as text records.  Takes LF lines; a last line without LF gets one.  15 us for 5 KB in 100 lines."""
+    if len(content) > _SEARCH:
+        start, run, end = _even_lines(content)
+        if run:
+            return _uneven_lines(content[:start]) + run + _uneven_lines(content[end:])
+    return _uneven_lines(content)
+
+
+def _even_lines(content: bytes) -> tuple[int, bytes, int]:
+    """Find the lines in the middle that are of one length, as those of base64 are: (start, their records, end).
+
+    A tenth of the time of cutting them one by one.
+    """
+    middle = content.find(b"\n", len(content) // 2)
+    step = content.find(b"\n", middle + 1) - middle
+    if not 0 < step <= 128:
+        return 0, b"", 0
+    before, after = content[middle::-step], content[middle::step]  # LF as long as lines are that long
+    lines = len(before) - len(before.lstrip(b"\n")) - 1
+    start = middle + 1 - lines * step
+    lines += len(after) - len(after.lstrip(b"\n")) - 1
+    end = start + lines * step
+    prefix = _LINE_PREFIX[step - 1]
+    run = prefix + content[start : end - 1].replace(b"\n", prefix)
+    if lines < _WORTH_IT or len(run) != end - start + lines:  # the latter: there are shorter lines among them
+        return 0, b"", 0
+    return start, run, end
+
+
+def _uneven_lines(content: bytes) -> bytes:
     if not content:
         return b""
     lines = content.split(b"\n")

