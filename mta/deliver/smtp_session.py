@@ -5,8 +5,8 @@ reported in the very call that read the reply.  A deadline counts from the last 
 dribbles bytes gains nothing.  While a message streams, the deadline is that of one stalled write.
 
 Up to READ_AHEAD octets of the message are read while the peer answers MAIL and RCPT; a small message then goes out
-with its final dot in one write.  The final dot is written only after the content has ended, which is when a wrong
-checksum is found (CorruptContentError): then the connection is dropped.
+with its final dot in one write, as does the last piece of a larger one.  The final dot is written only after the
+content has ended, which is when a wrong checksum is found (CorruptContentError): then the connection is dropped.
 
 See also: mta/smtp/client.py
 """
@@ -82,22 +82,21 @@ class LineFolder:
         limit = self._limit
         if not limit:
             return text
-        start, room, size = 0, max(0, limit - self._column), len(text)
+        copied, start, room, size = 0, 0, max(0, limit - self._column), len(text)
         pieces: list[bytes] = []
         while size - start > room:
             end = text.rfind(b"\n", start, start + room + 1)
             if end >= 0:
-                pieces.append(text[start : end + 1])
                 start, room = end + 1, limit
             else:
-                pieces.append(text[start : start + room] + b"\n ")
-                start, room = start + room, limit - 1
-        rest = text[start:]
-        newline = rest.rfind(b"\n")
-        self._column = len(rest) - newline - 1 if newline >= 0 else limit - room + len(rest)
+                pieces += (text[copied : start + room], b"\n ")
+                copied = start = start + room
+                room = limit - 1
+        newline = text.rfind(b"\n", start)
+        self._column = size - newline - 1 if newline >= 0 else limit - room + size - start
         if not pieces:
             return text
-        pieces.append(rest)
+        pieces.append(text[copied:])
         return b"".join(pieces)
 
 
@@ -229,6 +228,7 @@ class Session(asyncio.Protocol):
         ahead: list[bytes] = []
         size = 0
         streaming = False
+        last = b""  # goes out with the final dot
         chunks = content()
         try:
             async for chunk in chunks:
@@ -244,14 +244,15 @@ class Session(asyncio.Protocol):
                         return
                     streaming, piece = True, b"".join(ahead)
                     ahead.clear()
-                if not await self._write(piece):
+                if last and not await self._write(last):
                     return
+                last = piece
         finally:
             close = getattr(chunks, "aclose", None)
             if close is not None:
                 await close()
         if streaming:
-            self._end_body(stuffer.finish())
+            self._end_body(last + stuffer.finish())
         elif self._busy:
             ahead.append(stuffer.finish())
             self._prepared = b"".join(ahead)

@@ -44,7 +44,8 @@ class DataReceiver:
         if before == b"\r\n" and data.startswith(b".\r\n"):
             self.done, self.rest = True, data[3:]
             return b""
-        end = data.find(_END)
+        # A search for one octet takes no time, and base64 has no dots.
+        end = data.find(_END) if b"." in data else -1
         if end >= 0:
             self.done, self.rest = True, data[end + 5 :]
             return self._normalise(data[: end + 2], before)
@@ -81,7 +82,7 @@ class DataReceiver:
         self.bare_lf += line_ends - lines
         if before and out.startswith(b"."):
             out = out[1:]
-        if b"\n." in out:
+        if b"." in out and b"\n." in out:
             out = out.replace(b"\n.", b"\n")
         if not self.has_8bit and not out.isascii():
             self.has_8bit = True
@@ -116,7 +117,7 @@ class DotStuffer:
             text = text.replace(b"\r\n", b"\n").replace(b"\r", b" ")
         first_dot = self._line_start and text.startswith(b".")
         self._line_start = text.endswith(b"\n")
-        if b"\n." in text:
+        if b"." in text and b"\n." in text:
             text = text.replace(b"\n.", b"\n..")
         text = text.replace(b"\n", b"\r\n")
         return b"." + text if first_dot else text
