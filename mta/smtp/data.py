@@ -74,12 +74,13 @@ class DataReceiver:
 
     def _normalise(self, data: bytes, before: bytes) -> bytes:
         out = data.replace(b"\r", b"")
-        returns, lines = len(data) - len(out), data.count(b"\r\n")
-        if returns != lines:
-            self.bare_cr += returns - lines
+        line_ends = len(data) - len(out)
+        if out.replace(b"\n", b"\r\n") != data:  # stray ones
+            lines = data.count(b"\r\n")
+            self.bare_cr += line_ends - lines
             out = data.replace(b"\r\n", b"\n").replace(b"\r", b" ")
-        line_ends = len(out) - len(out.replace(b"\n", b""))
-        self.bare_lf += line_ends - lines
+            line_ends = len(out) - len(out.replace(b"\n", b""))
+            self.bare_lf += line_ends - lines
         if before and out.startswith(b"."):
             out = out[1:]
         if b"." in out and b"\n." in out:
