@@ -16,6 +16,7 @@ import os
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import field
+from functools import partial
 
 from mta.clock import Clock
 from mta.deliver.request import CorruptContentError
@@ -26,6 +27,7 @@ from mta.queue import queue_id as ids
 from mta.queue.api import Draft, FencedError, Job, Listing, Queue, QueueError, QueueFullError, Reason
 from mta.queue.queue_reader import ContentReader, DamagedError, QueueFile, decode
 from mta.queue.reasons import decode_reasons, encode_reasons
+from mta.queue.store_claim import Opened, Opener
 from mta.queue.store_draft import SpoolDraft
 from mta.queue.store_listing import Lister
 from mta.queue.store_maildrop import Maildrop, MaildropFile
@@ -79,6 +81,7 @@ class SpoolStore:
         self.submit_keys: dict[str, str] = {}  # key -> queue id of messages found by recover()
         self._maildrop = Maildrop(self.spool, fsio, clock, log)
         self._lister = Lister(self.spool, fsio)
+        self._opener = Opener(fsio, partial(self._open, Queue.DEFERRED), self._close)
         self._locked: list[tuple[str, int, Callable[[], Awaitable[bool]]]] = []
         self._suspect = False
         self._next_probe = 0.0
@@ -221,7 +224,7 @@ class SpoolStore:
                 found = self._open(Queue.INCOMING, queue_id)
                 origin = Queue.INCOMING
             except FileNotFoundError:
-                found = await self.fsio.run(self._open, Queue.DEFERRED, queue_id)
+                found = await self._opener.open(queue_id)
                 origin = Queue.DEFERRED
             if found is None:
                 return None
@@ -234,8 +237,8 @@ class SpoolStore:
         except OSError as error:
             raise queue_error(error, f"{queue_id}: claim") from error
 
-    def _open(self, queue: Queue, queue_id: str) -> tuple[int, QueueFile | str, os.stat_result | None] | None:
-        """Lock a file and read its envelope: (fd, file or what is wrong with it, its attributes); None: not ours."""
+    def _open(self, queue: Queue, queue_id: str) -> Opened:
+        """Lock a file and read its envelope."""
         path = self.spool.path(queue, queue_id)
         try:
             fd = self.fsio.open(path, write=True)
