@@ -11,7 +11,7 @@ from tests.bench.lab import ROOT, Lab, enter
 from tests.bench.report import Results, summary, update_page, write_json
 from tests.bench.turns import Running, one_case, one_profile
 
-LIMIT = 1500.0  # seconds for everything
+LIMIT = 2400.0  # seconds for everything
 LOG_LINES = 12  # shown of each when a case fails
 DOCS = ROOT / "docs"
 

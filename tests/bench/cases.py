@@ -29,7 +29,7 @@ class Case:
 
     figure: what is compared, a key of Figures.  target: ours / Postfix's, at least for a rate, at most for a time.
     settings: of main.cf, besides the common ones; {disk}, {certificate} are filled in.
-    alone: measures something else than a load, once.  limits: what ours may have at most.
+    alone: measures something else than a load, once, or repeated, in each round.  limits: what ours may have at most.
     without: mail systems that cannot do it, or of whom nobody asks.
     """
 
@@ -42,6 +42,7 @@ class Case:
     receiver: Callable[[Lab, Load], Receiver] = to_sink
     settings: Mapping[str, str] = field(default_factory=dict)
     alone: Callable[[Lab, System], Figures] | None = None
+    repeated: bool = False
     limits: Mapping[str, float] = field(default_factory=dict)
     without: tuple[str, ...] = ()
 
@@ -77,5 +78,5 @@ CASES: tuple[Case, ...] = (
     Case("idle", "MB with 1,000 connections", NOTHING, 0.1, "memory_mb", settings=CLIENTS, alone=idle,
          limits=IDLE, without=ALONE),
     Case("backlog", "ms per message beside 100,000", NOTHING, None, "passing_many", alone=backlog,
-         limits=LONG, without=ALONE),
+         repeated=True, limits=LONG, without=ALONE),
 )  # fmt: skip

@@ -73,10 +73,9 @@ def compared(case: Case, samples: Mapping[str, Sequence[Figures]]) -> list[str]:
                 goal = verdict(case, statistics.median(values)) if figure == case.figure and other == "postfix" else ""
                 lines.append(f"  {first} / {other}, {figure.replace('_', ' '):10s} {spread(values)} {goal}".rstrip())
     for figure, limit in case.limits.items():
-        value = statistics.median(f[figure] for f in samples[first])
-        lines.append(
-            f"  {first}: {figure} {value:.2f} (at most {limit:g}: {'reached' if value <= limit else 'MISSED'})"
-        )
+        values = [f[figure] for f in samples[first]]
+        reached = "reached" if statistics.median(values) <= limit else "MISSED"
+        lines.append(f"  {first}: {figure} {spread(values).strip()} (at most {limit:g}: {reached})")
     return lines
 
 

@@ -31,9 +31,10 @@ def one_case(lab: Lab, systems: list[System], case: Case, rounds: int, part: flo
     samples: dict[str, list[Figures]] = {system.name: [] for system in systems}
     if case.alone is not None:
         print(f"\n{case.name}: {case.title}", flush=True)
-        for system in systems:
-            samples[system.name].append(case.alone(lab, system))
-            print(f"{system.name:10s} {line(samples[system.name][0])}", flush=True)
+        for _ in range(rounds if case.repeated else 1):
+            for system in systems:
+                samples[system.name].append(case.alone(lab, system))
+                print(f"{system.name:10s} {line(samples[system.name][-1])}", flush=True)
         print("\n".join(compared(case, samples)), flush=True)
         return samples
     load = shorter(case.load, part)

@@ -58,3 +58,12 @@ def test_a_sample_belongs_to_the_stage_of_its_innermost_frame() -> None:
     assert dict(profile.per_message(profile.stages, 1000)) == pytest.approx(
         {"accept": 200, "restrictions": 300, "loop": 500}
     )
+
+
+def test_what_ours_may_have_at_most_is_the_median_of_the_rounds_and_their_spread_is_shown() -> None:
+    backlog = next(case for case in CASES if case.name == "backlog")
+    rounds = [{"passing_growth": one, "flushed_growth": 1.3} for one in (1.0, 1.5, 1.1)]
+    assert [line.strip() for line in compared(backlog, {"aiomta": rounds})] == [
+        "aiomta: passing_growth 1.10 [1.00-1.50] (at most 1.2: reached)",
+        "aiomta: flushed_growth 1.30 [1.30-1.30] (at most 1.2: MISSED)",
+    ]
