@@ -32,7 +32,8 @@ from mta.submit import SubmitServer, SubmitSettings
 from mta.submit_limits import UserLimits, UserLimitSettings
 from mta.submit_smtp import SmtpOnStdin
 from mta.submit_users import Access
-from mta.worker_link import LinkClient, LinkServer
+from mta.worker_link import LinkServer
+from mta.worker_link_client import LinkClient
 
 DRAIN = 20.0  # seconds for sessions and deliveries in flight at a stop
 HANDED_OVER = 4  # turns of the loop from accept(2) to a session

@@ -17,7 +17,7 @@ from mta.master_notify import Notify
 from mta.master_process import Parent
 from mta.master_scheduler import DRAIN, Running, Sockets, listen_smtp, on_rotate, run_loop
 from mta.master_watchdog import guard
-from mta.worker_link import LinkClient
+from mta.worker_link_client import LinkClient
 
 LEAVE = 300.0  # seconds a session may go on after a reload, with the old settings
 LOOK = 0.2

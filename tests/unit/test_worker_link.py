@@ -8,13 +8,14 @@ from typing import cast
 
 import pytest
 
-from mta import worker_link
+from mta import worker_link_client
 from mta.clock import Clock
 from mta.lookup.match_list import NetworkList
 from mta.maillog import Maillog, MaillogSettings
 from mta.smtpd.anvil import Anvil, AnvilSettings
 from mta.smtpd.facts import PERMIT
-from mta.worker_link import LinkClient, LinkServer
+from mta.worker_link import LinkServer
+from mta.worker_link_client import LinkClient
 from tests.unit.lookup_fixture import World
 from tests.unit.test_resolver import Lines
 
@@ -165,7 +166,7 @@ async def test_a_new_scheduler_is_told_who_is_connected(ends: Ends) -> None:
 async def test_a_scheduler_that_does_not_answer_delays_nobody_for_long(
     ends: Ends, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker_link, "ANSWER", 0.1)
+    monkeypatch.setattr(worker_link_client, "ANSWER", 0.1)
     ends.deaf = True
     await ends.scheduler()
     worker = ends.worker()
