@@ -92,8 +92,11 @@ class Master:
             lambda parent: run_scheduler(config, sockets, helper, Hooks(parent.serving, parent.call), listen=False),
         )
         count = config.integer("smtpd_processes") if sockets.tcp else 0
-        worker = partial(run_worker, config, sockets)
-        return (scheduler, *(ChildSpec(f"smtpd{n}", worker, signal.SIGHUP, when_called=True) for n in range(count)))
+        workers = (
+            ChildSpec(f"smtpd{n}", partial(run_worker, config, sockets, first=n == 0), signal.SIGHUP, when_called=True)
+            for n in range(count)
+        )
+        return (scheduler, *workers)
 
     def reread(self) -> bool:
         """Read the configuration again; a broken one, or one that needs a new start, is logged and changes nothing."""

@@ -1,4 +1,4 @@
-"""Calls for smtpd workers when a client knocks and none is there.
+"""Calls for an smtpd worker when a client knocks and none is there.
 
 A worker leaves after smtpd_processes_max_idle seconds without a client: it costs several megabytes of memory that
 nobody needs on a machine where mail comes now and then, and is forked again in some 10 ms.  The listening sockets
@@ -6,7 +6,7 @@ stay open in the first process and here, so a client that knocks meanwhile waits
 is refused.
 
 State: how many workers that listen hold a link to the scheduler.  With none, the sockets are watched; a client makes
-one call to the first process, which forks what is missing; then the sockets are left alone until the last of them has
+one call to the first process, which forks one; then the sockets are left alone until the last of them has
 gone or leaves, or until PATIENCE seconds have passed without one (the fork failed, the worker died at once).
 
 See also: mta/worker_link.py, mta/master_process.py, docs/parameters.md smtpd_processes_max_idle
@@ -22,7 +22,7 @@ PATIENCE = 2.0  # seconds for a called worker to show itself
 
 
 class Demand:
-    """Lives in the scheduler process.  call: asks the first process for workers; must not block."""
+    """Lives in the scheduler process.  call: asks the first process for a worker; must not block."""
 
     def __init__(self, sockets: Sequence[socket.socket], call: Callable[[], None], clock: Clock) -> None:
         self._sockets = [sock.dup() for sock in sockets]

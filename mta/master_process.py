@@ -50,7 +50,7 @@ class Parent(Protocol):
         """It serves; to be called once."""
 
     def call(self) -> None:
-        """Children that start when called for are wanted."""
+        """One more of the children that start when called for is wanted."""
 
     def leaving(self) -> None:
         """It has begun to end; a call brings a successor at once."""
@@ -65,8 +65,8 @@ class ChildSpec:
     """A process to keep running.
 
     run is called in the child, with default signals (SIGHUP and SIGUSR1 blocked), and returns its exit status.
-    leave: what tells it that a successor has been forked.  when_called: not forked before another child calls for
-    it, and again only when called once it has ended with status 0.
+    leave: what tells it that a successor has been forked.  when_called: not forked before another child calls, one for
+    each call, the first that is missing; and again only when called once it has ended with status 0.
     """
 
     name: str
@@ -196,6 +196,7 @@ class Supervisor:
         for spec in self.specs:
             if spec.when_called and spec.name not in there and spec.name not in self._postponed:
                 self._fork(spec)
+                return
 
     # -- deaths -----------------------------------------------------------------------------------
 

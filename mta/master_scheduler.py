@@ -83,6 +83,10 @@ class Running:
         """Connections of SMTP clients."""
         return sum(len(server.connections) for server in self.smtpd)
 
+    def accepted(self) -> int:
+        """Connections of SMTP clients since the start."""
+        return sum(server.accepted for server in self.smtpd)
+
     async def stop_listening(self) -> None:
         """Refuse new connections; the sockets stay open in the first process.
 

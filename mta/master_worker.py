@@ -1,14 +1,18 @@
 """An smtpd worker process: accepts, talks SMTP, commits into the shared spool, announces each message.
 
-It owns nothing of the queue: it only drafts and commits.  Counters of clients are the scheduler's, over the
-link, unless it is the only worker.  SIGTERM: stop listening, let transactions end, leave.  SIGHUP, a successor
-listens already: stop listening, let clients go when they like (for LEAVE seconds), then as SIGTERM.  The same
-after smtpd_processes_max_idle seconds without a client: it is forked again when the next one knocks
-(mta/master_demand.py).
+It owns nothing of the queue: it only drafts and commits.  SIGTERM: stop listening, let transactions end, leave.
+SIGHUP, a successor listens already: stop listening, let clients go when they like (for LEAVE seconds), then as SIGTERM.
+
+How many there are, up to smtpd_processes: the first is forked when a client knocks (mta/master_demand.py), and each
+with more than CROWD clients to which others come calls for a sibling (which gets only those that come).  One worker
+with few clients is quicker than two: all of them share its flushes, and nobody has to ask the scheduler how many
+connections a client has.  After smtpd_processes_max_idle seconds without a client a worker leaves as after SIGHUP, a
+sibling of the first already with fewer than FEW.
 """
 
 import asyncio
 import os
+from collections.abc import Callable, Coroutine
 
 from mta.clock import Clock
 from mta.config.config import Config
@@ -19,39 +23,47 @@ from mta.master_scheduler import DRAIN, Running, Sockets, listen_smtp, on_rotate
 from mta.master_watchdog import guard
 from mta.worker_link_client import LinkClient
 
+CROWD = 40  # connections of one worker: from here on a second processor is worth more than a common flush
+FEW = CROWD // 4
+COME = 5  # connections within LOOK
+CALL = 2.0  # seconds between calls
 LEAVE = 300.0  # seconds a session may go on after a reload, with the old settings
 LOOK = 0.2
+RATES = ("connection", "message", "recipient")  # what a sibling has counted of these is not told to the others
 
 
-def run_worker(config: Config, sockets: Sockets, parent: Parent) -> int:
-    """The process's whole life; returns its exit status."""
+def run_worker(config: Config, sockets: Sockets, parent: Parent, *, first: bool = True) -> int:
+    """The process's whole life; returns its exit status.  first: stays as long as there is any client."""
     leave = asyncio.Event()
 
     def hang_up() -> bool:
         leave.set()
         return False
 
-    return run_loop(lambda stop: _serve(config, sockets, parent, stop, leave), hang_up)
+    few = 1 if first else FEW
+    return run_loop(lambda stop: _serve(config, sockets, parent, stop, leave, few), hang_up)
 
 
 async def _serve(
-    config: Config, sockets: Sockets, parent: Parent, stop: asyncio.Event, leave: asyncio.Event
+    config: Config, sockets: Sockets, parent: Parent, stop: asyncio.Event, leave: asyncio.Event, few: int
 ) -> int:
     core = build_core(config, owner=False)
     on_rotate(core)
     path = os.path.join(config.text("queue_directory"), "private", "qmgr")
-    link = LinkClient(path, core.clock, core.log)
+    processes = config.integer("smtpd_processes")
+    counts = processes == 1 or not any(config.integer(f"smtpd_client_{what}_rate_limit") for what in RATES)
+    link = LinkClient(path, core.clock, core.log, build_anvil(core) if counts else None)
     core.store.arrived = link.arrived
     running = Running()
     running.tasks.append(asyncio.get_running_loop().create_task(link.run()))
     notify = Notify(os.environ)
     if notify.watchdog:
         running.tasks.append(asyncio.get_running_loop().create_task(guard(notify, core.clock)))
-    alone = config.integer("smtpd_processes") == 1  # then its clients are all clients
-    await listen_smtp(running, core, build_anvil(core) if alone else link, sockets)
+    await listen_smtp(running, core, link, sockets)
     parent.serving()
-    idle = _leave_when_idle(running, leave, config.seconds("smtpd_processes_max_idle"), core.clock)
-    running.tasks.append(asyncio.get_running_loop().create_task(idle))
+    call = parent.call if processes > 1 else _nothing
+    looking = _leave_when_idle(running, call, config.seconds("smtpd_processes_max_idle"), few, core.clock)
+    running.tasks.append(asyncio.get_running_loop().create_task(_then(looking, leave)))
     await _either(stop, leave)
     await running.stop_listening()
     parent.leaving()
@@ -66,14 +78,29 @@ async def _serve(
     return 0
 
 
-async def _leave_when_idle(running: Running, leave: asyncio.Event, limit: float, clock: Clock) -> None:
-    """Set `leave` when no client was seen for `limit` seconds."""
-    since = clock.monotonic()
+async def _leave_when_idle(
+    running: Running, call: Callable[[], None], limit: float, few: int, clock: Clock
+) -> None:
+    """Return when there have been fewer clients than `few` for `limit` seconds; call for a sibling when crowded."""
+    since, called, before = clock.monotonic(), float("-inf"), 0
     while clock.monotonic() - since < limit:
-        await clock.sleep(limit / 10)
-        if running.session_count():
-            since = clock.monotonic()
-    leave.set()
+        await clock.sleep(min(limit / 10, LOOK))
+        clients, accepted, now = running.session_count(), running.accepted(), clock.monotonic()
+        if clients >= few:
+            since = now
+        if clients > CROWD and accepted - before >= COME and now - called >= CALL:
+            called = now
+            call()
+        before = accepted
+
+
+async def _then(waiting: Coroutine[None, None, None], event: asyncio.Event) -> None:
+    await waiting
+    event.set()
+
+
+def _nothing() -> None:
+    pass
 
 
 async def _either(*events: asyncio.Event) -> None:

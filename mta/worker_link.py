@@ -6,7 +6,13 @@ the listening socket outlives it, so a connection alone does not mean that anybo
     Q <queue-id>            a message is durable in the spool; answered "A <queue-id>"
     C|D|M|R <seq> <address> a client connects | disconnects | sends MAIL | sends RCPT; C, M, R are answered
     "V <seq> ok" or "V <seq> <code> <enhanced> <text> ;; <for the log>"
+    N                       counts anew: nothing is held for this worker
     L                       it listens no more; the link lasts as long as its clients
+
+A worker without siblings counts its clients itself: the way to the scheduler and back would cost each client more
+than all of its commands.  The scheduler says "S" (shared) to all when there is a second worker, and "O" to the only
+one left.  After "S" a worker says who is connected and asks; after "O" it says "N" and asks no more.  Between the
+start of a second worker and the first one's list, some milliseconds, a client may have a connection too many.
 
 State: the worker keeps every id until it is acknowledged, and the addresses of its clients; both are sent again
 after a reconnect.  So an announcement is never lost while the worker lives (else the scan of incoming finds the
@@ -41,10 +47,26 @@ class LinkServer:
     ) -> None:
         """linked: told 1 when a worker has come, -1 when it has gone, or listens no more."""
         self.anvil, self.arrived, self.log, self.linked = anvil, arrived, log, linked
+        self._ends: list[_WorkerEnd] = []
 
     def factory(self) -> asyncio.Protocol:
         """One worker's connection."""
         return _WorkerEnd(self)
+
+    def come(self, end: "_WorkerEnd") -> None:
+        """A worker has come."""
+        self._ends.append(end)
+        self.linked(1)
+        end.say("H\n")
+        if len(self._ends) > 1:
+            for each in self._ends:
+                each.say("S\n")
+
+    def gone(self, end: "_WorkerEnd") -> None:
+        """It was killed, or has left."""
+        self._ends.remove(end)
+        if len(self._ends) == 1:
+            self._ends[0].say("O\n")
 
 
 class Lines(asyncio.Protocol):
@@ -104,16 +126,20 @@ class _WorkerEnd(Lines):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Greet it."""
         super().connection_made(transport)
-        self._link.linked(1)
-        self.say("H\n")
+        self._link.come(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """It was killed, or has left."""
         self.transport = None
         self._leaves()
+        self._release()
+        self._link.gone(self)
+
+    def _release(self) -> None:
         for address, count in self._held.items():
             for _ in range(count):
                 self._link.anvil.disconnect(address)
+        self._held.clear()
 
     def _leaves(self) -> None:
         if self._listens:
@@ -144,6 +170,8 @@ class _WorkerEnd(Lines):
                 self._answer(seq, self._link.anvil.mail(address))
             case ["R", seq, address]:
                 self._answer(seq, self._link.anvil.rcpt(address))
+            case ["N"]:
+                self._release()
             case ["L"]:
                 self._leaves()
             case _:

@@ -1,10 +1,15 @@
-"""A worker's end of the link to the scheduler; what is said on it is in mta/worker_link.py."""
+"""A worker's end of the link to the scheduler; what is said on it is in mta/worker_link.py.
+
+State: the announcements without an answer, the addresses of clients, and whether counters are shared with siblings.
+They are not before the scheduler says so, nor while the link is down.
+"""
 
 import asyncio
 
 from mta.clock import Clock
 from mta.maillog import Maillog
 from mta.smtp.reply import Reply
+from mta.smtpd.anvil import Anvil
 from mta.smtpd.facts import PERMIT, Verdict
 from mta.worker_link import Lines
 
@@ -31,8 +36,10 @@ def _word(address: str) -> str:
 class LinkClient:
     """A worker's end; stands in for Anvil and for the store's `arrived`."""
 
-    def __init__(self, path: str, clock: Clock, log: Maillog) -> None:
-        self._path, self._clock, self.log = path, clock, log
+    def __init__(self, path: str, clock: Clock, log: Maillog, own: Anvil | None = None) -> None:
+        """own: counts while there are no siblings; without it the scheduler always does."""
+        self._path, self._clock, self.log, self._own = path, clock, log, own
+        self.shared = own is None  # the scheduler counts
         self._unacknowledged: dict[str, None] = {}
         self._asked: dict[str, asyncio.Future[Verdict]] = {}
         self._clients: dict[str, int] = {}
@@ -63,18 +70,35 @@ class LinkClient:
 
     def greeted(self, end: "_SchedulerEnd") -> None:
         """A scheduler has taken the connection: say again what it may not know."""
-        for address, count in self._clients.items():
-            for _ in range(count):
-                end.say(f"C 0 {address}\n")
+        if self.shared:
+            self._tell_clients(end)
         for queue_id in self._unacknowledged:
             end.say(f"Q {queue_id}\n")
         if self._leaving:
             end.say("L\n")
         self._end = end
 
+    def _tell_clients(self, end: "_SchedulerEnd") -> None:
+        for address, count in self._clients.items():
+            for _ in range(count):
+                end.say(f"C 0 {address}\n")
+
+    def share(self, end: "_SchedulerEnd") -> None:
+        """There are siblings: the scheduler counts for all."""
+        if not self.shared:
+            self.shared = True
+            self._tell_clients(end)
+
+    def alone(self, end: "_SchedulerEnd") -> None:
+        """There are none any more."""
+        if self.shared and self._own is not None:
+            self.shared = False
+            end.say("N\n")
+
     def gone(self) -> None:
         """The link is down: whoever waits for a counter goes on without."""
         self._end = None
+        self.shared = self._own is None
         for future in self._asked.values():
             if not future.done():
                 future.set_result(PERMIT)
@@ -139,15 +163,19 @@ class LinkClient:
         """A client has connected."""
         word = _word(address)
         self._clients[word] = self._clients.get(word, 0) + 1
+        if self._own is not None:  # always counts, so that it knows whenever it is asked again
+            verdict = await self._own.connect(address)
+            if not self.shared:
+                return verdict
         return await self._ask("C", address)
 
     async def mail(self, address: str) -> Verdict:
         """A client sent MAIL."""
-        return await self._ask("M", address)
+        return await (self._own.mail(address) if self._own and not self.shared else self._ask("M", address))
 
     async def rcpt(self, address: str) -> Verdict:
         """A client sent RCPT."""
-        return await self._ask("R", address)
+        return await (self._own.rcpt(address) if self._own and not self.shared else self._ask("R", address))
 
     def disconnect(self, address: str) -> None:
         """A client has gone."""
@@ -157,7 +185,10 @@ class LinkClient:
             self._clients[word] = left
         else:
             self._clients.pop(word, None)
-        self._send(f"D 0 {word}\n")
+        if self._own is not None:
+            self._own.disconnect(address)
+        if self.shared:
+            self._send(f"D 0 {word}\n")
 
 
 class _SchedulerEnd(Lines):
@@ -187,3 +218,7 @@ class _SchedulerEnd(Lines):
                 self._client.answered(seq, _decode(rest))
             case ["H"]:
                 self._client.greeted(self)
+            case ["S"]:
+                self._client.share(self)
+            case ["O"]:
+                self._client.alone(self)

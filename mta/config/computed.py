@@ -64,7 +64,7 @@ def compute(config: Source, name: str) -> str | None:
         case "mynetworks":
             return " ".join(_networks(config))
         case "smtpd_processes":
-            return str(max(1, config.host.processors - 1))
+            return str(config.host.processors)
     return None
 
 

@@ -17,7 +17,7 @@ COMPUTED = {  # name -> what is printed instead of a default
     "myhostname": "name of this host",
     "mydomain": "domain of $myhostname",
     "mynetworks": "addresses of this host",
-    "smtpd_processes": "processors - 1, at least 1",
+    "smtpd_processes": "processors",
     "process_name": "name of the program",
     "service_name": "name of the service",
     "process_id": "process id",

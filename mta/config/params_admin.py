@@ -89,8 +89,8 @@ PARAMS: tuple[Param, ...] = (
                     "Percent of the queue's file system that local users cannot fill: below, they get 75 while mail\n"
                     "from the network is still taken. 0: no reserve.", 0, 100)),
     extension(count("smtpd_processes", "",
-                    "Processes that serve SMTP clients; 0: the scheduler does it too, in one process.\n"
-                    "Default: processors minus one, at least 1.", 0, 256)),
+                    "Processes that serve SMTP clients, at most; 0: the scheduler does it too, in one process.\n"
+                    "Each with more than 40 clients calls for another. Default: the number of processors.", 0, 256)),
     extension(time("smtpd_processes_max_idle", "2s",
                    "An smtpd worker without a client ends after so long; it is back in some 10 ms when one knocks.")),
     extension(items("dns_servers", "",

@@ -115,6 +115,7 @@ class SMTPServer:
         self.descriptors = limit()
         self.buffer = memoryview(bytearray(BUFFER))
         self.connections: set[Connection] = set()
+        self.accepted = 0  # connections since the start
         self.commits: set[asyncio.Task[Reply]] = set()
         self.handshakes: set[asyncio.Task[asyncio.Transport | None]] = set()
         self.draining = False

@@ -7,10 +7,12 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from mta.master_worker import CROWD
 from tests.crash.system import ROOT, System
 from tests.system.support_system import directory
 
@@ -119,13 +121,35 @@ def instance(**settings: str) -> Iterator[Instance]:
 
 @contextlib.contextmanager
 def started(**settings: str) -> Iterator[Instance]:
-    """A running one, whose smtpd workers have been called for."""
+    """A running one with as many smtpd workers as it may have."""
     with instance(**{"smtpd_processes_max_idle": "100s", **settings}) as made:
         made.must("start")
         Client(made.port).close()
         wanted = int(settings.get("smtpd_processes", "0"))
-        until(lambda: len(made.workers) >= wanted, "workers")
+        with crowd(made.port) if wanted > 1 else contextlib.nullcontext():
+            until(lambda: len(made.workers) >= wanted, "workers")
         yield made
+
+
+@contextlib.contextmanager
+def crowd(port: int) -> Iterator[list["Client"]]:
+    """As many clients as one worker serves alone, and others that come and go as long as the context lasts."""
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(Client(port)) for _ in range(CROWD)]
+        end = threading.Event()
+
+        def come_and_go() -> None:
+            while not end.is_set():
+                with contextlib.suppress(ConnectionError), Client(port), Client(port):
+                    pass
+
+        thread = threading.Thread(target=come_and_go)
+        thread.start()
+        try:
+            yield clients
+        finally:
+            end.set()
+            thread.join()
 
 
 def until(condition: "object", what: str, seconds: float = LIMIT) -> None:

@@ -1,9 +1,11 @@
 """smtpd workers come when a client knocks, and leave when there has been none for smtpd_processes_max_idle."""
 
+import contextlib
 import socket
 import time
 
-from tests.system.support_lifecycle import Client, started, until
+from mta.master_worker import CROWD
+from tests.system.support_lifecycle import Client, crowd, started, until
 from tests.system.support_system import DOMAIN, local_user, mailbox_of
 
 USER = f"{local_user()}@{DOMAIN}"
@@ -11,14 +13,45 @@ USER = f"{local_user()}@{DOMAIN}"
 
 def test_a_worker_leaves_when_idle_and_the_next_client_is_served_by_a_new_one() -> None:
     with started(smtpd_processes="2", smtpd_processes_max_idle="2s") as system:
+        until(lambda: not system.workers, "both have left")
         for round_ in range(3):
             with Client(system.port) as client:
-                until(lambda: len(system.workers) == 2, "both of them")  # the one without a client leaves in 2 s
+                assert len(system.workers) == 1, "one for one client"
                 assert client.send(USER).startswith("250 2.0.0 Ok: queued")
             until(lambda n=round_: mailbox_of(system).count(b"\nSubject: t") == n + 1, "delivery")
             until(lambda: not system.workers, "no worker")
         system.must("stop")
         assert "process smtpd" not in system.log_text(), "leaving is no failure"
+
+
+def test_a_crowded_worker_gets_a_sibling_which_leaves_when_the_crowd_has_gone() -> None:
+    with started(smtpd_processes="2", smtpd_processes_max_idle="1s") as system:
+        until(lambda: not system.workers, "both have left")
+        with Client(system.port) as stays:
+            (first,) = system.workers
+            with crowd(system.port):
+                until(lambda: len(system.workers) > 1, "a second one")
+            until(lambda: system.workers == [first], "the second has left")
+            assert stays.send(USER).startswith("250 2.0.0 Ok: queued")
+
+
+def test_a_client_has_no_more_connections_with_two_workers_than_with_one() -> None:
+    limit = CROWD + 5
+    settings = {"smtpd_client_connection_count_limit": str(limit), "smtpd_client_event_limit_exceptions": ""}
+    with started(smtpd_processes="2", **settings) as system, contextlib.ExitStack() as stack:
+        assert len(system.workers) == 2
+        clients: list[Client] = []
+
+        def all_come() -> bool:
+            client = stack.enter_context(Client(system.port))
+            if client.greeting.startswith("220 "):
+                clients.append(client)
+            return client.greeting.startswith("421 4.7.0 ")
+
+        until(all_come, "the limit is reached")  # the kernel gives them to whom it likes
+        assert len(clients) == limit
+        for client in clients[:5]:
+            assert client.send(USER).startswith("250 2.0.0 Ok: queued")
 
 
 def test_a_client_that_stays_keeps_its_worker() -> None:

@@ -294,8 +294,8 @@ def test_restriction_classes_are_lists_under_their_names(tmp_path: Path) -> None
     assert config.restriction_classes() == {"strict": ("reject_non_fqdn_sender", "{ reject_x a }", "permit")}
 
 
-def test_the_number_of_workers_is_one_less_than_the_processors(tmp_path: Path) -> None:
-    assert make(tmp_path, "").integer("smtpd_processes") == 3
+def test_there_may_be_as_many_workers_as_processors(tmp_path: Path) -> None:
+    assert make(tmp_path, "").integer("smtpd_processes") == 4
     assert make(tmp_path, "", host=HostFacts()).integer("smtpd_processes") == 1
     assert make(tmp_path, "smtpd_processes = 0\n").integer("smtpd_processes") == 0
 

@@ -22,6 +22,13 @@ from tests.unit.test_resolver import Lines
 IP = "192.0.2.1"
 
 
+def counters() -> Anvil:
+    """A client may have two connections."""
+    world = World(clock=Clock())
+    exceptions = NetworkList("smtpd_client_event_limit_exceptions", "", world.context)
+    return Anvil(AnvilSettings("mx.test", 2, 0, 0, 0, 60.0), exceptions, Clock(), world.context.warn)
+
+
 class Deaf(asyncio.Protocol):
     """Greets, and never answers."""
 
@@ -42,16 +49,16 @@ class Ends:
         self.ends: list[asyncio.Protocol] = []
         self.deaf = False
         self.listening = 0
+        self.anvil = counters()
 
     async def scheduler(self) -> None:
         """A new one, which knows nothing."""
-        world = World(clock=Clock())
-        exceptions = NetworkList("smtpd_client_event_limit_exceptions", "", world.context)
-        anvil = Anvil(AnvilSettings("mx.test", 2, 0, 0, 0, 60.0), exceptions, Clock(), world.context.warn)
+        self.anvil = counters()
+
         def linked(change: int) -> None:
             self.listening += change
 
-        link = LinkServer(anvil, self.arrived.append, self.log, linked)
+        link = LinkServer(self.anvil, self.arrived.append, self.log, linked)
 
         def factory() -> asyncio.Protocol:
             end = Deaf() if self.deaf else link.factory()
@@ -70,8 +77,8 @@ class Ends:
         self.ends.clear()
         await asyncio.sleep(0.02)
 
-    def worker(self) -> LinkClient:
-        client = LinkClient(self.path, Clock(), self.log)
+    def worker(self, own: Anvil | None = None) -> LinkClient:
+        client = LinkClient(self.path, Clock(), self.log, own)
         self.tasks.append(asyncio.get_running_loop().create_task(client.run()))
         return client
 
@@ -145,6 +152,76 @@ async def test_workers_share_their_counters_and_a_lost_worker_holds_nothing(ends
     assert (await one.connect(IP)).reply is not None
 
 
+async def refused(worker: LinkClient) -> bool:
+    """Is one connection more refused?"""
+    verdict = await worker.connect(IP)
+    worker.disconnect(IP)
+    return verdict.reply is not None
+
+
+async def soon_refused(worker: LinkClient) -> None:
+    """The others have said whom they hold."""
+    async with asyncio.timeout(10):
+        while not await refused(worker):  # noqa: ASYNC110  (there is nothing to wait for)
+            await asyncio.sleep(0.01)
+
+
+async def test_a_worker_without_siblings_counts_itself_and_tells_what_it_holds_when_there_is_one(ends: Ends) -> None:
+    await ends.scheduler()
+    one = ends.worker(counters())
+    await until(lambda: one.up)
+    assert [await one.connect(IP), await one.connect(IP)] == [PERMIT, PERMIT]
+    assert await refused(one)
+    assert len(ends.anvil) == 0, "the scheduler was not asked"
+    two = ends.worker(counters())
+    await until(lambda: two.up and one.shared and two.shared)
+    await soon_refused(two)
+    one.disconnect(IP)
+    assert not await refused(one), "and the scheduler has heard of it"
+    assert await two.connect(IP) is PERMIT
+    assert await refused(one) and await refused(two)
+    two.leaving()
+    assert await refused(one), "it has its clients still"
+
+
+async def test_the_last_worker_counts_itself_again_and_a_third_one_hears_of_what_it_holds(ends: Ends) -> None:
+    await ends.scheduler()
+    one, two = ends.worker(counters()), ends.worker(counters())
+    await until(lambda: one.up and one.shared and two.shared)
+    assert [await one.connect(IP), await two.connect(IP)] == [PERMIT, PERMIT]
+    assert await refused(one)
+    ends.tasks[1].cancel()
+    await until(lambda: not one.shared)
+    assert not await refused(one), "the clients of the dead are gone"
+    assert await one.connect(IP) is PERMIT
+    assert await refused(one)
+    three = ends.worker(counters())
+    await until(lambda: three.up and three.shared and one.shared)
+    await soon_refused(three)
+    one.disconnect(IP)
+    one.disconnect(IP)
+    assert not await refused(one)
+    assert [await three.connect(IP), await three.connect(IP)] == [PERMIT, PERMIT]
+    assert await refused(one), "held by one worker only, and once"
+
+
+async def test_a_worker_whose_scheduler_is_gone_counts_itself_until_the_next_one_shares(ends: Ends) -> None:
+    await ends.scheduler()
+    one, two = ends.worker(counters()), ends.worker(counters())
+    await until(lambda: one.shared and two.shared)
+    assert [await one.connect(IP), await two.connect(IP)] == [PERMIT, PERMIT]
+    await ends.kill_scheduler()
+    await until(lambda: not one.up and not two.up)
+    assert not await refused(one), "the other's is not known"
+    assert await one.connect(IP) is PERMIT
+    assert await refused(one)
+    one.disconnect(IP)
+    await ends.scheduler()
+    await until(lambda: one.up and two.up and one.shared and two.shared)
+    await soon_refused(one)
+    await soon_refused(two)
+
+
 async def test_a_new_scheduler_is_told_who_is_connected(ends: Ends) -> None:
     await ends.scheduler()
     worker = ends.worker()
@@ -183,7 +260,7 @@ async def test_rubbish_ends_one_link_only(ends: Ends) -> None:
         reader, writer = await asyncio.open_unix_connection(ends.path)
         writer.write(rubbish)
         with contextlib.suppress(ConnectionError):
-            assert await reader.read() == b"H\n"
+            assert (await reader.read()).startswith(b"H\n")
         writer.close()
     assert worker.up
     assert await worker.connect(IP) is PERMIT
