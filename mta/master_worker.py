@@ -4,10 +4,10 @@ It owns nothing of the queue: it only drafts and commits.  SIGTERM: stop listeni
 SIGHUP, a successor listens already: stop listening, let clients go when they like (for LEAVE seconds), then as SIGTERM.
 
 How many there are, up to smtpd_processes: the first is forked when a client knocks (mta/master_demand.py), and each
-with more than CROWD clients to which others come calls for a sibling (which gets only those that come).  One worker
-with few clients is quicker than two: all of them share its flushes, and nobody has to ask the scheduler how many
-connections a client has.  After smtpd_processes_max_idle seconds without a client a worker leaves as after SIGHUP, a
-sibling of the first already with fewer than FEW.
+with more than CROWD clients, of which some go and others come, calls for a sibling.  One worker with few clients is
+quicker than two: all of them share its flushes, and nobody has to ask the scheduler how many connections a client has.
+After smtpd_processes_max_idle seconds without a client a worker leaves as after SIGHUP, a sibling of the first already
+with fewer than FEW.
 """
 
 import asyncio
@@ -25,8 +25,8 @@ from mta.worker_link_client import LinkClient
 
 CROWD = 40  # connections of one worker: from here on a second processor is worth more than a common flush
 FEW = CROWD // 4
-COME = 5  # connections within LOOK
-CALL = 2.0  # seconds between calls
+TURNOVER = 5  # connections that come, and that go, within LOOK: a sibling gets new ones only, idle ones need none
+BUSY = 4  # looks that must have found it so
 LEAVE = 300.0  # seconds a session may go on after a reload, with the old settings
 LOOK = 0.2
 RATES = ("connection", "message", "recipient")  # what a sibling has counted of these is not told to the others
@@ -82,16 +82,19 @@ async def _leave_when_idle(
     running: Running, call: Callable[[], None], limit: float, few: int, clock: Clock
 ) -> None:
     """Return when there have been fewer clients than `few` for `limit` seconds; call for a sibling when crowded."""
-    since, called, before = clock.monotonic(), float("-inf"), 0
+    since, came, went, busy = clock.monotonic(), 0, 0, 0
     while clock.monotonic() - since < limit:
         await clock.sleep(min(limit / 10, LOOK))
-        clients, accepted, now = running.session_count(), running.accepted(), clock.monotonic()
+        clients, before = running.session_count(), (came, went)
+        came = running.accepted()
+        went = came - clients
         if clients >= few:
-            since = now
-        if clients > CROWD and accepted - before >= COME and now - called >= CALL:
-            called = now
+            since = clock.monotonic()
+        crowded = clients > CROWD and min(came - before[0], went - before[1]) >= TURNOVER
+        busy = busy + 1 if crowded else 0
+        if busy == BUSY:
+            busy = 0
             call()
-        before = accepted
 
 
 async def _then(waiting: Coroutine[None, None, None], event: asyncio.Event) -> None:

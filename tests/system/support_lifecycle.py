@@ -122,10 +122,11 @@ def instance(**settings: str) -> Iterator[Instance]:
 @contextlib.contextmanager
 def started(**settings: str) -> Iterator[Instance]:
     """A running one with as many smtpd workers as it may have."""
-    with instance(**{"smtpd_processes_max_idle": "100s", **settings}) as made:
+    wanted = int(settings.get("smtpd_processes", "0"))
+    quick = {"smtpd_peername_lookup": "no"} if wanted > 1 else {}  # nobody knows the names of a crowd
+    with instance(**{"smtpd_processes_max_idle": "100s", **quick, **settings}) as made:
         made.must("start")
         Client(made.port).close()
-        wanted = int(settings.get("smtpd_processes", "0"))
         with crowd(made.port) if wanted > 1 else contextlib.nullcontext():
             until(lambda: len(made.workers) >= wanted, "workers")
         yield made
@@ -133,14 +134,17 @@ def started(**settings: str) -> Iterator[Instance]:
 
 @contextlib.contextmanager
 def crowd(port: int) -> Iterator[list["Client"]]:
-    """As many clients as one worker serves alone, and others that come and go as long as the context lasts."""
+    """More clients than one worker serves alone, and others that come and go as long as the context lasts.
+
+    Each has an address of its own.
+    """
     with contextlib.ExitStack() as stack:
-        clients = [stack.enter_context(Client(port)) for _ in range(CROWD)]
+        clients = [stack.enter_context(Client(port, source=f"127.0.1.{n + 1}")) for n in range(CROWD + 1)]
         end = threading.Event()
 
         def come_and_go() -> None:
             while not end.is_set():
-                with contextlib.suppress(ConnectionError), Client(port), Client(port):
+                with contextlib.suppress(ConnectionError), Client(port, source="127.0.2.1"):
                     pass
 
         thread = threading.Thread(target=come_and_go)
@@ -164,8 +168,8 @@ def until(condition: "object", what: str, seconds: float = LIMIT) -> None:
 class Client:
     """One SMTP connection, blocking."""
 
-    def __init__(self, port: int, host: str = "127.0.0.1") -> None:
-        self.sock = socket.create_connection((host, port), LIMIT)
+    def __init__(self, port: int, host: str = "127.0.0.1", source: str = "") -> None:
+        self.sock = socket.create_connection((host, port), LIMIT, (source, 0) if source else None)
         self.file = self.sock.makefile("rb")
         self.greeting = self.reply()
 
