@@ -87,6 +87,13 @@ class Running:
         """Connections of SMTP clients since the start."""
         return sum(server.accepted for server in self.smtpd)
 
+    def peak(self) -> int:
+        """About the most connections at once since this was asked last: each flush lets many go in one moment."""
+        most = sum(server.peak for server in self.smtpd)
+        for server in self.smtpd:
+            server.peak = len(server.connections)
+        return most
+
     async def stop_listening(self) -> None:
         """Refuse new connections; the sockets stay open in the first process.
 

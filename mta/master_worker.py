@@ -85,9 +85,9 @@ async def _leave_when_idle(
     since, came, went, busy = clock.monotonic(), 0, 0, 0
     while clock.monotonic() - since < limit:
         await clock.sleep(min(limit / 10, LOOK))
-        clients, before = running.session_count(), (came, went)
+        clients, before = running.peak(), (came, went)
         came = running.accepted()
-        went = came - clients
+        went = came - running.session_count()
         if clients >= few:
             since = clock.monotonic()
         crowded = clients > CROWD and min(came - before[0], went - before[1]) >= TURNOVER

@@ -116,6 +116,7 @@ class SMTPServer:
         self.buffer = memoryview(bytearray(BUFFER))
         self.connections: set[Connection] = set()
         self.accepted = 0  # connections since the start
+        self.peak = 0  # most connections at once since somebody set this back
         self.commits: set[asyncio.Task[Reply]] = set()
         self.handshakes: set[asyncio.Task[asyncio.Transport | None]] = set()
         self.draining = False

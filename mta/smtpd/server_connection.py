@@ -89,6 +89,7 @@ class Connection(asyncio.BufferedProtocol):
         self.dialogue = Session(server.plan, facts, in_tls=tls is not None)
         server.connections.add(self)
         server.accepted += 1
+        server.peak = max(server.peak, len(server.connections))
         server.company.here(self)
         self._deadline = server.clock.monotonic() + server.settings.smtpd_timeout
         self._timer = server.clock.call_later(server.settings.smtpd_timeout, self._tick)
