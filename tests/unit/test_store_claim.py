@@ -160,3 +160,14 @@ def test_who_comes_while_a_slow_visit_is_under_way_does_not_wait_for_its_end() -
         return clock.monotonic() - begun
 
     assert run_virtual(main) == pytest.approx(1.0 + SLOW)
+
+
+def test_who_asks_for_one_after_the_other_waits_for_the_disk_alone() -> None:
+    async def main(clock: Clock) -> float:
+        opener = Opener(SlowDisk(clock), lambda _: None, lambda _: None)
+        begun = clock.monotonic()
+        for n in range(5):
+            await opener.open(str(n))
+        return clock.monotonic() - begun
+
+    assert run_virtual(main) == pytest.approx(5.0)
