@@ -82,7 +82,7 @@ def test_every_module_of_the_queue_that_reaches_for_the_system_is_simulated() ->
         if name.startswith(("mta.queue", "mta.fsio", "mta.deliver", "mta.bounce", "mta.cleanup", "mta.pickup"))
         and getattr(module, "os", None) is not None
     }
-    harmless = {  # DirEntry and stat_result in annotations, os.path on strings, os.urandom as a default that is replaced
+    harmless = {  # annotations, os.path on strings, os.urandom as a default that is replaced
         "mta.queue.store", "mta.queue.store_listing", "mta.queue.store_maildrop", "mta.queue.store_recover",
         "mta.bounce.bounce", "mta.deliver.local_trust", "mta.deliver.local_client", "mta.deliver.smtp",
         "mta.queue.store_claim", "mta.queue.store_admin",  # administrators' commands are not simulated
