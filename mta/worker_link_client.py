@@ -161,21 +161,22 @@ class LinkClient:
 
     async def connect(self, address: str) -> Verdict:
         """A client has connected."""
+        shared = self.shared
         word = _word(address)
         self._clients[word] = self._clients.get(word, 0) + 1
         if self._own is not None:  # always counts, so that it knows whenever it is asked again
             verdict = await self._own.connect(address)
-            if not self.shared:
+            if not (shared and self.shared):  # what has changed meanwhile has told the scheduler of this one
                 return verdict
         return await self._ask("C", address)
 
     async def mail(self, address: str) -> Verdict:
         """A client sent MAIL."""
-        return await (self._own.mail(address) if self._own and not self.shared else self._ask("M", address))
+        return await (self._ask("M", address) if self._own is None or self.shared else self._own.mail(address))
 
     async def rcpt(self, address: str) -> Verdict:
         """A client sent RCPT."""
-        return await (self._own.rcpt(address) if self._own and not self.shared else self._ask("R", address))
+        return await (self._ask("R", address) if self._own is None or self.shared else self._own.rcpt(address))
 
     def disconnect(self, address: str) -> None:
         """A client has gone."""

@@ -133,27 +133,40 @@ def started(**settings: str) -> Iterator[Instance]:
 
 
 @contextlib.contextmanager
-def crowd(port: int) -> Iterator[list["Client"]]:
+def crowd(port: int) -> Iterator[None]:
     """More clients than one worker serves alone, and others that come and go as long as the context lasts.
 
     Each has an address of its own.
     """
     with contextlib.ExitStack() as stack:
-        clients = [stack.enter_context(Client(port, source=f"127.0.1.{n + 1}")) for n in range(CROWD + 1)]
-        end = threading.Event()
+        for number in range(CROWD + 1):
+            stack.enter_context(Client(port, source=f"127.0.1.{number + 1}"))
+        stack.enter_context(knocking(port, "127.0.2.1", pause=0.0))
+        yield
 
-        def come_and_go() -> None:
-            while not end.is_set():
-                with contextlib.suppress(ConnectionError), Client(port, source="127.0.2.1"):
-                    pass
 
-        thread = threading.Thread(target=come_and_go)
-        thread.start()
-        try:
-            yield clients
-        finally:
-            end.set()
-            thread.join()
+@contextlib.contextmanager
+def knocking(port: int, source: str = "", pause: float = 0.01) -> Iterator[list[str]]:
+    """Connect again and again, `pause` seconds after the last; yields the list of greetings that were not 220."""
+    wrong: list[str] = []
+    stop = threading.Event()
+
+    def run() -> None:
+        while not stop.wait(pause):
+            try:
+                with Client(port, source=source) as client:
+                    if not client.greeting.startswith("220 "):
+                        wrong.append(client.greeting)
+            except OSError as error:
+                wrong.append(str(error))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield wrong
+    finally:
+        stop.set()
+        thread.join()
 
 
 def until(condition: "object", what: str, seconds: float = LIMIT) -> None:

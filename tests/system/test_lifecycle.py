@@ -6,15 +6,13 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.crash.system import ROOT, free_port
-from tests.system.support_lifecycle import Client, Instance, hold_lock, instance, started, until
+from tests.system.support_lifecycle import Client, Instance, hold_lock, instance, knocking, started, until
 from tests.system.support_system import DOMAIN, local_user, mailbox_of
 
 ALREADY = "postfix/postfix-script: fatal: the Postfix mail system is already running\n"
@@ -321,30 +319,6 @@ def answers(port: int) -> bool:
             return client.greeting.startswith("220 ")
     except OSError:
         return False
-
-
-@contextlib.contextmanager
-def knocking(port: int) -> Iterator[list[str]]:
-    """Connect every 10 ms; yields the list of greetings that were not 220."""
-    wrong: list[str] = []
-    stop = threading.Event()
-
-    def run() -> None:
-        while not stop.wait(0.01):
-            try:
-                with Client(port) as client:
-                    if not client.greeting.startswith("220 "):
-                        wrong.append(client.greeting)
-            except OSError as error:
-                wrong.append(str(error))
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        yield wrong
-    finally:
-        stop.set()
-        thread.join()
 
 
 @pytest.mark.parametrize("count", ["1", "2"])

@@ -13,7 +13,7 @@ from mta.clock import Clock
 from mta.lookup.match_list import NetworkList
 from mta.maillog import Maillog, MaillogSettings
 from mta.smtpd.anvil import Anvil, AnvilSettings
-from mta.smtpd.facts import PERMIT
+from mta.smtpd.facts import PERMIT, Verdict
 from mta.worker_link import LinkServer
 from mta.worker_link_client import LinkClient
 from tests.unit.lookup_fixture import World
@@ -22,11 +22,11 @@ from tests.unit.test_resolver import Lines
 IP = "192.0.2.1"
 
 
-def counters() -> Anvil:
+def counters(kind: type[Anvil] = Anvil) -> Anvil:
     """A client may have two connections."""
     world = World(clock=Clock())
     exceptions = NetworkList("smtpd_client_event_limit_exceptions", "", world.context)
-    return Anvil(AnvilSettings("mx.test", 2, 0, 0, 0, 60.0), exceptions, Clock(), world.context.warn)
+    return kind(AnvilSettings("mx.test", 2, 0, 0, 0, 60.0), exceptions, Clock(), world.context.warn)
 
 
 class Deaf(asyncio.Protocol):
@@ -203,6 +203,35 @@ async def test_the_last_worker_counts_itself_again_and_a_third_one_hears_of_what
     assert not await refused(one)
     assert [await three.connect(IP), await three.connect(IP)] == [PERMIT, PERMIT]
     assert await refused(one), "held by one worker only, and once"
+
+
+class Slow(Anvil):
+    """Has to look up the client in a list of exceptions."""
+
+    found: asyncio.Event
+
+    async def connect(self, address: str) -> Verdict:
+        verdict = await super().connect(address)
+        await self.found.wait()
+        return verdict
+
+
+async def test_a_client_that_comes_while_a_worker_gets_a_sibling_is_counted_once(ends: Ends) -> None:
+    await ends.scheduler()
+    own = counters(Slow)
+    assert isinstance(own, Slow)
+    own.found = asyncio.Event()
+    one = ends.worker(own)
+    await until(lambda: one.up)
+    coming = asyncio.ensure_future(one.connect(IP))
+    await asyncio.sleep(0)
+    two = ends.worker(counters())
+    await until(lambda: one.shared and two.shared)
+    own.found.set()
+    assert await coming is PERMIT
+    one.disconnect(IP)
+    assert not await refused(one), "and the scheduler has heard of it"
+    assert [await two.connect(IP), await two.connect(IP)] == [PERMIT, PERMIT]
 
 
 async def test_a_worker_whose_scheduler_is_gone_counts_itself_until_the_next_one_shares(ends: Ends) -> None:
