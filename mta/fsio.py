@@ -40,6 +40,7 @@ T = TypeVar("T")
 SOON = 0.02  # seconds until a directory given to flush_soon() is flushed
 ENTROPY = 1024  # random bytes asked of the system at once
 WORKERS = 8  # threads for blocking work, and as many for flushing where there is no AIO
+LEAST = 64  # bytes that read() gives at least where there are so many: more than the head of a record
 _NOT_SUPPORTED = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 
 Hook = Callable[[str, str | int], None]  # (operation, path or descriptor), called before each; may raise OSError
@@ -179,19 +180,25 @@ class Fsio:
         return os.pread(fd, size, offset)
 
     async def read(self, fd: int, size: int, offset: int) -> bytes:
-        """Read without stopping the loop: what is in memory at once, anything else in the worker."""
-        if self._nowait:
-            buffer = bytearray(size)
-            try:
-                count = os.preadv(fd, [buffer], offset, os.RWF_NOWAIT)
-                return bytes(memoryview(buffer)[:count])
-            except BlockingIOError:
-                return await self.run(os.pread, fd, size, offset)
-            except OSError as error:
-                if error.errno not in _NOT_SUPPORTED:
-                    raise
-                self._nowait = False  # tmpfs has no such call, and needs none
-        return os.pread(fd, size, offset)
+        """Read without stopping the loop: what is in memory at once, anything else in the worker.
+
+        Fewer bytes than `size` say only that the next page was not in memory; fewer than LEAST, that the file ends.
+        """
+        if not self._nowait:
+            return os.pread(fd, size, offset)
+        buffer = bytearray(size)
+        try:
+            count = os.preadv(fd, [buffer], offset, os.RWF_NOWAIT)
+        except BlockingIOError:
+            count = 0
+        except OSError as error:
+            if error.errno not in _NOT_SUPPORTED:
+                raise
+            self._nowait = False  # tmpfs has no such call, and needs none
+            return os.pread(fd, size, offset)
+        if count < min(size, LEAST):
+            return await self.run(os.pread, fd, size, offset)
+        return bytes(memoryview(buffer)[:count])
 
     def fchmod(self, fd: int, mode: int) -> None:
         """fchmod(2)."""

@@ -9,6 +9,7 @@ Nothing is read here: callers hand in `read_at(offset, size) -> bytes`, or feed 
 See also: mta/queue/queue_file.py (writing)
 """
 
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import field
 
@@ -345,8 +346,9 @@ def _even_lines(raw: bytes, pos: int, size: int) -> tuple[bytes | bytearray, int
 class ContentReader:
     """Content records -> LF lines, fed as they are read.
 
-    Read some bytes at `offset`, feed() them, until `done`.  Any amount will do; a feed returns at most
-    twice as many bytes as it was given (empty lines are two bytes of record for one LF).
+    Read some bytes at `offset`, feed() them, until `done`.  Any amount will do that holds the head of a record
+    (fsio.LEAST); fewer bytes are the end of the file.  A feed returns at most twice as many bytes as it was
+    given (empty lines are two bytes of record for one LF).
     """
 
     __slots__ = ("_kind", "_left", "_open_line", "_pointers", "done", "offset")
@@ -445,3 +447,12 @@ class ContentReader:
         if self._pointers > MAX_POINTERS:
             raise DamagedError("pointers in a circle")
         self.offset = target
+
+
+def check_content(read_at: ReadAt, file: QueueFile) -> None:
+    """DamagedError unless the content is what was committed.  Reads all of it."""
+    reader, crc = ContentReader(file.content_offset), 0
+    while not reader.done:
+        crc = zlib.crc32(reader.feed(read_at(reader.offset, WINDOW)), crc)
+    if file.content_crc not in (None, crc):
+        raise DamagedError("checksum of the content")

@@ -25,7 +25,7 @@ from mta.fsio import Fsio
 from mta.queue import queue_file
 from mta.queue import queue_id as ids
 from mta.queue.api import Draft, FencedError, Job, Listing, Queue, QueueError, QueueFullError, Reason
-from mta.queue.queue_reader import ContentReader, DamagedError, QueueFile, decode
+from mta.queue.queue_reader import ContentReader, DamagedError, QueueFile, check_content, decode
 from mta.queue.reasons import decode_reasons, encode_reasons
 from mta.queue.store_claim import Opened, Opener
 from mta.queue.store_draft import SpoolDraft
@@ -65,7 +65,7 @@ class Claimed:
     warn_time: float  # as it stands in the file
     marks: list[tuple[int, bytes]] = field(default_factory=list)  # in place, not yet known to be durable
     failed: OSError | None = None
-    content_damaged: bool = False
+    damage: str = ""  # what was wrong with the content, as it was read
 
 
 class SpoolStore:
@@ -339,7 +339,7 @@ class SpoolStore:
         if not damage and held.file.content_crc not in (None, crc):
             damage = "checksum of the content"
         if damage:
-            held.content_damaged = True
+            held.damage = damage
             raise CorruptContentError(f"{job.queue_id}: {damage}")
 
     async def header(self, job: Job, limit: int) -> bytes:
@@ -437,12 +437,14 @@ class SpoolStore:
                 self.fsio.unlink(self.spool.path(name, job.queue_id))
 
     async def defer(self, job: Job, next_attempt: float, reasons: Mapping[int, Reason]) -> None:
-        """See QueueStore.  A message whose content was found damaged goes to CORRUPT instead."""
+        """See QueueStore.  A message whose content is damaged, at a second look too, goes to CORRUPT instead."""
         held = self._claimed(job)
         await self.flush_marks(job)
         try:
-            if held.content_damaged:
-                self.to_corrupt(job.queue_id, Queue.ACTIVE, held.path, held.fd, "content")
+            if held.damage:
+                await self._second_look(job, held)
+            if held.damage:
+                self.to_corrupt(job.queue_id, Queue.ACTIVE, held.path, held.fd, f"content: {held.damage}")
                 self._let_go(job, held)
                 return
             self._count_crashes(held, 0)
@@ -451,6 +453,21 @@ class SpoolStore:
         except OSError as error:
             raise queue_error(error, f"{job.queue_id}: defer") from error
         self._move_away(job, held, Queue.DEFERRED)
+
+    async def _second_look(self, job: Job, held: Claimed) -> None:
+        """Was it the device or the file that was wrong?  Content that can be read now is as good as any."""
+        first, held.damage = held.damage, await self.fsio.run(self._damage, held)
+        if not held.damage:
+            self.log.warning("qmgr", f"{job.queue_id}: content read wrong once ({first}), not damaged as far as known")
+
+    def _damage(self, held: Claimed) -> str:
+        try:
+            check_content(lambda offset, size: self.fsio.pread(held.fd, size, offset), held.file)
+        except DamagedError as error:
+            return str(error)
+        except OSError as error:
+            return str(error) if error.errno in UNREADABLE else ""
+        return ""
 
     async def _write_reasons(self, job: Job, reasons: Mapping[int, Reason]) -> None:
         todo = job.todo

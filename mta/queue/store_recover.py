@@ -19,7 +19,6 @@ See also: mta/INTERNALS.md
 import asyncio
 import contextlib
 import os
-import zlib
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from itertools import islice
@@ -28,7 +27,7 @@ from typing import TYPE_CHECKING
 from mta.queue import queue_file
 from mta.queue import queue_id as ids
 from mta.queue.api import FencedError, Parent, Queue
-from mta.queue.queue_reader import ContentReader, DamagedError, QueueFile, decode
+from mta.queue.queue_reader import DamagedError, QueueFile, check_content, decode
 from mta.queue.store_listing import SLICE, files
 from mta.queue.store_maildrop import Maildrop
 from mta.queue.store_spool import WRITING, is_ready, remove_unlocked
@@ -38,7 +37,6 @@ if TYPE_CHECKING:
     from mta.queue.store import SpoolStore
 
 TOGETHER = 100  # files flushed at a time
-READ_SIZE = 1 << 17  # bytes of content read at a time
 PLACES = (Queue.ACTIVE, Queue.INCOMING, Queue.DEFERRED, Queue.HOLD)
 
 
@@ -179,24 +177,20 @@ class Recovery:
         try:
             if not is_ready(self._fsio.fstat(fd).st_mode) or not self._fsio.flock(fd):
                 return None
+
+            def read_at(offset: int, size: int) -> bytes:
+                return self._fsio.pread(fd, size, offset)
+
             try:
-                file = decode(lambda offset, size: self._fsio.pread(fd, size, offset))
+                file = decode(read_at)
                 if file.parent is not None or "submit_key" in file.others:
-                    self._read_content(fd, file)
+                    check_content(read_at, file)
             except DamagedError as error:
                 self._store.to_corrupt(queue_id, queue, path, fd, str(error))
                 return None
             return file
         finally:
             self._fsio.close_fd(fd)
-
-    def _read_content(self, fd: int, file: QueueFile) -> None:
-        """DamagedError unless it is what was committed."""
-        reader, crc = ContentReader(file.content_offset), 0
-        while not reader.done:
-            crc = zlib.crc32(reader.feed(self._fsio.pread(fd, READ_SIZE, reader.offset)), crc)
-        if file.content_crc not in (None, crc):
-            raise DamagedError("checksum of the content")
 
     async def _settle(self, child: Found) -> bool:
         """Apply a child to its parent; False: not now."""

@@ -144,7 +144,9 @@ def _judge(system: System, ledger: Ledger) -> list[str]:
     left = {name: files for name, files in system.queue().items() if files and name in ("hold", "corrupt")}
     refused = frozenset(r for _, r in ledger.bounced if r.startswith("perm"))
     wrong = ledger.verdict(queued, refused)
-    return wrong + [f"left in {name}: {[f.name for f in files[:5]]}" for name, files in left.items()]
+    log = system.log.read_text(errors="replace").splitlines() if left else []
+    said = [line for files in left.values() for f in files[:3] for line in log if f.name in line]
+    return wrong + [f"left in {name}: {[f.name for f in files[:5]]}" for name, files in left.items()] + said[-30:]
 
 
 def read_mailbox(system: System, ledger: Ledger) -> None:

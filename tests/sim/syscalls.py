@@ -202,8 +202,19 @@ class SimOs:
 
     def preadv(self, fd: int, buffers: Sequence[bytearray], offset: int, flags: int = 0) -> int:
         data = self.pread(fd, len(buffers[0]), offset)
+        if flags & os.RWF_NOWAIT and fd >= FIRST_FD:
+            data = self._in_memory(data, offset)
         buffers[0][: len(data)] = data
         return len(data)
+
+    def _in_memory(self, data: bytes, offset: int) -> bytes:
+        """What a read gets that may not wait: now and then not all, up to some page, or some byte."""
+        rng = current().rng
+        if rng.random() > 0.05:
+            return data
+        if not rng.randrange(3):
+            raise error(errno.EAGAIN)
+        return data[: rng.choice((PAGE - offset % PAGE, 0, 1, 2, 3, rng.randrange(100)))]
 
     def write(self, fd: int, data: bytes) -> int:
         if fd < FIRST_FD:

@@ -12,7 +12,7 @@ from typing import Protocol
 
 import pytest
 
-from mta.fsio import ENTROPY, Fsio, ThreadFlusher, fsync_now
+from mta.fsio import ENTROPY, LEAST, Fsio, ThreadFlusher, fsync_now
 from mta.linux_aio import CONTEXT_SIZE, FDSYNC, FSYNC, Done, LinuxAio
 from mta.linux_writeback import names_follow_files
 
@@ -491,6 +491,20 @@ async def test_what_is_not_in_memory_is_read_in_the_worker(
     monkeypatch.setattr(os, "pread", noted)
     assert [await fsio.read(fd, 4, 3), await fsio.read(fd, 4, 8)] == [b"3456", b"89"]
     assert cold.count == 2 and threading.get_ident() not in threads
+    fsio.close_fd(fd)
+
+
+async def test_a_few_bytes_that_are_in_memory_are_not_taken_for_the_end_of_a_file(
+    tmp_path: Path, opener: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsio = opener()
+    (tmp_path / "a").write_bytes(bytes(1000))
+    fd = fsio.open(f"{tmp_path}/a")
+    for count, got in [(0, 1000), (1, 1000), (LEAST - 1, 1000), (LEAST, LEAST), (1000, 1000)]:
+        monkeypatch.setattr(os, "preadv", lambda *_, count=count: count)
+        assert len(await fsio.read(fd, 1000, 0)) == got, count
+    monkeypatch.setattr(os, "preadv", lambda *_: 2)
+    assert len(await fsio.read(fd, 2, 0)) == 2
     fsio.close_fd(fd)
 
 

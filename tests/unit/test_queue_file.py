@@ -22,7 +22,7 @@ from mta.queue.queue_file import (
     encode_tail,
     record,
 )
-from mta.queue.queue_reader import ContentReader, DamagedError, QueueFile, decode
+from mta.queue.queue_reader import ContentReader, DamagedError, QueueFile, check_content, decode
 
 ARRIVAL = 1795217804.786757
 
@@ -373,6 +373,19 @@ def test_a_last_piece_without_its_line_end_gets_one_and_pointers_are_followed_in
         while not reader.done:
             out += reader.feed(raw[reader.offset : reader.offset + step])
         assert out == b"one\ntwo\n"
+
+
+def test_content_is_checked_to_its_end_against_what_was_committed() -> None:
+    raw = encoded(simple(), b"Subject: x\n\n" + b"text\n" * 30_000)
+    file = decoded(raw)
+    check_content(lambda offset, size: raw[offset : offset + size], file)
+    wrong = raw.replace(b"text", b"test")
+    with pytest.raises(DamagedError, match="checksum of the content"):
+        check_content(lambda offset, size: wrong[offset : offset + size], file)
+    with pytest.raises(DamagedError, match="ends early"):
+        check_content(lambda offset, size: raw[offset:70_000], file)
+    file.content_crc = None  # of a Postfix
+    check_content(lambda offset, size: wrong[offset : offset + size], file)
 
 
 def test_content_may_be_cut_at_any_byte() -> None:

@@ -437,11 +437,55 @@ async def test_only_a_device_that_cannot_read_a_message_makes_it_a_damaged_one(
     async def read(fd: int, size: int, offset: int) -> bytes:
         raise OSError(number, os.strerror(number))
 
+    def pread(fd: int, size: int, offset: int) -> bytes:
+        raise OSError(number, os.strerror(number))
+
     monkeypatch.setattr(spool.store.fsio, "read", read)
+    monkeypatch.setattr(spool.store.fsio, "pread", pread)
     with pytest.raises(CorruptContentError if queue == "corrupt" else QueueError):
         await spool.store.header(job, 100)
     await spool.store.defer(job, NOW, {})
     assert spool.names(queue) == [queue_id]
+
+
+@pytest.mark.parametrize("sender", ["a@src.test", "ab@src.test"])
+async def test_a_message_of_which_only_a_part_is_in_memory_is_read_whole(spool: Spooled, sender: str) -> None:
+    text = b"\n" * 60_000  # a record begins at every second byte, so at the last one of a page with one of the senders
+    queue_id = await spool.accept(content=text, sender=sender)
+    job = await spool.store.claim(queue_id)
+    assert job is not None
+    with spool.path("active", queue_id).open("rb") as file:
+        for kept in range(4096, 120_000, 4096):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)  # no more pages than asked for
+            os.pread(file.fileno(), kept, 0)
+            assert b"".join([chunk async for chunk in spool.store.content(job)]) == text, kept
+
+
+def out_of_memory(*_: object) -> bytes:
+    raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+
+@pytest.mark.parametrize("pread", [os.pread, out_of_memory])
+async def test_content_that_can_be_read_in_the_end_is_no_damaged_one(
+    spool: Spooled, monkeypatch: pytest.MonkeyPatch, pread: Callable[..., bytes]
+) -> None:
+    queue_id = await spool.accept()
+    job = await spool.store.claim(queue_id)
+    assert job is not None
+
+    async def read(fd: int, size: int, offset: int) -> bytes:
+        return b"N"
+
+    with monkeypatch.context() as patch:
+        patch.setattr(spool.store.fsio, "read", read)
+        with pytest.raises(CorruptContentError):
+            await spool.store.header(job, 100)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pread", pread)
+        await spool.store.defer(job, NOW, {})
+    assert spool.names("deferred") == [queue_id]
+    assert "read wrong once" in spool.log.lines[0]
 
 
 async def test_a_second_damaged_file_does_not_replace_the_first(spool: Spooled) -> None:
