@@ -34,6 +34,10 @@ class Clock:
             loop = self._loop = asyncio.get_running_loop()
         return loop.time()
 
+    def moment(self) -> int:
+        """Nanoseconds of the system's monotonic clock, now and not in the loop's last turn, alike in all processes."""
+        return time.monotonic_ns()
+
     async def sleep(self, seconds: float) -> None:
         """Wait; 0 or less lets other tasks run once."""
         await asyncio.sleep(max(0.0, seconds))

@@ -8,7 +8,7 @@ the load.  While clients are about to hand in more, a group waits for them, a fe
 (mta/company.py): a flush costs the machine more than a message does.  Writing a file begins when it asks to be
 flushed, not with its group: so all of a group have their place on the disk before the first of them makes the journal
 commit, and one commit does for all.  commit() flushes the files of a group together, then their directories together:
-one submission is not ordered within itself.  flush_soon() is for names that went away: nobody waits for it.  With
+one submission is not ordered within itself.  For names that went away see mta/fsio_soon.py.  With
 Linux AIO the kernel does it; without, 8 threads with one fsync each, never one thread in turn (each would pay for a
 journal commit of its own).
 
@@ -31,20 +31,19 @@ from typing import ParamSpec, Protocol, TypeVar
 
 from mta.clock import Clock
 from mta.company import GATHER, RECENT, Company
+from mta.fsio_soon import Finished, Soon
 from mta.linux_aio import FDSYNC, FSYNC, Done, LinuxAio
 from mta.linux_writeback import names_follow_files, start_writing
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-SOON = 0.02  # seconds until a directory given to flush_soon() is flushed
 ENTROPY = 1024  # random bytes asked of the system at once
 WORKERS = 8  # threads for blocking work, and as many for flushing where there is no AIO
 LEAST = 64  # bytes that read() gives at least where there are so many: more than the head of a record
 _NOT_SUPPORTED = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 
 Hook = Callable[[str, str | int], None]  # (operation, path or descriptor), called before each; may raise OSError
-Finished = Callable[[OSError | None], None]
 
 
 class Flusher(Protocol):
@@ -117,7 +116,7 @@ class Fsio:
         self._directories: dict[str, int] = {}
         self._journal = journal
         self._follows: dict[int, bool] = {}  # by directory: names_follow_files()
-        self._changed: dict[int, Finished] = {}  # directories to be flushed soon
+        self.soon = Soon(self.clock, lambda directory, done: self._commits.add(directory, -1, done))
         self._nowait = True
         self._entropy = b""
 
@@ -297,23 +296,19 @@ class Fsio:
         The descriptor must stay open until then.  `done` is called on the loop and must not raise.
         The second flush is left out where the first does it: it would commit what others have begun meanwhile.
         """
-        if self._journal:
-            if directory not in self._follows:
-                self._follows[directory] = names_follow_files(directory)
-            directory = -1 if self._follows[directory] else directory
+        directory = -1 if self._ordered(directory) else directory
         self.flusher(asyncio.get_running_loop()).begin(fd)
         self._commits.add(fd, directory, done)
 
     def flush_soon(self, directory: int, done: Finished) -> None:
-        """Flush a directory within SOON seconds; done(error) is called on the loop, once for all who asked."""
-        if not self._changed:
-            self.clock.call_later(SOON, self._flush_changed)
-        self._changed[directory] = done
+        """Make it durable that a name has gone; done(error) is called on the loop, see mta/fsio_soon.py."""
+        self.soon.add(directory, done, ordered=self._ordered(directory))
 
-    def _flush_changed(self) -> None:
-        changed, self._changed = self._changed, {}
-        for directory, done in changed.items():
-            self._commits.add(directory, -1, done)
+    def _ordered(self, directory: int) -> bool:
+        """Do names follow files there?"""
+        if self._journal and directory not in self._follows:
+            self._follows[directory] = names_follow_files(directory)
+        return self._follows.get(directory, False)
 
     async def flush(self, fd: int) -> None:
         """Wait until a file or directory is on the device with all its attributes."""
@@ -365,10 +360,9 @@ class Fsio:
 
     def close(self) -> None:
         """Finish what is in flight and release threads and descriptors."""
-        for directory in self._changed:
+        for directory in self.soon.take():
             with contextlib.suppress(OSError):
                 os.fsync(directory)
-        self._changed.clear()
         for flusher in (self._flusher, self._retired):
             if flusher is not None:
                 flusher.close()

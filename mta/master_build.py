@@ -276,7 +276,7 @@ def build_qmgr(core: Core, helper: HelperConnection | None) -> QueueManager:
         Scheduler(config.fill(SchedulerSettings), limits, default), resolve, core.agents, bounces, core.cleanup,
         core.clock, core.log,
     )  # fmt: skip
-    core.store.arrived = qmgr.arrived
+    core.store.arrived = lambda queue_id, _: qmgr.arrived(queue_id)
     return qmgr
 
 

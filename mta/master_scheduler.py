@@ -294,7 +294,12 @@ async def _serve(
         Administrator(core.store.spool, core.fsio, core.clock),
         DomainList("fast_flush_domains", control_settings.fast_flush_domains, core.context, parents=True),
     )  # fmt: skip
-    link = LinkServer(anvil, qmgr.arrived, core.log, demand.linked)
+
+    def announced(queue_id: str, named: int) -> None:
+        core.fsio.soon.durable(named)
+        qmgr.arrived(queue_id)
+
+    link = LinkServer(anvil, announced, core.log, demand.linked)
     await _listen_unix(running, core, sockets, control, submit, link)
     if listen:
         await listen_smtp(running, core, anvil, sockets)

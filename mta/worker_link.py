@@ -3,7 +3,8 @@
 One unix stream connection per worker, lines of text.  The scheduler says "H" when it has taken the connection:
 the listening socket outlives it, so a connection alone does not mean that anybody is there.  From the worker:
 
-    Q <queue-id>            a message is durable in the spool; answered "A <queue-id>"
+    Q <queue-id> <moment>   a message is durable in the spool, which got its name after this moment (Clock.moment;
+                            0 or missing: unknown); answered "A <queue-id>"
     C|D|M|R <seq> <address> a client connects | disconnects | sends MAIL | sends RCPT; C, M, R are answered
     "V <seq> ok" or "V <seq> <code> <enhanced> <text> ;; <for the log>"
     N                       counts anew: nothing is held for this worker
@@ -43,7 +44,7 @@ class LinkServer:
     """The scheduler's end: makes a protocol for each worker (loop.create_unix_server)."""
 
     def __init__(
-        self, anvil: Anvil, arrived: Callable[[str], None], log: Maillog, linked: Callable[[int], None] = _nothing
+        self, anvil: Anvil, arrived: Callable[[str, int], None], log: Maillog, linked: Callable[[int], None] = _nothing
     ) -> None:
         """linked: told 1 when a worker has come, -1 when it has gone, or listens no more."""
         self.anvil, self.arrived, self.log, self.linked = anvil, arrived, log, linked
@@ -154,8 +155,8 @@ class _WorkerEnd(Lines):
         """See the module."""
         held = self._held
         match line.split():
-            case ["Q", queue_id]:
-                self._link.arrived(queue_id)
+            case ["Q", queue_id, *named]:
+                self._link.arrived(queue_id, int(named[0]) if named else 0)
                 self.say(f"A {queue_id}\n")
             case ["D", _, address]:
                 if held.get(address, 0) > 0:

@@ -40,7 +40,7 @@ class LinkClient:
         """own: counts while there are no siblings; without it the scheduler always does."""
         self._path, self._clock, self.log, self._own = path, clock, log, own
         self.shared = own is None  # the scheduler counts
-        self._unacknowledged: dict[str, None] = {}
+        self._unacknowledged: dict[str, int] = {}
         self._asked: dict[str, asyncio.Future[Verdict]] = {}
         self._clients: dict[str, int] = {}
         self._seq = 0
@@ -72,8 +72,8 @@ class LinkClient:
         """A scheduler has taken the connection: say again what it may not know."""
         if self.shared:
             self._tell_clients(end)
-        for queue_id in self._unacknowledged:
-            end.say(f"Q {queue_id}\n")
+        for queue_id, named in self._unacknowledged.items():
+            end.say(f"Q {queue_id} {named}\n")
         if self._leaving:
             end.say("L\n")
         self._end = end
@@ -124,13 +124,13 @@ class LinkClient:
             return
         end.say(line)
 
-    def arrived(self, queue_id: str) -> None:
-        """Announce a message; what the log has to say of it so far comes first."""
+    def arrived(self, queue_id: str, named: int) -> None:
+        """Announce a message, named after this moment; what the log has to say of it so far comes first."""
         self.log.flush()
-        self._unacknowledged[queue_id] = None
+        self._unacknowledged[queue_id] = named
         if len(self._unacknowledged) > MAX_UNACKNOWLEDGED:
             del self._unacknowledged[next(iter(self._unacknowledged))]
-        self._send(f"Q {queue_id}\n")
+        self._send(f"Q {queue_id} {named}\n")
 
     def leaving(self) -> None:
         """This worker listens no more: somebody else must take the next client."""

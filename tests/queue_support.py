@@ -41,7 +41,7 @@ class Spooled:
         chosen = settings(root, long=long, depth=depth, limit=limit)
         create_spool(chosen, self.fsio)
         self.store = SpoolStore(chosen, self.fsio, Clock(wall=lambda: self.now), self.log, owner=owner)
-        self.store.arrived = self.arrived.append
+        self.store.arrived = lambda queue_id, _: self.arrived.append(queue_id)
 
     def names(self, queue: str) -> list[str]:
         """Names of files in a queue, hash directories looked through."""

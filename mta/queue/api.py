@@ -137,7 +137,8 @@ class QueueStore(Protocol):
     release(children) -> finish or defer.  A crash anywhere in between is repaired by recover().
     """
 
-    arrived: Callable[[str], None]  # called with the id of each message that has become claimable here
+    arrived: Callable[[str, int], None]
+    """Called with the id of each message that has become claimable here, and the Clock.moment before it got it."""
 
     async def recover(self) -> None:
         """At start, once, by the process that owns the queue: settle children of a crash, empty ACTIVE, sweep."""

@@ -75,7 +75,7 @@ class SpoolStore:
         """owner: this process runs the queue; False for one that only drafts."""
         self.settings, self.fsio, self.clock, self.log = settings, fsio, clock, log
         self.spool = Spool(settings, fsio)
-        self.arrived: Callable[[str], None] = lambda _: None
+        self.arrived: Callable[[str, int], None] = lambda _id, _named: None
         self.owner = owner
         self.handler_crashed = False  # the last owner of the queue died alone: see Recovery
         self.submit_keys: dict[str, str] = {}  # key -> queue id of messages found by recover()
@@ -117,7 +117,7 @@ class SpoolStore:
         for queue_id, fd, again in waiting:
             if await again():
                 self._close(fd)
-                self.arrived(queue_id)
+                self.arrived(queue_id, 0)
             else:
                 self._locked.append((queue_id, fd, again))
 

@@ -58,6 +58,7 @@ class SpoolDraft:
         self._error: OSError | None = None
         self._outcome: asyncio.Future[None] | None = None
         self._child = self._parked = False
+        self._named = 0  # moment before it got its name
         self._fsio.company.here(self)
 
     def envelope(self, envelope: Envelope) -> None:
@@ -136,6 +137,7 @@ class SpoolDraft:
                 raise self._error
             self._complete(parent, attributes)
             self._fsio.fchmod(self._fd, READY)
+            self._named = self._store.clock.moment()
             self._path = self._store.spool.move(self._path, queue, self.queue_id)
             directory = self._fsio.directory(self._path[: -len(self.queue_id) - 1])
         except OSError as error:
@@ -179,7 +181,9 @@ class SpoolDraft:
             self._store.disk_failed(error)
             if waiting is not None:
                 waiting.set_exception(queue_error(error, "flush"))
-        elif not self._child:
+            return
+        self._fsio.soon.durable(self._named)
+        if not self._child:
             self._let_go()
         else:
             self.state = State.HELD
@@ -191,7 +195,7 @@ class SpoolDraft:
         with contextlib.suppress(OSError):
             self._fsio.close_fd(self._fd)
         if not self._parked:
-            self._store.arrived(self.queue_id)
+            self._store.arrived(self.queue_id, self._named)
 
     def release(self) -> None:
         """The parent's marks are durable: unlock the child.  Does nothing the second time."""

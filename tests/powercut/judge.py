@@ -34,6 +34,9 @@ class Verdict:
     counts: Counter[str] = field(default_factory=Counter)
 
 
+A_CALL = 0.002  # seconds from the step before a call to its end; it may be another process's
+
+
 @dataclass(frozen=True, slots=True)
 class Cutoff:
     """When the power failed, when the MTA ran again (monotonic clock; infinite: never), and what had happened."""
@@ -54,7 +57,12 @@ class Cutoff:
             if marks >= sum(when < flush.begun for when in times):
                 return True
         removed = [r.begun for r in self.trace if r.name == "unlink" and r.detail.endswith(file) and r.begun > since]
-        return any(self._synced("/active", when) for when in removed)
+        return any(self._synced("/active", when) or self._followed(when) for when in removed)
+
+    def _followed(self, removal: float) -> bool:
+        """Is a message durable that got its name after this removal?  (mta/fsio_soon.py)"""
+        named = (r for r in self.trace if r.name == "rename" and "/incoming/" in r.detail)
+        return any(self._synced(r.detail, r.begun) for r in named if r.begun > removal + A_CALL)
 
     def _synced(self, end: str, since: float) -> list[Record]:
         flushes = (r for r in self.trace if r.name == "synced" and r.detail.endswith(end))

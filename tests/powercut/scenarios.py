@@ -61,6 +61,11 @@ def _second_failure(world: World, name: str) -> None:
     world.smtp([(name, f"slow-{name}@sink.test", ["perm@sink.test", "late@sink.test"], SMALL)])
 
 
+def _procession(world: World, name: str) -> None:
+    """Each is delivered while the next one is accepted, and its removal is durable with that."""
+    world.smtp([(f"{name}-{n}", "back@sink.test", ["ok@sink.test"], SMALL) for n in range(6)])
+
+
 def _alias(world: World, name: str) -> None:
     """One leaf is delivered, one deferred, one refused."""
     world.smtp([(name, f"back-{name}@sink.test", [LIST, "ok@sink.test"], SMALL)])
@@ -76,5 +81,6 @@ SCENARIOS = {
     "early-child": Scenario("report and alias while marks are slow", _early_child, 50, delay=0.15),
     "second-failure": Scenario("one fails while the other's report waits", _second_failure, 50),
     "alias": Scenario("an alias whose leaves half succeed", _alias, 40),
+    "procession": Scenario("six messages one after the other", _procession, 60),
     "two-disks": Scenario("as mailboxes, spool and homes on two disks", _mailboxes, 60, two=True),
 }

@@ -45,6 +45,15 @@ def test_a_power_cut_breaks_no_promise(kind: str, cut: str, capsys: pytest.Captu
     assert len(run.stdout.splitlines()) == 1 + len(wanted) + 1
 
 
+@pytest.mark.needs_root
+def test_a_message_named_later_makes_durable_what_was_removed_before() -> None:
+    order = [sys.executable, "-m", "tests.powercut.order", "--rounds=12", f"--seed={SEED}"]
+    run = subprocess.run(order, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT, check=False)
+    assert run.returncode == 0 and "0 came back, 0 lost" in run.stdout, f"{run.stdout}{run.stderr}"
+    run = subprocess.run([*order, "--control"], cwd=ROOT, capture_output=True, text=True, timeout=LIMIT, check=False)
+    assert run.returncode == 1 and " lost" in run.stdout, "a check that finds nothing where nothing is promised"
+
+
 # -- the judge itself -------------------------------------------------------------------------------------
 
 NEVER = float("inf")

@@ -5,7 +5,8 @@ import contextlib
 from collections.abc import Iterator
 from unittest.mock import patch
 
-from mta.fsio import Finished, Fsio
+from mta.fsio import Fsio
+from mta.fsio_soon import Finished
 from mta.queue.api import Job
 from mta.queue.store import Claimed, SpoolStore
 

@@ -266,7 +266,7 @@ class Worker:
 
     def __init__(self, world: World, process: Process, config: Config, announce: Callable[[str], None]) -> None:
         core = _core(world, process, config, owner=False)
-        core.store.arrived = announce
+        core.store.arrived = lambda queue_id, _: announce(queue_id)
         self.server = build_smtpd(core, config, build_anvil(core), "smtpd")
         world.net.listen((ADDRESS, 25), self.server.factory)
 

@@ -150,10 +150,11 @@ async def test_directories_that_lost_names_are_flushed_once_for_all(tmp_path: Pa
     directory = fsio.directory(str(tmp_path))
     order: list[str | int] = []
     fsio.hook = lambda _, fd: order.append(fd)
-    done: asyncio.Future[OSError | None] = asyncio.get_running_loop().create_future()
-    for _ in range(3):
-        fsio.flush_soon(directory, done.set_result)
-    assert await done is None
+    loop = asyncio.get_running_loop()
+    done: list[asyncio.Future[OSError | None]] = [loop.create_future() for _ in range(3)]
+    for each in done:
+        fsio.flush_soon(directory, each.set_result)
+    assert await asyncio.gather(*done) == [None, None, None]
     assert order == [directory]
 
 

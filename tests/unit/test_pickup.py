@@ -134,7 +134,7 @@ async def test_an_envelope_that_would_fill_the_memory_is_not_read(world: World) 
 
 async def test_it_scans_at_once_when_poked_and_every_minute(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     arrived: asyncio.Queue[str] = asyncio.Queue()
-    world.store.arrived = arrived.put_nowait
+    world.store.arrived = lambda queue_id, _: arrived.put_nowait(queue_id)
     drop(world, message(), "A1")
     task = asyncio.ensure_future(world.pickup.run())
     try:

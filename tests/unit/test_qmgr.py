@@ -102,7 +102,7 @@ class World:
             Scheduler(SchedulerSettings(5, 1, 300.0), {}, TransportLimits(100, 20, 50)),
             self.resolve, {"smtp": self.agent}, self.notices, self, clock, self.log,
         )  # fmt: skip
-        self.store.arrived = self.qmgr.arrived
+        self.store.arrived = lambda queue_id, _: self.qmgr.arrived(queue_id)
         self.unresolvable: set[str] = set()
         self.children: list[Envelope] = []
         self.refuse_child: Exception | None = None

@@ -43,7 +43,7 @@ class Ends:
     def __init__(self, path: str) -> None:
         self.path, self.sink = path, Lines()
         self.log = Maillog(MaillogSettings("", "postfix", "host"), Clock(), self.sink)
-        self.arrived: list[str] = []
+        self.arrived: list[tuple[str, int]] = []
         self.tasks: list[asyncio.Task[None]] = []
         self.server: asyncio.Server | None = None
         self.ends: list[asyncio.Protocol] = []
@@ -58,7 +58,7 @@ class Ends:
         def linked(change: int) -> None:
             self.listening += change
 
-        link = LinkServer(self.anvil, self.arrived.append, self.log, linked)
+        link = LinkServer(self.anvil, lambda queue_id, named: self.arrived.append((queue_id, named)), self.log, linked)
 
         def factory() -> asyncio.Protocol:
             end = Deaf() if self.deaf else link.factory()
@@ -104,17 +104,17 @@ async def ends() -> AsyncIterator[Ends]:
 
 async def test_what_is_announced_while_nobody_listens_is_announced_later(ends: Ends) -> None:
     worker = ends.worker()
-    worker.arrived("4FA1")
+    worker.arrived("4FA1", 1)
     await ends.scheduler()
-    await until(lambda: ends.arrived == ["4FA1"])
-    worker.arrived("4FA2")
-    await until(lambda: ends.arrived == ["4FA1", "4FA2"])
+    await until(lambda: ends.arrived == [("4FA1", 1)])
+    worker.arrived("4FA2", 2)
+    await until(lambda: ends.arrived == [("4FA1", 1), ("4FA2", 2)])
     await worker.settled(10)
     await ends.kill_scheduler()
     await until(lambda: not worker.up)
-    worker.arrived("4FA3")
+    worker.arrived("4FA3", 3)
     await ends.scheduler()
-    await until(lambda: ends.arrived[2:] == ["4FA3"])
+    await until(lambda: ends.arrived[2:] == [("4FA3", 3)])
 
 
 async def test_an_announcement_without_an_answer_is_repeated_to_the_next_scheduler(ends: Ends) -> None:
@@ -122,12 +122,12 @@ async def test_an_announcement_without_an_answer_is_repeated_to_the_next_schedul
     await ends.scheduler()
     worker = ends.worker()
     await until(lambda: worker.up)
-    worker.arrived("4FA1")
+    worker.arrived("4FA1", 1)
     await asyncio.sleep(0.05)
     await ends.kill_scheduler()
     ends.deaf = False
     await ends.scheduler()
-    await until(lambda: ends.arrived == ["4FA1"])
+    await until(lambda: ends.arrived == [("4FA1", 1)])
 
 
 async def test_workers_share_their_counters_and_a_lost_worker_holds_nothing(ends: Ends) -> None:
@@ -315,5 +315,5 @@ async def test_what_the_log_says_of_a_message_is_written_before_the_message_is_a
     worker = ends.worker()
     worker.log.write("smtpd", "4FA1: client=c.example[192.0.2.1]")
     assert ends.sink.lines == []
-    worker.arrived("4FA1")
+    worker.arrived("4FA1", 1)
     assert ends.sink.lines[-1].endswith("4FA1: client=c.example[192.0.2.1]")
