@@ -27,6 +27,7 @@ from mta.dns.mx import Shuffle, Target
 from mta.dns.resolver import Resolver
 from mta.envelope import Recipient
 from mta.maillog import Maillog
+from mta.outbox import Outbox
 from mta.smtp.client import Client, Fate, Transaction
 from mta.smtp.reply import Reply
 from mta.tls import ClientTls, describe, needs_more_than_may
@@ -59,6 +60,7 @@ class SmtpAgent:
         self.log, self.clock, self.lmtp = log, clock, lmtp
         self.router = Router(settings, resolver, log, own_addresses, shuffle)
         self.pool = Pool(settings, clock)
+        self.outbox = Outbox()
         self._destinations: dict[str, list[Destination]] = {}
         self._ignored = frozenset(word.upper() for word in settings.smtp_discard_ehlo_keywords)
 
@@ -96,7 +98,7 @@ class SmtpAgent:
             ehlo="never" if settings.smtp_never_send_ehlo else "always" if settings.smtp_always_send_ehlo else "banner",
             ignored=self._ignored,
         )
-        return Session(client, target.host, target.address, destination.port, settings, self.clock)
+        return Session(client, target.host, target.address, destination.port, settings, self.clock, self.outbox)
 
     async def connect(self, session: Session, destination: Destination) -> Failure | None:
         """Make the connection; None: it stands."""

@@ -20,6 +20,7 @@ from typing import cast
 from mta.clock import Clock
 from mta.deliver.request import CorruptContentError
 from mta.deliver.smtp_settings import SmtpSettings
+from mta.outbox import Outbox
 from mta.record import dataclass
 from mta.smtp.client import (
     HANDSHAKE_STEPS,
@@ -104,7 +105,7 @@ class Session(asyncio.Protocol):
     """host, address, port: the peer, for texts; port 0: a unix socket.  clock and settings: for the deadlines."""
 
     def __init__(
-        self, client: Client, host: str, address: str, port: int, settings: SmtpSettings, clock: Clock
+        self, client: Client, host: str, address: str, port: int, settings: SmtpSettings, clock: Clock, outbox: Outbox
     ) -> None:
         self.client = client
         self.host = host
@@ -116,7 +117,7 @@ class Session(asyncio.Protocol):
         self.reusable = False
         self.reset_needed = False
         self.on_lost: Callable[[Session], None] | None = None
-        self._clock, self._settings = clock, settings
+        self._clock, self._settings, self._outbox = clock, settings, outbox
         self._transport: asyncio.Transport | None = None
         self._failure: Failure | None = None
         self._lost = False
@@ -216,10 +217,12 @@ class Session(asyncio.Protocol):
             return False
         return self._transport is not None and not self._transport.is_closing()
 
-    def _put(self, data: bytes) -> None:
-        """Write; into a connection that is closing, nothing."""
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(data)
+    def _put(self, data: bytes, *, now: bool = False) -> None:
+        """Write; into a connection that is closing, nothing.  now: see at once whether the peer takes it."""
+        if data and self._transport is not None and not self._transport.is_closing():
+            self._outbox.write(self._transport, data)
+            if now:
+                self._outbox.flush()
 
     # -- the message ------------------------------------------------------------------------------
 
@@ -272,7 +275,7 @@ class Session(asyncio.Protocol):
         """Write and wait until the kernel has it all; False when the session ended meanwhile."""
         if self._failure is not None or not self._busy:
             return False
-        self._put(piece)
+        self._put(piece, now=True)
         while self._paused and self._busy and self._failure is None:
             self._arm()
             await self._wait()
@@ -370,7 +373,7 @@ class Session(asyncio.Protocol):
         elif not (reply.is_temporary or reply.is_permanent):
             reply = Reply(451, "4.5.0", reply.text)
         text = f"host {self.namaddr} refused to talk to me: {words(heard)}"
-        self._put(b"QUIT\r\n")
+        self._put(b"QUIT\r\n", now=True)
         if self._transport is not None:
             self._transport.close()
         self._fail(Failure(reply, text, heard))

@@ -20,6 +20,7 @@ from typing import Any
 from mta.clock import Clock
 from mta.company import Company
 from mta.descriptors import limit
+from mta.outbox import Outbox
 from mta.smtp.reply import Reply
 from mta.smtpd.facts import Facts, Stage
 from mta.smtpd.ports import Anvil, Cleanup, Log, PeerNames, Policy
@@ -111,6 +112,7 @@ class SMTPServer:
         self.log, self.clock, self.tls, self.service = log, clock, tls, service
         self.plan = SessionPlan(settings, tls=tls is not None)
         self.loop = asyncio.get_running_loop()
+        self.outbox = Outbox()
         self.sets_no_delay = not type(self.loop).__module__.startswith("uvloop")  # which does it itself
         self.descriptors = limit()
         self.buffer = memoryview(bytearray(BUFFER))
@@ -165,6 +167,7 @@ class SMTPServer:
         self._empty.clear()
         for connection in list(self.connections):
             connection.shutdown()
+        self.outbox.flush()
         if not self.connections:
             return True
         try:
@@ -176,5 +179,6 @@ class SMTPServer:
 
     def close(self) -> None:
         """Drop what is left; a commit under way still ends in the queue or not at all, and can be awaited."""
+        self.outbox.flush()
         for connection in list(self.connections):
             connection.abort()

@@ -212,7 +212,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _write(self, out: list[bytes]) -> None:
         if out and self.transport is not None:
-            self.transport.write(out[0] if len(out) == 1 else b"".join(out))
+            self.server.outbox.write(self.transport, out[0] if len(out) == 1 else b"".join(out))
         out.clear()
 
     def _settle(self) -> None:
@@ -433,6 +433,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _start_tls(self, event: StartTls) -> None:
         self._handshaking = True
+        self.server.outbox.flush()
         task = self.server.loop.create_task(self._handshake())
         self.server.handshakes.add(task)
         task.add_done_callback(partial(self._secured, event.token))
@@ -498,7 +499,7 @@ class Connection(asyncio.BufferedProtocol):
         self.server.company.gone(self)
         if transport is None:
             return
-        transport.close()
+        self.server.outbox.close(transport)
         if self._timer is not None:
             self._timer.cancel()
         self._timer = self.server.clock.call_later(CLOSING_TIME, self._hang_up)
