@@ -5,12 +5,13 @@ count the operations and kill the process, or fail, at the n-th (`hook`).
 
 Flushing is done in groups.  Whoever is ready while a group is in flight joins the next one, so the group grows with
 the load.  While clients are about to hand in more, a group waits for them, a few milliseconds at most
-(mta/company.py): a flush costs the machine more than a message does.  Writing a file begins when it asks to be
-flushed, not with its group: so all of a group have their place on the disk before the first of them makes the journal
-commit, and one commit does for all.  commit() flushes the files of a group together, then their directories together:
-one submission is not ordered within itself.  For names that went away see mta/fsio_soon.py.  With
-Linux AIO the kernel does it; without, 8 threads with one fsync each, never one thread in turn (each would pay for a
-journal commit of its own).
+(mta/company.py): a flush costs the machine more than a message does.  Writing a file begins before its group is
+flushed: so all of a group have their place on the disk before the first of them makes the journal commit, and one
+commit does for all.  It begins for TOGETHER of them at a time: each by itself wakes the device's driver, which costs a
+tenth of a message, and all of them at the end of the group would be two commits.  A large one begins at once.
+commit() flushes the files of a group together, then their directories together: one submission is not ordered within
+itself.  For names that went away see mta/fsio_soon.py.  With Linux AIO the kernel does it; without, 8 threads with one
+fsync each, never one thread in turn (each would pay for a journal commit of its own).
 
 Never flush a descriptor again after an error: the kernel marks the pages clean and the second call lies.
 
@@ -40,6 +41,7 @@ T = TypeVar("T")
 
 ENTROPY = 1024  # random bytes asked of the system at once
 WORKERS = 8  # threads for blocking work, and as many for flushing where there is no AIO
+TOGETHER = 4  # files that begin to be written together
 LEAST = 64  # bytes that read() gives at least where there are so many: more than the head of a record
 _NOT_SUPPORTED = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 
@@ -290,15 +292,16 @@ class Fsio:
 
     # -- durability -------------------------------------------------------------------------------
 
-    def commit(self, fd: int, directory: int, done: Finished) -> None:
+    def commit(self, fd: int, directory: int, done: Finished, *, large: bool = False) -> None:
         """Flush a file, then the directory that holds its name; done(None) when both are on the device.
 
         The descriptor must stay open until then.  `done` is called on the loop and must not raise.
         The second flush is left out where the first does it: it would commit what others have begun meanwhile.
+        large: so much was written that the device had better begin at once.
         """
         directory = -1 if self._ordered(directory) else directory
-        self.flusher(asyncio.get_running_loop()).begin(fd)
         self._commits.add(fd, directory, done)
+        self._commits.write(fd, now=large)
 
     def flush_soon(self, directory: int, done: Finished) -> None:
         """Make it durable that a name has gone; done(error) is called on the loop, see mta/fsio_soon.py."""
@@ -381,6 +384,7 @@ class _Groups:
     def __init__(self, fsio: Fsio, op: int) -> None:
         self._fsio, self._op = fsio, op
         self._waiting: list[tuple[int, int, Finished]] = []
+        self._unwritten: list[int] = []  # descriptors of those that wait
         self._busy = False
         self._gathering = False  # a group waits for company, until
         self._latest = 0.0  # this time of the loop, and looks who is left when
@@ -396,6 +400,18 @@ class _Groups:
             self._loop.call_soon(self._gather)
         elif self._gathering and not self._fsio.company.expected():
             self._alone()
+
+    def write(self, fd: int, *, now: bool) -> None:
+        """Begin to write one that was added: with others, at the latest when its group is flushed."""
+        self._unwritten.append(fd)
+        if now or len(self._unwritten) == TOGETHER:
+            self._begin()
+
+    def _begin(self) -> None:
+        flusher = self._fsio.flusher(self._loop)
+        for fd in self._unwritten:
+            flusher.begin(fd)
+        self._unwritten.clear()
 
     def _gather(self) -> None:
         if self._op == FSYNC and self._fsio.company.expected():
@@ -427,6 +443,9 @@ class _Groups:
     def _start(self) -> None:
         group, self._waiting = self._waiting, []
         fds = list({fd for fd, _, _ in group})
+        if len(fds) > 1:  # alone it gains nothing
+            self._begin()
+        self._unwritten.clear()
         self._submit("flush", fds, self._op, lambda errors: self._files_done(group, errors))
 
     def _files_done(self, group: list[tuple[int, int, Finished]], errors: dict[int, OSError]) -> None:

@@ -149,7 +149,7 @@ class SpoolDraft:
         self.state = State.FLUSHING
         self._fsio.company.gone(self)
         self._outcome = asyncio.get_running_loop().create_future()
-        self._fsio.commit(self._fd, directory, self._flushed)
+        self._fsio.commit(self._fd, directory, self._flushed, large=self._spilled)
         await self._outcome
 
     def _complete(self, parent: Parent | None, attributes: Mapping[str, str] | None) -> None:

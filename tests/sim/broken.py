@@ -11,7 +11,7 @@ from mta.queue.api import Job
 from mta.queue.store import Claimed, SpoolStore
 
 
-def _never_flushed(self: Fsio, fd: int, directory: int, done: Finished) -> None:
+def _never_flushed(self: Fsio, fd: int, directory: int, done: Finished, *, large: bool = False) -> None:
     asyncio.get_running_loop().call_soon(done, None)
 
 

@@ -12,7 +12,7 @@ from typing import Protocol
 
 import pytest
 
-from mta.fsio import ENTROPY, LEAST, Fsio, ThreadFlusher, fsync_now
+from mta.fsio import ENTROPY, LEAST, TOGETHER, Fsio, ThreadFlusher, fsync_now
 from mta.linux_aio import CONTEXT_SIZE, FDSYNC, FSYNC, Done, LinuxAio
 from mta.linux_writeback import names_follow_files
 
@@ -348,6 +348,53 @@ class _NoFsyncInAio:
 
     def close(self) -> None:
         self.closed = True
+
+
+class _Recorder:
+    """A device that is always done at once, and what was asked of it."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, list[int]]] = []
+
+    def begin(self, fd: int) -> None:
+        self.asked.append(("begin", [fd]))
+
+    def submit(self, fds: Sequence[int], op: int, done: Done) -> None:
+        self.asked.append(("flush", sorted(fds)))
+        results: list[OSError | None] = [None] * len(fds)
+        asyncio.get_running_loop().call_soon(done, results)
+
+    def close(self) -> None:
+        return
+
+
+async def test_files_begin_to_be_written_some_at_a_time_before_their_group_is_flushed_and_large_ones_at_once() -> None:
+    fsio, device = Fsio(), _Recorder()
+    fsio._flusher = device
+    loop = asyncio.get_running_loop()
+
+    def commit(fd: int, *, large: bool = False) -> asyncio.Future[OSError | None]:
+        waiter: asyncio.Future[OSError | None] = loop.create_future()
+        fsio.commit(fd, -1, waiter.set_result, large=large)
+        return waiter
+
+    try:
+        alone = commit(100)
+        assert await alone is None
+        assert device.asked == [("flush", [100])], "alone it gains nothing"
+        device.asked.clear()
+        waiting = [commit(fd) for fd in range(101, 101 + TOGETHER)]
+        some = [("begin", [fd]) for fd in range(101, 101 + TOGETHER)]
+        assert device.asked == some
+        waiting += [commit(201), commit(202, large=True)]
+        some += [("begin", [201]), ("begin", [202])]
+        assert device.asked == some
+        waiting.append(commit(301))
+        await asyncio.gather(*waiting)
+        assert device.asked[:-1] == [*some, ("begin", [301])]
+        assert device.asked[-1] == ("flush", [*range(101, 101 + TOGETHER), 201, 202, 301])
+    finally:
+        fsio.close()
 
 
 async def test_a_kernel_whose_aio_cannot_flush_is_served_by_threads(tmp_path: Path) -> None:
