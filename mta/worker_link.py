@@ -4,7 +4,7 @@ One unix stream connection per worker, lines of text.  The scheduler says "H" wh
 the listening socket outlives it, so a connection alone does not mean that anybody is there.  From the worker:
 
     Q <queue-id> <moment>   a message is durable in the spool, which got its name after this moment (Clock.moment;
-                            0 or missing: unknown); answered "A <queue-id>"
+                            0: unknown); answered "A <queue-id>"
     C|D|M|R <seq> <address> a client connects | disconnects | sends MAIL | sends RCPT; C, M, R are answered
     "V <seq> ok" or "V <seq> <code> <enhanced> <text> ;; <for the log>"
     N                       counts anew: nothing is held for this worker
@@ -155,8 +155,8 @@ class _WorkerEnd(Lines):
         """See the module."""
         held = self._held
         match line.split():
-            case ["Q", queue_id, *named]:
-                self._link.arrived(queue_id, int(named[0]) if named else 0)
+            case ["Q", queue_id, named]:
+                self._link.arrived(queue_id, int(named))
                 self.say(f"A {queue_id}\n")
             case ["D", _, address]:
                 if held.get(address, 0) > 0:

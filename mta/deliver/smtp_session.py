@@ -219,7 +219,7 @@ class Session(asyncio.Protocol):
 
     def _put(self, data: bytes, *, now: bool = False) -> None:
         """Write; into a connection that is closing, nothing.  now: see at once whether the peer takes it."""
-        if data and self._transport is not None and not self._transport.is_closing():
+        if self._transport is not None and not self._transport.is_closing():
             self._outbox.write(self._transport, data)
             if now:
                 self._outbox.flush()
