@@ -17,6 +17,7 @@ from dataclasses import field
 from mta.config.config import Config
 from mta.control import Control, ControlSettings, guarded
 from mta.deliver.local_client import HelperConnection
+from mta.linux_sched import stay_in_the_background
 from mta.lookup.match_list import DomainList
 from mta.master_build import Core, build_anvil, build_core, build_qmgr, build_smtpd, build_stdin_smtpd
 from mta.master_demand import Demand
@@ -142,6 +143,8 @@ def run_scheduler(
     config: Config, sockets: Sockets, helper: HelperConnection | None, hooks: Hooks, *, listen: bool
 ) -> int:
     """The process's whole life; returns its exit status.  listen: SMTP too (smtpd_processes = 0)."""
+    if not listen:
+        stay_in_the_background()
     lock = _lock_queue(config)
     try:
         crashed = not listen and _predecessor_crashed(lock)

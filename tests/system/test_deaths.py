@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from mta.linux_sched import BACKGROUND, slice_of
 from tests.system.support_lifecycle import Client, Instance, instance, started, until
 from tests.system.support_system import DOMAIN, local_user, mailbox_of, queued
 
@@ -138,6 +139,18 @@ def held_clients(stack: contextlib.ExitStack, port: int) -> list[Client]:
 def refused(port: int) -> bool:
     with Client(port) as client:
         return client.greeting.startswith("421 ")
+
+
+def test_the_scheduler_leaves_the_processor_to_those_who_wake_and_workers_do_not() -> None:
+    with started(smtpd_processes="1") as system:
+        try:
+            usual = slice_of(os.getpid())
+        except OSError as error:
+            pytest.skip(f"sched_getattr: {error}")
+        if not usual:
+            pytest.skip("before Linux 6.12 nobody has slices of his own")
+        until(lambda: slice_of(system.scheduler) == BACKGROUND, "long slices")
+        assert [slice_of(worker) for worker in system.workers] == [usual]
 
 
 def test_clients_are_served_while_nobody_counts_them() -> None:
