@@ -4,12 +4,14 @@ Most questions of a session are answered without waiting (a table in memory, an 
 for each would cost more than the answer.  Python 3.12 has eager tasks for this.  Before, the first step runs
 here under a stand-in for the Task, so that code which asks for the current task (asyncio.timeout does) still
 works when the coroutine goes on in a real one.
+
+then() makes no Task at all, for a coroutine that mostly has to wait, and for one thing.
 """
 
 import asyncio
 import sys
 import types
-from collections.abc import Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator
 from typing import Generic, TypeVar, cast
 
 from mta.record import dataclass
@@ -80,3 +82,35 @@ def start(coroutine: Coroutine[object, None, T], loop: asyncio.AbstractEventLoop
     task = loop.create_task(go_on())
     stand_in.task = task
     return task
+
+
+def then(coroutine: Coroutine[object, None, T], done: Callable[[T], None]) -> Done[T] | None:
+    """Run as far as possible now; the futures that it waits for run the rest, and done(its value) ends it.
+
+    Two turns of the loop earlier than with a Task.  Nobody can cancel it; it must not ask for the current task, as
+    asyncio.timeout does, nor raise: a later exception is only reported by the loop, and `done` never called.
+    """
+    try:
+        waiting = coroutine.send(None)
+    except StopIteration as stop:
+        return Done(cast(T, stop.value))
+    _follow(coroutine, done, waiting)
+    return None
+
+
+def _follow(coroutine: Coroutine[object, None, T], done: Callable[[T], None], waiting: object) -> None:
+    if waiting is None:  # a bare yield: only a turn of the loop
+        asyncio.get_running_loop().call_soon(_go_on, coroutine, done)
+        return
+    future = cast("asyncio.Future[object]", waiting)
+    future._asyncio_future_blocking = False  # as a Task does: it was awaited by somebody who knows how
+    future.add_done_callback(lambda _: _go_on(coroutine, done))
+
+
+def _go_on(coroutine: Coroutine[object, None, T], done: Callable[[T], None]) -> None:
+    try:
+        waiting = coroutine.send(None)
+    except StopIteration as stop:
+        done(cast(T, stop.value))
+    else:
+        _follow(coroutine, done, waiting)

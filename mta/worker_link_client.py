@@ -44,6 +44,7 @@ class LinkClient:
         self._asked: dict[str, asyncio.Future[Verdict]] = {}
         self._clients: dict[str, int] = {}
         self._seq = 0
+        self._unsaid: list[str] = []  # announcements of this turn of the loop
         self._leaving = False
         self._end: _SchedulerEnd | None = None
 
@@ -72,6 +73,7 @@ class LinkClient:
         """A scheduler has taken the connection: say again what it may not know."""
         if self.shared:
             self._tell_clients(end)
+        self._unsaid.clear()  # they are among these
         for queue_id, named in self._unacknowledged.items():
             end.say(f"Q {queue_id} {named}\n")
         if self._leaving:
@@ -126,11 +128,19 @@ class LinkClient:
 
     def arrived(self, queue_id: str, named: int) -> None:
         """Announce a message, named after this moment; what the log has to say of it so far comes first."""
-        self.log.flush()
         self._unacknowledged[queue_id] = named
         if len(self._unacknowledged) > MAX_UNACKNOWLEDGED:
             del self._unacknowledged[next(iter(self._unacknowledged))]
-        self._send(f"Q {queue_id} {named}\n")
+        if not self._unsaid:
+            asyncio.get_running_loop().call_soon(self._announce)
+        self._unsaid.append(f"Q {queue_id} {named}\n")
+
+    def _announce(self) -> None:
+        """Behind the replies to the clients, which are written first."""
+        unsaid, self._unsaid = self._unsaid, []
+        self.log.flush()
+        if unsaid:
+            self._send("".join(unsaid))
 
     def leaving(self) -> None:
         """This worker listens no more: somebody else must take the next client."""

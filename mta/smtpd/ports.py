@@ -27,7 +27,7 @@ class Intake(Protocol):
         """Append text as LF lines, cut anywhere, at most 64 KiB at once.  Errors show at commit."""
 
     async def commit(self) -> Reply:
-        """Make it durable; "250 2.0.0 Ok: queued as ID", or why not."""
+        """Make it durable; "250 2.0.0 Ok: queued as ID", or why not.  May be run without a Task (mta/eager.py)."""
 
     def abort(self) -> None:
         """Forget it without trace; never raises."""

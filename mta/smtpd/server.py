@@ -21,7 +21,6 @@ from mta.clock import Clock
 from mta.company import Company
 from mta.descriptors import limit
 from mta.outbox import Outbox
-from mta.smtp.reply import Reply
 from mta.smtpd.facts import Facts, Stage
 from mta.smtpd.ports import Anvil, Cleanup, Log, PeerNames, Policy
 from mta.smtpd.server_connection import Connection
@@ -119,7 +118,7 @@ class SMTPServer:
         self.connections: set[Connection] = set()
         self.accepted = 0  # connections since the start
         self.peak = 0  # most connections at once since somebody set this back
-        self.commits: set[asyncio.Task[Reply]] = set()
+        self.commits: set[Connection] = set()  # those whose message is on its way to the disk
         self.handshakes: set[asyncio.Task[asyncio.Transport | None]] = set()
         self.draining = False
         self._next_warning = float("-inf")
@@ -178,7 +177,7 @@ class SMTPServer:
         return True
 
     def close(self) -> None:
-        """Drop what is left; a commit under way still ends in the queue or not at all, and can be awaited."""
+        """Drop what is left; a commit under way still ends in the queue or not at all."""
         self.outbox.flush()
         for connection in list(self.connections):
             connection.abort()

@@ -21,7 +21,7 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from mta.descriptors import in_last_quarter
-from mta.eager import Done, start
+from mta.eager import Done, start, then
 from mta.queue.api import QueueError, QueueFullError
 from mta.smtp.reply import Reply
 from mta.smtpd.facts import PERMIT, Facts, Stage, Verdict
@@ -400,13 +400,12 @@ class Connection(asyncio.BufferedProtocol):
             self._abort()
             return self.dialogue.committed(event.token, QUEUE_ERROR)
         self._intake = None
-        done = self._start(self._make_durable(intake), QUEUE_ERROR)
-        if isinstance(done, Done):
+        self.server.commits.add(self)
+        done = then(self._make_durable(intake), partial(self._committed, event.token))
+        if done is not None:
+            self.server.commits.discard(self)
             return self.dialogue.committed(event.token, done.value)
         self._write(out)
-        # The server keeps it: nothing that happens to this connection may stop it.
-        self.server.commits.add(done)
-        done.add_done_callback(partial(self._committed, event.token))
         return []
 
     async def _make_durable(self, intake: Intake) -> Reply:
@@ -417,10 +416,12 @@ class Connection(asyncio.BufferedProtocol):
         except QueueError as error:
             self.server.log.warning(self.server.service, f"{intake.queue_id}: {error}; answered 451 4.3.0")
             return QUEUE_ERROR
+        except Exception:
+            self._log_bug()
+            return QUEUE_ERROR
 
-    def _committed(self, token: int, task: asyncio.Task[Reply]) -> None:
-        self.server.commits.discard(task)
-        reply = QUEUE_ERROR if task.cancelled() else self._result(task, QUEUE_ERROR)
+    def _committed(self, token: int, reply: Reply) -> None:
+        self.server.commits.discard(self)
         self._run(self.dialogue.committed(token, reply))
         if self.transport is None:
             self._gone()

@@ -312,8 +312,37 @@ async def test_a_worker_that_listens_no_more_does_not_count_as_one_now_or_after_
 
 
 async def test_what_the_log_says_of_a_message_is_written_before_the_message_is_announced(ends: Ends) -> None:
+    known = list[str]()
+
+    class Asking(list[tuple[str, int]]):
+        def append(self, message: tuple[str, int]) -> None:
+            known.extend(line for line in ends.sink.lines if message[0] in line)
+            super().append(message)
+
+    ends.arrived = Asking()
+    await ends.scheduler()
     worker = ends.worker()
-    worker.log.write("smtpd", "4FA1: client=c.example[192.0.2.1]")
-    assert ends.sink.lines == []
-    worker.arrived("4FA1", 1)
-    assert ends.sink.lines[-1].endswith("4FA1: client=c.example[192.0.2.1]")
+    await until(lambda: worker.up)
+    for queue_id in ("4FA1", "4FA2"):
+        worker.log.write("smtpd", f"{queue_id}: client=c.example[192.0.2.1]")
+        worker.arrived(queue_id, 1)
+    assert not any("4FA" in line for line in ends.sink.lines), "the client is answered first"
+    await until(lambda: len(ends.arrived) == 2)
+    assert [line[-33:] for line in known] == [f"{name}: client=c.example[192.0.2.1]" for name in ("4FA1", "4FA2")]
+
+
+async def test_what_is_announced_in_the_turn_in_which_a_scheduler_greets_is_said_once(ends: Ends) -> None:
+    await ends.scheduler()
+    worker = ends.worker()
+    greeted = worker.greeted
+
+    def just_then(end: worker_link_client._SchedulerEnd) -> None:
+        worker.arrived("4FA1", 1)
+        greeted(end)
+
+    worker.greeted = just_then  # type: ignore[method-assign]
+    await until(lambda: ends.arrived)
+    await worker.settled(10)
+    worker.arrived("4FA2", 2)
+    await until(lambda: len(ends.arrived) == 2)
+    assert ends.arrived == [("4FA1", 1), ("4FA2", 2)]
