@@ -9,6 +9,7 @@ State: what waits, in the order in which it was said.  It never waits longer tha
 """
 
 import asyncio
+from collections.abc import Callable
 
 MANY = 32  # writes that wait for each other at most
 
@@ -16,7 +17,9 @@ MANY = 32  # writes that wait for each other at most
 class Outbox:
     """One per server or agent, of one event loop.  All that is written to its transports must pass through it."""
 
-    def __init__(self) -> None:
+    def __init__(self, written: Callable[[], None] | None = None) -> None:
+        """written: called whenever something has gone out."""
+        self._written = written
         self._waiting: list[tuple[asyncio.WriteTransport, bytes | None]] = []  # None: close it
 
     def write(self, transport: asyncio.WriteTransport, data: bytes) -> None:
@@ -48,3 +51,5 @@ class Outbox:
                     transport.write(data)
             except Exception as bug:  # of one transport; the others must hear
                 asyncio.get_running_loop().call_exception_handler({"message": "outbox", "exception": bug})
+        if waiting and self._written is not None:
+            self._written()

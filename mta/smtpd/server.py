@@ -17,6 +17,7 @@ import asyncio
 import ssl
 from typing import Any
 
+from mta.awake import Awake
 from mta.clock import Clock
 from mta.company import Company
 from mta.descriptors import limit
@@ -111,7 +112,8 @@ class SMTPServer:
         self.log, self.clock, self.tls, self.service = log, clock, tls, service
         self.plan = SessionPlan(settings, tls=tls is not None)
         self.loop = asyncio.get_running_loop()
-        self.outbox = Outbox()
+        self.awake = Awake(self.loop)
+        self.outbox = Outbox(lambda: self.awake.said(len(self.connections)))
         self.sets_no_delay = not type(self.loop).__module__.startswith("uvloop")  # which does it itself
         self.descriptors = limit()
         self.buffer = memoryview(bytearray(BUFFER))

@@ -76,6 +76,7 @@ class Connection(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client has connected, or TLS stands from the start (wrapper mode)."""
         server = self.server
+        server.awake.heard()
         self.transport = transport  # type: ignore[assignment]  # TCP: always a full Transport
         facts = Facts()
         facts.client_address, facts.client_port = address_of(transport.get_extra_info("peername"))
@@ -117,6 +118,7 @@ class Connection(asyncio.BufferedProtocol):
         session = self.dialogue
         in_text = session.receiving
         self.server.company.here(self)
+        self.server.awake.heard()
         try:
             events = session.receive(data)
         except Exception:

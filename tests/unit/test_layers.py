@@ -31,8 +31,8 @@ PURE = [
 LAYERS = {  # first match wins; a module may import only its own layer or lower ones
     0: PURE,
     1: [
-        *("clock", "company", "descriptors", "eager", "fsio", "fsio_soon", "linux_*", "maillog*", "memory", "outbox"),
-        "spared",
+        *("awake", "clock", "company", "descriptors", "eager", "fsio", "fsio_soon", "linux_*", "maillog*", "memory"),
+        *("outbox", "spared"),
         *("config/*", "deliver/connector"),
         *("__init__", "*/__init__"),
     ],

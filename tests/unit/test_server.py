@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from mta.awake import Awake
 from mta.queue.api import QueueError, QueueFullError
 from mta.smtp.reply import Reply
 from mta.smtpd.facts import PERMIT, Facts, Stage, Verdict
@@ -53,6 +54,25 @@ async def test_a_pipelined_group_is_answered_in_one_packet() -> None:
         expected = b"250 2.1.0 Ok\r\n" + b"250 2.1.5 Ok\r\n" * 300 + b"354 End data with <CR><LF>.<CR><LF>\r\n"
         assert await client.reader.readexactly(len(expected)) == expected
         await client.close()
+
+
+async def test_after_a_reply_it_stays_awake_for_the_answer_of_one_client_and_not_of_three() -> None:
+    async with serving() as rooms:
+        rooms.server.awake = Awake(asyncio.get_running_loop(), processors=2)
+
+        def awake() -> bool:
+            return rooms.server.awake.looking
+
+        first = await Client.connect(rooms.port)
+        assert awake()
+        await first.say("HELO c.example")
+        assert awake()
+        others = [await Client.connect(rooms.port) for _ in range(2)]
+        await until(lambda: not awake())
+        await first.say("NOOP")
+        assert not awake()
+        for client in (first, *others):
+            await client.close()
 
 
 async def test_half_close_during_the_commit_does_not_cancel_it() -> None:
