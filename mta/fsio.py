@@ -3,15 +3,9 @@
 What the store does goes through one Fsio object, so that a simulated disk can take its place, and a test can
 count the operations and kill the process, or fail, at the n-th (`hook`).
 
-Flushing is done in groups.  Whoever is ready while a group is in flight joins the next one, so the group grows with
-the load.  While clients are about to hand in more, a group waits for them, a few milliseconds at most
-(mta/company.py): a flush costs the machine more than a message does.  Writing a file begins before its group is
-flushed: so all of a group have their place on the disk before the first of them makes the journal commit, and one
-commit does for all.  It begins for TOGETHER of them at a time: each by itself wakes the device's driver, which costs a
-tenth of a message, and all of them at the end of the group would be two commits.  A large one begins at once.
-commit() flushes the files of a group together, then their directories together: one submission is not ordered within
-itself.  For names that went away see mta/fsio_soon.py.  With Linux AIO the kernel does it; without, 8 threads with one
-fsync each, never one thread in turn (each would pay for a journal commit of its own).
+Flushing is done in groups: mta/fsio_groups.py.  For names that went away see mta/fsio_soon.py.  With Linux AIO the
+kernel flushes; without, 8 threads with one fsync each, never one thread in turn (each would pay for a journal commit of
+its own).
 
 Never flush a descriptor again after an error: the kernel marks the pages clean and the second call lies.
 
@@ -31,7 +25,8 @@ from functools import partial
 from typing import ParamSpec, Protocol, TypeVar
 
 from mta.clock import Clock
-from mta.company import GATHER, RECENT, Company
+from mta.company import Company
+from mta.fsio_groups import NOT_SUPPORTED, Groups
 from mta.fsio_soon import Finished, Soon
 from mta.linux_aio import FDSYNC, FSYNC, Done, LinuxAio
 from mta.linux_writeback import names_follow_files, start_writing
@@ -41,9 +36,7 @@ T = TypeVar("T")
 
 ENTROPY = 1024  # random bytes asked of the system at once
 WORKERS = 8  # threads for blocking work, and as many for flushing where there is no AIO
-TOGETHER = 4  # files that begin to be written together
 LEAST = 64  # bytes that read() gives at least where there are so many: more than the head of a record
-_NOT_SUPPORTED = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 
 Hook = Callable[[str, str | int], None]  # (operation, path or descriptor), called before each; may raise OSError
 
@@ -112,8 +105,8 @@ class Fsio:
         self._want_aio = aio
         self._flusher: Flusher | None = None
         self._retired: Flusher | None = None  # may still have other requests in flight
-        self._commits = _Groups(self, FSYNC)
-        self._marks = _Groups(self, FDSYNC)
+        self._commits = Groups(self, FSYNC)
+        self._marks = Groups(self, FDSYNC)
         self._workers: ThreadPoolExecutor | None = None
         self._directories: dict[str, int] = {}
         self._journal = journal
@@ -193,7 +186,7 @@ class Fsio:
         except BlockingIOError:
             count = 0
         except OSError as error:
-            if error.errno not in _NOT_SUPPORTED:
+            if error.errno not in NOT_SUPPORTED:
                 raise
             self._nowait = False  # tmpfs has no such call, and needs none
             return os.pread(fd, size, offset)
@@ -321,7 +314,7 @@ class Fsio:
         """Wait until bytes overwritten in place are on the device; no journal commit, unlike flush()."""
         await self._wait(self._marks, fd)
 
-    async def _wait(self, groups: "_Groups", fd: int) -> None:
+    async def _wait(self, groups: Groups, fd: int) -> None:
         waiter: asyncio.Future[OSError | None] = asyncio.get_running_loop().create_future()
 
         def done(error: OSError | None) -> None:
@@ -376,124 +369,6 @@ class Fsio:
         for fd in self._directories.values():
             os.close(fd)
         self._directories.clear()
-
-
-class _Groups:
-    """Group commit: one group in flight, everybody else waits for the next."""
-
-    def __init__(self, fsio: Fsio, op: int) -> None:
-        self._fsio, self._op = fsio, op
-        self._waiting: list[tuple[int, int, Finished]] = []
-        self._unwritten: list[int] = []  # descriptors of those that wait
-        self._busy = False
-        self._gathering = False  # a group waits for company, until
-        self._latest = 0.0  # this time of the loop, and looks who is left when
-        self._timer: asyncio.TimerHandle  # is due
-        self._loop: asyncio.AbstractEventLoop  # of whoever adds
-
-    def add(self, fd: int, directory: int, done: Finished) -> None:
-        """directory: -1 for none."""
-        self._waiting.append((fd, directory, done))
-        if not self._busy:
-            self._busy = True
-            self._loop = asyncio.get_running_loop()
-            self._loop.call_soon(self._gather)
-        elif self._gathering and not self._fsio.company.expected():
-            self._alone()
-
-    def write(self, fd: int, *, now: bool) -> None:
-        """Begin to write one that was added: with others, at the latest when its group is flushed."""
-        self._unwritten.append(fd)
-        if now or len(self._unwritten) == TOGETHER:
-            self._begin()
-
-    def _begin(self) -> None:
-        flusher = self._fsio.flusher(self._loop)
-        for fd in self._unwritten:
-            flusher.begin(fd)
-        self._unwritten.clear()
-
-    def _gather(self) -> None:
-        if self._op == FSYNC and self._fsio.company.expected():
-            self._gathering = True
-            self._latest = self._fsio.clock.monotonic() + GATHER
-            self._timer = self._fsio.clock.call_later(RECENT, self._look_again)
-            self._fsio.company.on_empty = self._alone
-        else:
-            self._start()
-
-    def _look_again(self) -> None:
-        """Has everybody gone silent, or was it long enough?"""
-        if self._fsio.clock.monotonic() < self._latest and self._fsio.company.expected():
-            self._timer = self._fsio.clock.call_later(RECENT, self._look_again)
-        else:
-            self._gathered()
-            self._start()
-
-    def _alone(self) -> None:
-        """Nobody is left to wait for."""
-        self._gathered()
-        self._timer.cancel()
-        self._loop.call_soon(self._start)
-
-    def _gathered(self) -> None:
-        self._gathering = False
-        self._fsio.company.on_empty = None
-
-    def _start(self) -> None:
-        group, self._waiting = self._waiting, []
-        fds = list({fd for fd, _, _ in group})
-        if len(fds) > 1:  # alone it gains nothing
-            self._begin()
-        self._unwritten.clear()
-        self._submit("flush", fds, self._op, lambda errors: self._files_done(group, errors))
-
-    def _files_done(self, group: list[tuple[int, int, Finished]], errors: dict[int, OSError]) -> None:
-        directories = list({d for fd, d, _ in group if d >= 0 and fd not in errors})
-        if directories:
-            self._submit("flush_directory", directories, FSYNC, lambda more: self._finish(group, errors, more))
-        else:
-            self._finish(group, errors, {})
-
-    def _finish(
-        self, group: list[tuple[int, int, Finished]], errors: dict[int, OSError], more: dict[int, OSError]
-    ) -> None:
-        for fd, directory, done in group:
-            try:
-                done(errors.get(fd) or more.get(directory))
-            except Exception as bug:  # of one waiter; the others must hear
-                self._loop.call_exception_handler({"message": "after flush", "exception": bug})
-        if self._waiting:
-            self._gather()
-        else:
-            self._busy = False
-
-    def _submit(self, name: str, fds: list[int], op: int, done: Callable[[dict[int, OSError]], None]) -> None:
-        errors: dict[int, OSError] = {}
-        if self._fsio.hook:
-            for fd in fds:
-                try:
-                    self._fsio.hook(name, fd)
-                except OSError as error:
-                    errors[fd] = error
-            fds = [fd for fd in fds if fd not in errors]
-
-        def finished(results: list[OSError | None]) -> None:
-            failed = [error.errno for error in results if error is not None]
-            refused = failed and all(number in _NOT_SUPPORTED for number in failed)
-            if refused and self._fsio.without_aio():  # not tried at all, so trying again is no lie
-                self._submit(name, fds, op, done)
-                return
-            for fd, error in zip(fds, results, strict=True):
-                named = name == "flush_directory" or self._fsio.is_directory(fd)
-                if error is not None and not (named and error.errno == errno.EINVAL):
-                    errors[fd] = error  # EINVAL: a file system without fsync of directories
-            done(errors)
-
-        if fds:
-            self._fsio.flusher(self._loop).submit(fds, op, finished)
-        else:
-            done(errors)
 
 
 def fsync_now(fd: int) -> None:

@@ -12,7 +12,8 @@ from typing import Protocol
 
 import pytest
 
-from mta.fsio import ENTROPY, LEAST, TOGETHER, Fsio, ThreadFlusher, fsync_now
+from mta.fsio import ENTROPY, LEAST, Fsio, ThreadFlusher, fsync_now
+from mta.fsio_groups import TOGETHER
 from mta.linux_aio import CONTEXT_SIZE, FDSYNC, FSYNC, Done, LinuxAio
 from mta.linux_writeback import names_follow_files
 
@@ -105,7 +106,7 @@ def test_only_xfs_and_ext4_with_a_journal_are_trusted_with_names(
 async def test_a_group_waits_a_moment_for_those_who_are_about_to_commit(
     tmp_path: Path, opener: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("company.RECENT", "fsio.GATHER"):
+    for name in ("company.RECENT", "fsio_groups.GATHER"):
         monkeypatch.setattr(f"mta.{name}", 60.0)  # a moment is long, so that no pause of the machine ends it
     fsio = opener()
     directory = fsio.directory(str(tmp_path))
@@ -135,7 +136,7 @@ async def test_who_stalls_or_goes_on_and_on_holds_up_nobody_for_long(
     tmp_path: Path, opener: Opener, monkeypatch: pytest.MonkeyPatch, goes_on: bool
 ) -> None:
     if goes_on:  # looked for again and again, and always there
-        for name, seconds in (("company.RECENT", 60.0), ("fsio.RECENT", 0.0), ("fsio.GATHER", 0.2)):
+        for name, seconds in (("company.RECENT", 60.0), ("fsio_groups.RECENT", 0.0), ("fsio_groups.GATHER", 0.2)):
             monkeypatch.setattr(f"mta.{name}", seconds)
     fsio = opener()
     fd = fsio.open_excl(f"{tmp_path}/0", 0o600)
