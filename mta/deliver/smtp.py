@@ -28,7 +28,9 @@ from mta.dns.resolver import Resolver
 from mta.envelope import Recipient
 from mta.maillog import Maillog
 from mta.outbox import Outbox
-from mta.smtp.client import Client, Fate, Transaction
+from mta.smtp.client import Client
+from mta.smtp.client_events import Fate
+from mta.smtp.commands import Transaction
 from mta.smtp.reply import Reply
 from mta.tls import ClientTls, describe, needs_more_than_may
 

@@ -22,10 +22,10 @@ from mta.deliver.request import CorruptContentError
 from mta.deliver.smtp_settings import SmtpSettings
 from mta.outbox import Outbox
 from mta.record import dataclass
-from mta.smtp.client import (
+from mta.smtp.client import Client
+from mta.smtp.client_events import (
     HANDSHAKE_STEPS,
     Broken,
-    Client,
     Closed,
     Event,
     Fate,
@@ -35,9 +35,9 @@ from mta.smtp.client import (
     Send,
     StartTls,
     Step,
-    Transaction,
     WantBody,
 )
+from mta.smtp.commands import Transaction
 from mta.smtp.data import DotStuffer
 from mta.smtp.replies import PeerReply
 from mta.smtp.reply import Reply

@@ -17,207 +17,24 @@ See also: RFC 5321 s3.3, s4.3.2; RFC 1870, 2033 (LMTP), 2920, 3207, 3461, 6152, 
 """
 
 from collections import deque
-from enum import Enum
 from typing import cast
 
-from mta.envelope import Notify, Recipient, Ret
-from mta.record import dataclass
-from mta.smtp.parameters import encode_xtext
-from mta.smtp.path import quote_address
+from mta.smtp.client_events import (
+    HANDSHAKE_STEPS,
+    Broken,
+    Closed,
+    Event,
+    Fate,
+    Finished,
+    Ready,
+    Refused,
+    Send,
+    StartTls,
+    Step,
+    WantBody,
+)
+from mta.smtp.commands import Features, Transaction, mail_command, parse_features, rcpt_command, send_command
 from mta.smtp.replies import MalformedReplyError, PeerReply, ReplyParser
-
-
-class Step(Enum):
-    """What the dialogue waits for; value: (timeout parameter, where we are in Postfix's words, command's name)."""
-
-    GREETING = ("smtp_helo_timeout", "receiving the initial server greeting", "")
-    EHLO = ("smtp_helo_timeout", "performing the EHLO handshake", "")
-    HELO = ("smtp_helo_timeout", "performing the HELO handshake", "")
-    LHLO = ("smtp_helo_timeout", "performing the LHLO handshake", "")
-    STARTTLS = ("smtp_starttls_timeout", "receiving the STARTTLS response", "")
-    HANDSHAKE = ("smtp_starttls_timeout", "performing the TLS handshake", "")
-    IDLE = ("smtp_rset_timeout", "waiting", "")
-    MAIL = ("smtp_mail_timeout", "sending MAIL FROM", "MAIL FROM command")
-    RCPT = ("smtp_rcpt_timeout", "sending RCPT TO", "RCPT TO command")
-    DATA = ("smtp_data_init_timeout", "sending DATA command", "DATA command")
-    BODY = ("smtp_data_xfer_timeout", "sending message body", "")
-    DOT = (
-        "smtp_data_done_timeout",
-        "sending end of data -- message may be sent more than once",
-        "end of DATA command",
-    )
-    LONE_DOT = ("smtp_data_done_timeout", "sending end of data", "")
-    RSET = ("smtp_rset_timeout", "sending RSET probe", "")
-    QUIT = ("smtp_quit_timeout", "sending QUIT", "")
-    CLOSED = ("smtp_quit_timeout", "closing", "")
-
-    def __init__(self, limit: str, where: str, command: str) -> None:
-        self.limit = limit
-        self.where = where
-        self.command = command
-
-
-HANDSHAKE_STEPS = frozenset((Step.EHLO, Step.HELO, Step.LHLO))
-
-
-@dataclass(frozen=True, slots=True)
-class Features:
-    """What EHLO offered.  size_limit: octets, 0 = none told."""
-
-    names: frozenset[str] = frozenset()
-    size_limit: int = 0
-
-    def __contains__(self, name: str) -> bool:
-        return name in self.names
-
-
-@dataclass(frozen=True, slots=True)
-class Transaction:
-    """One message for one server.  size: octets for SIZE=.  encoding: "", "7bit" or "8bit" as in the envelope."""
-
-    sender: str
-    recipients: tuple[Recipient, ...]
-    size: int
-    encoding: str = ""
-    smtputf8: bool = False
-    envelope_id: str = ""
-    ret: Ret = Ret(0)
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    """Write this now."""
-
-    data: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class StartTls:
-    """Make the TLS handshake now, then call tls_started()."""
-
-
-@dataclass(frozen=True, slots=True)
-class Ready:
-    """The server greeted us and told its features: a message may begin."""
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """The server does not want to talk to us (greeting, EHLO/HELO); step says which."""
-
-    heard: PeerReply
-    step: Step
-
-
-@dataclass(frozen=True, slots=True)
-class Fate:
-    """What the server said about recipient number `index` of the transaction, in reply to `command`."""
-
-    index: int
-    heard: PeerReply
-    command: str
-
-
-@dataclass(frozen=True, slots=True)
-class WantBody:
-    """Stream the message now, then call end_body() and write the final dot."""
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """Every recipient has its Fate.  reusable: another message may follow on this connection, after reset() when
-    reset_needed (the transaction was left before its end)."""
-
-    reusable: bool
-    reset_needed: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Broken:
-    """The peer does not keep to the protocol at `step`; close.  problem: for the log, printable."""
-
-    problem: str
-    step: Step
-
-
-@dataclass(frozen=True, slots=True)
-class Closed:
-    """QUIT was answered, or the server said good-bye (421) while idle: close."""
-
-
-Event = Send | StartTls | Ready | Refused | Fate | WantBody | Finished | Broken | Closed
-
-
-def send_command(text: str) -> bytes:
-    """Return a command line as wire bytes: exactly one CR LF, at the end.  ValueError: text holds CR, LF or NUL."""
-    line = text.encode("utf-8", "surrogateescape")
-    if b"\r" in line or b"\n" in line or b"\0" in line:
-        raise ValueError("line break in an SMTP command")
-    return line + b"\r\n"
-
-
-def mail_command(message: Transaction, features: Features) -> bytes:
-    """MAIL FROM with the parameters the server understands."""
-    parts = [f"MAIL FROM:<{quote_address(message.sender)}>"]
-    if "SIZE" in features:
-        parts.append(f"SIZE={message.size}")
-    if "8BITMIME" in features and message.encoding in ("7bit", "8bit"):
-        parts.append("BODY=8BITMIME" if message.encoding == "8bit" else "BODY=7BIT")
-    if message.smtputf8 and "SMTPUTF8" in features:
-        parts.append("SMTPUTF8")
-    if "DSN" in features:
-        if message.envelope_id:
-            parts.append(f"ENVID={encode_xtext(message.envelope_id)}")
-        if message.ret:
-            parts.append("RET=FULL" if message.ret == Ret.FULL else "RET=HDRS")
-    return send_command(" ".join(parts))
-
-
-def rcpt_command(recipient: Recipient, features: Features, *, smtputf8: bool = False) -> bytes:
-    """RCPT TO; with DSN also NOTIFY and ORCPT (the address before aliasing when the sender named none)."""
-    parts = [f"RCPT TO:<{quote_address(recipient.address)}>"]
-    if "DSN" in features:
-        if recipient.notify:
-            parts.append(f"NOTIFY={_notify(recipient.notify)}")
-        if recipient.dsn_orig_rcpt:
-            kind, _, address = recipient.dsn_orig_rcpt.partition(";")
-            parts.append(f"ORCPT={kind};{_original(kind, address, smtputf8=smtputf8)}")
-        elif recipient.original:
-            kind = "rfc822" if recipient.original.isascii() else "utf-8"
-            parts.append(f"ORCPT={kind};{_original(kind, quote_address(recipient.original), smtputf8=smtputf8)}")
-    return send_command(" ".join(parts))
-
-
-def _notify(notify: Notify) -> str:
-    if notify & Notify.NEVER:
-        return "NEVER"
-    wanted = (Notify.SUCCESS, Notify.FAILURE, Notify.DELAY)
-    return ",".join(flag.name or "" for flag in wanted if notify & flag)
-
-
-def _original(kind: str, address: str, *, smtputf8: bool) -> str:
-    """xtext, or for utf-8 addresses the form of RFC 6533 s3 that needs ASCII only."""
-    if kind.lower() != "utf-8" or not smtputf8:
-        return encode_xtext(address)
-    return "".join(c if "!" <= c <= "~" and c not in "\\+=" else f"\\x{{{ord(c):X}}}" for c in address)
-
-
-def parse_features(text: str, ignored: frozenset[str] = frozenset()) -> Features:
-    """Read an EHLO reply's text (lines joined by "\\n", the first is the server's name).
-
-    ignored: keywords in upper case that are taken as not offered.  A SIZE that is not a plain number counts as
-    offered without a limit.
-    """
-    names = set()
-    size_limit = 0
-    for line in text.split("\n")[1:]:
-        words = line.split()
-        if not words or (name := words[0].upper()) in ignored:
-            continue
-        names.add(name)
-        if name == "SIZE" and len(words) > 1 and words[1].isascii() and words[1].isdigit() and len(words[1]) < 20:
-            size_limit = int(words[1])
-    return Features(frozenset(names), size_limit)
 
 
 class Client:

@@ -7,26 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mta.envelope import Notify, Recipient, Ret
-from mta.smtp.client import (
-    Broken,
-    Client,
-    Closed,
-    Event,
-    Fate,
-    Features,
-    Finished,
-    Ready,
-    Refused,
-    Send,
-    StartTls,
-    Step,
-    Transaction,
-    WantBody,
-    mail_command,
-    parse_features,
-    rcpt_command,
-    send_command,
-)
+from mta.smtp.client import Client
+from mta.smtp.client_events import Broken, Closed, Event, Fate, Finished, Ready, Refused, Send, StartTls, Step, WantBody
+from mta.smtp.commands import Features, Transaction, mail_command, parse_features, rcpt_command, send_command
 
 HELLO = b"250-mx.test\r\n250-PIPELINING\r\n250-SIZE 1000\r\n250-DSN\r\n250-8BITMIME\r\n250 SMTPUTF8\r\n"
 
