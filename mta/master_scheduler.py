@@ -271,7 +271,7 @@ async def _serve(
     anvil = build_anvil(core)
     qmgr = build_qmgr(core, helper)
     access = Access(core.users, core.context, owner=os.getuid())
-    limits = UserLimits(config.fill(UserLimitSettings), core.clock, core.store.free_percent, os.getuid())
+    limits = UserLimits(config.fill(UserLimitSettings), core.clock, core.store.space.free_percent, os.getuid())
     pickup = Pickup(
         config.fill(PickupSettings), core.store, core.cleanup, os.getuid(), core.log, core.clock,
         access=access, limits=limits,

@@ -24,7 +24,7 @@ from mta.envelope import Recipient
 from mta.fsio import Fsio
 from mta.queue import queue_file
 from mta.queue import queue_id as ids
-from mta.queue.api import Draft, FencedError, Job, Listing, Queue, QueueError, QueueFullError, Reason
+from mta.queue.api import Draft, FencedError, Job, Listing, Queue, QueueError, Reason
 from mta.queue.queue_reader import ContentReader, DamagedError, QueueFile, check_content, decode
 from mta.queue.reasons import decode_reasons, encode_reasons
 from mta.queue.store_claim import Opened, Opener
@@ -32,6 +32,7 @@ from mta.queue.store_draft import SpoolDraft
 from mta.queue.store_listing import Lister
 from mta.queue.store_maildrop import Maildrop, MaildropFile
 from mta.queue.store_recover import Recovery
+from mta.queue.store_space import Space
 from mta.queue.store_spool import (
     CORRUPT_MODE,
     FORCE_EXPIRE,
@@ -50,8 +51,6 @@ __all__ = ["MaildropFile", "SpoolStore", "StoreSettings", "create_spool"]
 READ_SIZE = 65536  # bytes read at a time: twice as much after decoding and with CRLF is one chunk
 REASONS_LIMIT = 4 << 20  # bytes of defer/ID
 UNREADABLE = (errno.EIO, errno.EBADMSG, errno.EUCLEAN)  # what a device or file system says of a damaged file
-ROOMY, ROOMY_TIME = 256 << 20, 0.25  # with so many bytes to spare free space is asked for at most so often (seconds)
-PROBE_INTERVAL = 1.0  # seconds between tries after a disk error
 
 
 @dataclass(slots=True)
@@ -79,13 +78,11 @@ class SpoolStore:
         self.owner = owner
         self.handler_crashed = False  # the last owner of the queue died alone: see Recovery
         self.submit_keys: dict[str, str] = {}  # key -> queue id of messages found by recover()
+        self.space = Space(self.spool, fsio, clock, log, lambda: self._create()[:2])
         self._maildrop = Maildrop(self.spool, fsio, clock, log)
         self._lister = Lister(self.spool, fsio)
         self._opener = Opener(fsio, partial(self._open, Queue.DEFERRED), self._close)
         self._locked: list[tuple[str, int, Callable[[], Awaitable[bool]]]] = []
-        self._suspect = False
-        self._next_probe = 0.0
-        self._roomy_until = 0.0
 
     # -- messages coming in -------------------------------------------------------------------------
 
@@ -129,11 +126,10 @@ class SpoolStore:
 
     async def draft(self, arrival: float) -> SpoolDraft:
         """See QueueStore.  QueueFullError when the disk has no room, QueueError after a disk error."""
-        if self._suspect:
-            await self._probe()
+        await self.space.ready()
         if self._locked and not self.owner:  # who scans
             await self._settle_rest()
-        self.check_space()
+        self.space.check()
         fd, path, seconds, usec = self._create()
         try:
             self.fsio.flock(fd)
@@ -158,59 +154,6 @@ class SpoolStore:
             except OSError as error:
                 raise queue_error(error, "queue file write error") from error
         raise QueueError("no free name in incoming")
-
-    def check_space(self) -> None:
-        """QueueFullError unless there is room for 1.5 messages of the largest size, and queue_minfree.
-
-        With much more room than that it is not asked for each message.
-        """
-        now = self.clock.monotonic()
-        if now < self._roomy_until:
-            return
-        try:
-            found = self.fsio.statvfs(self.spool.root)
-        except OSError as error:
-            raise queue_error(error, "free space unknown") from error
-        need = max(self.settings.queue_minfree, self.settings.message_size_limit * 3 // 2)
-        if found.f_bavail * found.f_frsize < need or (found.f_files and not found.f_favail):
-            raise QueueFullError("not enough free space in the queue")
-        if found.f_bavail * found.f_frsize > need + ROOMY:
-            self._roomy_until = now + ROOMY_TIME
-
-    def free_percent(self) -> float:
-        """How much of the queue's file system is free; OSError."""
-        found = self.fsio.statvfs(self.spool.root)
-        return 100.0 * found.f_bavail / max(1, found.f_blocks)
-
-    def disk_failed(self, error: OSError) -> None:
-        """A flush failed: accept nothing until a fresh file can be made durable."""
-        if not self._suspect:
-            self.log.warning("queue", f"{self.spool.root}: flush failed ({error.strerror}), accepting no mail")
-        self._suspect = True
-        self._next_probe = self.clock.monotonic() + PROBE_INTERVAL
-
-    async def _probe(self) -> None:
-        """Create, write, flush and remove a file; QueueError when that fails, or it is too early to try."""
-        now = self.clock.monotonic()
-        if now < self._next_probe:
-            raise QueueError("disk error, queue closed")
-        self._next_probe = now + PROBE_INTERVAL
-        fd, path, _, _ = self._create()
-        try:
-            self.fsio.flock(fd)
-            self.fsio.write(fd, b"probe\n")
-            await self.fsio.flush(fd)
-            await self.fsio.flush(self.fsio.directory(f"{self.spool.root}/incoming"))
-        except OSError as error:
-            raise queue_error(error, "disk error, queue closed") from error
-        finally:
-            with contextlib.suppress(OSError):
-                self.fsio.unlink(path)
-            with contextlib.suppress(OSError):
-                self.fsio.close_fd(fd)
-        if self._suspect:
-            self.log.warning("queue", f"{self.spool.root}: flush works again, accepting mail")
-        self._suspect = False
 
     # -- claiming -----------------------------------------------------------------------------------
 
@@ -396,7 +339,7 @@ class SpoolStore:
             await self.fsio.flush_data(held.fd)
         except OSError as error:
             held.failed = error
-            self.disk_failed(error)
+            self.space.failed(error)
             raise queue_error(error, f"{job.queue_id}: marks not durable") from error
         held.marks = [m for m in held.marks if m not in flushed]  # others may have come meanwhile
 
@@ -425,7 +368,7 @@ class SpoolStore:
 
     def _removed(self, error: OSError | None) -> None:
         if error is not None:
-            self.disk_failed(error)
+            self.space.failed(error)
 
     def _remove_reasons(self, job: Job, held: Claimed) -> None:
         """Drop defer/ID, and what a Postfix may have left.  A message of ours in incoming never has any."""
@@ -566,4 +509,4 @@ class SpoolStore:
         try:
             await self._maildrop.flush()
         except OSError as error:
-            self.disk_failed(error)
+            self.space.failed(error)

@@ -178,7 +178,7 @@ class SpoolDraft:
         if error is not None:
             self.state = State.HELD  # for abort()
             self.abort()
-            self._store.disk_failed(error)
+            self._store.space.failed(error)
             if waiting is not None:
                 waiting.set_exception(queue_error(error, "flush"))
             return

@@ -93,7 +93,7 @@ async def test_how_much_is_free_is_told_in_percent(spool: Spooled, monkeypatch: 
     for blocks, free, percent in ((1000, 250, 25.0), (0, 0, 0.0)):
         found = os.statvfs_result((*real[:2], blocks, free, free, *real[5:]))
         monkeypatch.setattr(spool.fsio, "statvfs", lambda _, found=found: found)
-        assert spool.store.free_percent() == percent
+        assert spool.store.space.free_percent() == percent
 
 
 async def test_two_probes_at_once_open_the_queue_with_one_line(tmp_path: Path) -> None:
@@ -106,10 +106,10 @@ async def test_two_probes_at_once_open_the_queue_with_one_line(tmp_path: Path) -
 
     disk = SlowDisk()
     with spooled(tmp_path / "q", fsio=disk) as spool:
-        spool.store.disk_failed(OSError(errno.EIO, "Input/output error"))
+        spool.store.space.failed(OSError(errno.EIO, "Input/output error"))
         drafts = []
         for _ in range(2):
-            spool.store._next_probe = 0.0  # the disk takes longer than the pause between two probes
+            spool.store.space.next_probe = 0.0  # the disk takes longer than the pause between two probes
             drafts.append(asyncio.ensure_future(spool.draft()))
             await asyncio.sleep(0)
         disk.gate.set()

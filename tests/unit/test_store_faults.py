@@ -36,7 +36,7 @@ T = TypeVar("T")
 async def again(spool: Spooled, work: Callable[[], Awaitable[T]]) -> T:
     """What callers do: a QueueError means "later"."""
     for _ in range(3):
-        spool.store._next_probe = 0.0
+        spool.store.space.next_probe = 0.0
         try:
             return await work()
         except FencedError:
