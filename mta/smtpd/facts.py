@@ -42,8 +42,6 @@ class Facts:
     reverse_client_name: str = "unknown"
     client_name_status: int = 5
     reverse_name_status: int = 5
-    server_address: str = ""
-    server_port: int = 0
     protocol: str = "SMTP"
     helo: str = ""
     sender: str | None = None

@@ -80,7 +80,6 @@ class Connection(asyncio.BufferedProtocol):
         self.transport = transport  # type: ignore[assignment]  # TCP: always a full Transport
         facts = Facts()
         facts.client_address, facts.client_port = address_of(transport.get_extra_info("peername"))
-        facts.server_address, facts.server_port = address_of(transport.get_extra_info("sockname"))
         sock = transport.get_extra_info("socket")
         if server.sets_no_delay:
             no_delay(sock)
