@@ -4,12 +4,11 @@ Postfix's cleanup edits in place: it leaves zero pointers and padding ("p", "w")
 pointer to records appended behind the end.  Pointers are followed here everywhere.  A file without our
 attributes is accepted as it is; one that has some of them must have all and the checksums must match.
 
-Nothing is read here: callers hand in `read_at(offset, size) -> bytes`, or feed what they read.
+Nothing is read here: callers hand in `read_at(offset, size) -> bytes`.
 
-See also: mta/queue/queue_file.py (writing)
+See also: mta/queue/queue_file.py (writing), mta/queue/content_reader.py (the text of the message)
 """
 
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import field
 
@@ -20,12 +19,11 @@ from mta.record import dataclass
 
 FIRST_READ = 16384  # bytes: all of most messages
 WINDOW = 65536  # bytes read at a time after that
-FAR = 8192  # bytes after which lines of one length are looked for again
 MAX_RECORD = 1 << 20  # bytes of one envelope record
 HUGE = 1 << 53  # no offset, size or time is that large
 MAX_POINTERS = 1000  # a circle of pointers ends here
 _C, _T, _F, _S, _A, _O, _R, _D, _SLASH, _W, _V = b"CTFSAORD/WV"
-_M, _N, _L, _P, _PAD, _X, _E = b"MNLpwXE"
+_M, N, L, P, PAD, X, _E = b"MNLpwXE"
 _STATES = {_R: "R", _D: "D", _SLASH: "/"}
 _IGNORED = frozenset(b"cIVKfdrePm>nio<w")  # known to Postfix, nothing to us
 
@@ -80,7 +78,7 @@ def records(read_at: ReadAt, offset: int, buffer: bytes = b"", base: int = 0) ->
         if stop <= size:
             kind, n, start = buffer[pos], buffer[pos + 1], stop
             if n > 127:
-                n, start = _length(buffer, pos + 1)
+                n, start = length_at(buffer, pos + 1)
                 if n > MAX_RECORD:
                     raise DamagedError(f"record of {n} bytes at {base + pos}")
             stop = start + n
@@ -91,7 +89,7 @@ def records(read_at: ReadAt, offset: int, buffer: bytes = b"", base: int = 0) ->
             base, buffer, pos, size = base + pos, fresh, 0, len(fresh)
             continue
         data = buffer[start:stop]
-        if kind == _P and (target := _integer(data)) > 0:
+        if kind == P and (target := integer(data)) > 0:
             pointers += 1
             if pointers > MAX_POINTERS:
                 raise DamagedError("pointers in a circle")
@@ -99,12 +97,12 @@ def records(read_at: ReadAt, offset: int, buffer: bytes = b"", base: int = 0) ->
             if not 0 <= pos <= size:
                 base, buffer, pos, size = target, b"", 0, 0
             continue
-        if kind != _P:
+        if kind != P:
             yield kind, data, base + pos
         pos = stop
 
 
-def _length(buffer: bytes, pos: int) -> tuple[int, int]:
+def length_at(buffer: bytes, pos: int) -> tuple[int, int]:
     """Decode a length of several bytes; one that is cut off counts as too long for the buffer."""
     n = shift = 0
     for i in range(pos, min(pos + 5, len(buffer))):
@@ -118,7 +116,8 @@ def _length(buffer: bytes, pos: int) -> tuple[int, int]:
     return 1, len(buffer)
 
 
-def _integer(data: bytes | str) -> int:
+def integer(data: bytes | str) -> int:
+    """Decode a decimal number; DamagedError when it is none, or beyond HUGE."""
     try:
         number = int(data)
     except ValueError:
@@ -185,15 +184,15 @@ class _Decoder:
         if kind == _T:
             if envelope.arrival == 0.0:
                 sec, _, usec = data.partition(b" ")
-                envelope.arrival = _integer(sec) + (_integer(usec) / 1_000_000 if usec else 0.0)
+                envelope.arrival = integer(sec) + (integer(usec) / 1_000_000 if usec else 0.0)
         elif kind == _C:
             if offset == 0:
                 self._size(data)
         elif kind == _F:
             envelope.full_name = _text(data)
         elif kind == _W:
-            file.warn_offset, envelope.warn_time = offset, float(_integer(data or b"0"))
-        elif kind == _L:
+            file.warn_offset, envelope.warn_time = offset, float(integer(data or b"0"))
+        elif kind == L:
             envelope.attributes["content_filter"] = _text(data)
         elif kind == _V:
             envelope.attributes[VERP] = _text(data)
@@ -232,11 +231,11 @@ class _Decoder:
             case "dsn_orig_rcpt":
                 self._orcpt = value
             case "notify_flags":
-                self._notify = Notify(_integer(value) & 15)
+                self._notify = Notify(integer(value) & 15)
             case "envelope_id":
                 envelope.envelope_id = value
             case "ret_flags":
-                envelope.ret = Ret(_integer(value) & 3)
+                envelope.ret = Ret(integer(value) & 3)
             case "encoding":
                 envelope.encoding = value
             case "create_time" if value != str(int(envelope.arrival)):
@@ -245,9 +244,9 @@ class _Decoder:
     def _skip_content(self) -> int:
         stream = records(self._read_at, self.file.content_offset, self._buffer)
         kind, _, offset = next(stream)
-        while kind in (_N, _L, _PAD):
+        while kind in (N, L, PAD):
             kind, _, offset = next(stream)
-        if kind != _X:
+        if kind != X:
             raise DamagedError("content without end")
         return offset
 
@@ -257,7 +256,7 @@ class _Decoder:
             buffer = b""
         first = True
         for kind, data, at in records(self._read_at, offset, buffer, 0 if buffer else offset):
-            if first and kind != _X:
+            if first and kind != X:
                 raise DamagedError(f"no extracted segment at {offset}")
             first = False
             self._count()
@@ -276,7 +275,7 @@ class _Decoder:
                 self._original = _text(data)
             elif kind in _STATES:
                 self._recipient(kind, data, at)
-            elif kind != _X and kind not in _IGNORED:
+            elif kind != X and kind not in _IGNORED:
                 raise DamagedError(f"record type {kind} at {at}")
 
     def _check(self, extracted: int) -> None:
@@ -323,136 +322,3 @@ class _Decoder:
 
 def _text(data: bytes) -> str:
     return data.decode("utf-8", "surrogateescape")
-
-
-def _even_lines(raw: bytes, pos: int, size: int) -> tuple[bytes | bytearray, int]:
-    """Decode N records of one length, as lines of base64 are: (their lines, where they end); b"" when they are few.
-
-    A fifth of the time of taking them one by one.
-    """
-    head, step = raw[pos : pos + 2], raw[pos + 1] + 2
-    if step > 129 or raw[pos + step : pos + step + 2] != head or raw[pos + 8 * step : pos + 8 * step + 2] != head:
-        return b"", pos
-    stop = pos + (size - pos) // step * step
-    kinds, lengths = raw[pos:stop:step], raw[pos + 1 : stop : step]
-    count = min(len(kinds) - len(kinds.lstrip(b"N")), len(lengths) - len(lengths.lstrip(head[1:])))
-    stop = pos + count * step
-    lines = bytearray(raw[pos:stop])
-    lines[::step] = b"\n" * count
-    del lines[1::step], lines[0]
-    return lines, stop
-
-
-class ContentReader:
-    """Content records -> LF lines, fed as they are read.
-
-    Read some bytes at `offset`, feed() them, until `done`.  Any amount will do that holds the head of a record
-    (fsio.LEAST); fewer bytes are the end of the file.  A feed returns at most twice as many bytes as it was
-    given (empty lines are two bytes of record for one LF).
-    """
-
-    __slots__ = ("_kind", "_left", "_open_line", "_pointers", "done", "offset")
-
-    def __init__(self, content_offset: int) -> None:
-        self.offset = content_offset
-        self.done = False
-        self._kind = 0
-        self._left = 0  # bytes of the current record still to come
-        self._open_line = False
-        self._pointers = 0
-
-    def feed(self, raw: bytes) -> bytes:
-        """Decode bytes read at `offset`; DamagedError when there are none, or they are no content."""
-        out: list[bytes] = []
-        pos, size = 0, len(raw)
-        if self._left:
-            pos = min(self._left, size)
-            self._left -= pos
-            self._take(out, raw[:pos])
-        while not self._left and pos + 1 < size:
-            if raw[pos] == _N:
-                pos = self._whole_lines(raw, pos, size, out)
-                if pos + 1 >= size:
-                    break
-            kind, n, start = raw[pos], raw[pos + 1], pos + 2
-            if n > 127:
-                n, start = _length(raw, pos + 1)
-                if raw[start - 1] > 127:
-                    break  # the length itself is cut off
-            if kind == _X:
-                if self._open_line:  # postdrop's way with a last line that has no newline
-                    out.append(b"\n")
-                self.done = True
-                break
-            if kind == _P:
-                if start + n > size:
-                    break
-                if (target := _integer(raw[start : start + n])) > 0:
-                    self._jump(target)
-                    return b"".join(out)
-                pos = start + n
-            elif kind in (_N, _L, _PAD):
-                taken = min(n, size - start)
-                pos, self._kind, self._left = start + taken, kind, n - taken
-                self._take(out, raw[start:pos])
-            else:
-                raise DamagedError(f"record type {kind} in the content")
-        if pos == 0 and not self.done:
-            raise DamagedError("content ends early")
-        self.offset += pos
-        return b"".join(out)
-
-    def _whole_lines(self, raw: bytes, pos: int, size: int, out: list[bytes]) -> int:
-        """The way of nearly all content: N records that are here whole.  Returns where the first other thing is."""
-        lines: list[bytes | bytearray] = []
-        take = lines.append
-        look = 0  # from there on lines of one length are looked for
-        try:
-            while raw[pos] == _N:
-                n, start = raw[pos + 1], pos + 2
-                if n > 127:
-                    more, start = raw[start], start + 1
-                    if more > 127:
-                        break
-                    n += (more << 7) - 128
-                end = start + n
-                if end > look:
-                    if end > size:
-                        break
-                    run, pos = _even_lines(raw, pos, size)
-                    look = min(pos + FAR, size)
-                    if run:
-                        take(run)
-                        continue
-                take(raw[start:end])
-                pos = end
-        except IndexError:  # the input ends within the head of a record, or with a record
-            pass
-        if lines:
-            take(b"")
-            out.append(b"\n".join(lines))
-            self._open_line = False
-        return pos
-
-    def _take(self, out: list[bytes], data: bytes) -> None:
-        if self._kind != _PAD:
-            out.append(data)
-            self._open_line = True
-            if self._kind == _N and not self._left:
-                out.append(b"\n")
-                self._open_line = False
-
-    def _jump(self, target: int) -> None:
-        self._pointers += 1
-        if self._pointers > MAX_POINTERS:
-            raise DamagedError("pointers in a circle")
-        self.offset = target
-
-
-def check_content(read_at: ReadAt, file: QueueFile) -> None:
-    """DamagedError unless the content is what was committed.  Reads all of it."""
-    reader, crc = ContentReader(file.content_offset), 0
-    while not reader.done:
-        crc = zlib.crc32(reader.feed(read_at(reader.offset, WINDOW)), crc)
-    if file.content_crc not in (None, crc):
-        raise DamagedError("checksum of the content")

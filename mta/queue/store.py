@@ -25,7 +25,8 @@ from mta.fsio import Fsio
 from mta.queue import queue_file
 from mta.queue import queue_id as ids
 from mta.queue.api import Draft, FencedError, Job, Listing, Queue, QueueError, Reason
-from mta.queue.queue_reader import ContentReader, DamagedError, QueueFile, check_content, decode
+from mta.queue.content_reader import ContentReader, check_content
+from mta.queue.queue_reader import DamagedError, QueueFile, decode
 from mta.queue.reasons import decode_reasons, encode_reasons
 from mta.queue.store_claim import Opened, Opener
 from mta.queue.store_draft import SpoolDraft

@@ -18,7 +18,8 @@ from mta.clock import Clock
 from mta.fsio import Fsio
 from mta.queue import queue_id as ids
 from mta.queue.api import QueueError
-from mta.queue.queue_reader import ContentReader, QueueFile, decode
+from mta.queue.content_reader import ContentReader
+from mta.queue.queue_reader import QueueFile, decode
 from mta.queue.store_spool import LEFTOVER_AGE, QueueLog, Spool, queue_error
 from mta.record import dataclass
 

@@ -27,7 +27,8 @@ from typing import TYPE_CHECKING
 from mta.queue import queue_file
 from mta.queue import queue_id as ids
 from mta.queue.api import FencedError, Parent, Queue
-from mta.queue.queue_reader import DamagedError, QueueFile, check_content, decode
+from mta.queue.content_reader import check_content
+from mta.queue.queue_reader import DamagedError, QueueFile, decode
 from mta.queue.store_listing import SLICE, files
 from mta.queue.store_maildrop import Maildrop
 from mta.queue.store_spool import WRITING, is_ready, remove_unlocked

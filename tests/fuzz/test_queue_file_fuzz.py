@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mta.envelope import Envelope, Recipient
+from mta.queue.content_reader import ContentReader
 from mta.queue.queue_file import record
-from mta.queue.queue_reader import ContentReader, DamagedError, decode
+from mta.queue.queue_reader import DamagedError, decode
 from tests.unit.test_queue_file import encoded, simple
 
 GOLDEN = sorted((Path(__file__).parents[1] / "golden/queue").glob("*.bin"))

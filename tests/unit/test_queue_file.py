@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from mta.envelope import VERP, Envelope, Notify, Recipient, Ret
 from mta.queue.api import Parent
+from mta.queue.content_reader import ContentReader, check_content
 from mta.queue.queue_file import (
     BLOCK,
     FLAG_BLOCKS,
@@ -22,7 +23,7 @@ from mta.queue.queue_file import (
     encode_tail,
     record,
 )
-from mta.queue.queue_reader import ContentReader, DamagedError, QueueFile, check_content, decode
+from mta.queue.queue_reader import DamagedError, QueueFile, decode
 
 ARRIVAL = 1795217804.786757
 

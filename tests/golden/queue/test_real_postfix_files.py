@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from mta.envelope import Notify, Recipient, Ret
-from mta.queue.queue_reader import ContentReader, QueueFile, decode
+from mta.queue.content_reader import ContentReader
+from mta.queue.queue_reader import QueueFile, decode
 from mta.queue.reasons import decode_reasons, encode_reasons
 
 HERE = Path(__file__).parent
