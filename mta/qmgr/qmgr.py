@@ -1,9 +1,9 @@
 """The queue manager: takes messages from the queue, has them delivered, settles what became of them.
 
-State: ids waiting to be claimed (a deque), deferred ids by due time (a heap rebuilt at each scan), attempts in
-progress by queue id, and the scheduler's windows.  All of it can be thrown away at any moment: the queue on
-disk is the truth, and a restart finds everything again.  One task per message, one per delivery; a bug in
-one ends that one.
+State: ids waiting to be claimed (a deque), deferred ids by due time (a heap rebuilt at each scan, from the list and
+what was deferred while the list was made), attempts in progress by queue id, and the scheduler's windows.  All of it
+can be thrown away at any moment: the queue on disk is the truth, and a restart finds everything again.  One task per
+message, one per delivery; a bug in one ends that one.
 
 When a step fails:
 - claim finds nothing, or somebody else was first: the id is forgotten;
@@ -104,6 +104,8 @@ class QueueManager:
         self._clock, self._log = clock, log
         self._incoming: deque[str] = deque()
         self._deferred: list[tuple[float, str]] = []
+        self._scanning = asyncio.Lock()
+        self._meanwhile: dict[str, float] = {}  # due times of what was deferred during a scan
         self._active: dict[str, Attempt | None] = {}  # None: being claimed
         self._open: dict[str, tuple[int, asyncio.Future[None]]] = {}  # entries outstanding per job
         self._tasks: set[asyncio.Task[None]] = set()
@@ -156,6 +158,12 @@ class QueueManager:
         self._wake.set()
 
     async def _scan(self) -> None:
+        """What is listed may be older than what happened meanwhile, so that counts; and one list at a time."""
+        async with self._scanning:
+            self._meanwhile.clear()
+            await self._take_list()
+
+    async def _take_list(self) -> None:
         self._clock_jumped()
         self._scheduler.forget_dead(self._clock.monotonic())
         now = self._clock.now()
@@ -168,7 +176,9 @@ class QueueManager:
         except (QueueError, OSError) as error:
             self._log.warning("qmgr", f"scan of the queue failed: {error}")
             return
-        self._deferred = [(due(when, now, self._backoff), queue_id) for queue_id, when in deferred]
+        known = self._meanwhile
+        self._deferred = [(due(when, now, self._backoff), name) for name, when in deferred if name not in known]
+        self._deferred += [(when, name) for name, when in known.items()]
         heapq.heapify(self._deferred)
 
     def _until(self, next_scan: float) -> float:
@@ -233,8 +243,7 @@ class QueueManager:
                 job = await self._store.claim(queue_id)
             except QueueError as error:
                 self._log.warning("qmgr", f"{error}, will try again")
-                heapq.heappush(self._deferred, (self._clock.now() + CLAIM_RETRY, queue_id))
-                self._wake.set()
+                self._later(queue_id, self._clock.now() + CLAIM_RETRY)
                 return
             if job is None:
                 return
@@ -438,7 +447,12 @@ class QueueManager:
         job = attempt.job
         when = next_attempt(job.envelope.arrival, self._clock.now(), self._backoff)
         await self._store.defer(job, when, attempt.reasons())
-        heapq.heappush(self._deferred, (when, job.queue_id))
+        self._later(job.queue_id, when)
+
+    def _later(self, queue_id: str, when: float) -> None:
+        heapq.heappush(self._deferred, (when, queue_id))
+        if self._scanning.locked():
+            self._meanwhile[queue_id] = when
         self._wake.set()
 
     async def _interrupted(self, attempt: Attempt) -> None:

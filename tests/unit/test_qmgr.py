@@ -386,6 +386,35 @@ def test_a_flush_tries_deferred_mail_now(tmp_path: Path) -> None:
     simulate(tmp_path, lambda r, n: OK if n > 1 else DOWN, story)
 
 
+def slowly_listed(w: World) -> None:
+    """The next listing of deferred mail is taken at once, and there half a minute later."""
+    scan = w.store.scan
+
+    async def slow(queue: Queue) -> list[tuple[str, float]]:
+        found = await scan(queue)
+        if queue is Queue.DEFERRED:
+            w.store.scan = scan  # type: ignore[method-assign]
+            await w.clock.sleep(30)
+        return found
+
+    w.store.scan = slow  # type: ignore[method-assign]
+
+
+def test_what_was_tried_while_the_queue_was_looked_through_is_not_tried_again_at_once(tmp_path: Path) -> None:
+    async def story(w: World) -> None:
+        await w.submit("x@b.test")
+        await w.clock.sleep(1)
+        slowly_listed(w)
+        slow = asyncio.ensure_future(w.qmgr.flush())
+        await w.clock.sleep(1)
+        await w.qmgr.flush()
+        await slow
+        await w.clock.sleep(60)
+        assert [round(when) for _, when in w.agent.tries][1:] in ([2], [31]), "once, for both"
+
+    simulate(tmp_path, lambda r, n: LATER, story)
+
+
 def test_one_delay_notice_is_sent_when_the_time_has_come(tmp_path: Path) -> None:
     async def story(w: World) -> None:
         await w.submit("x@b.test", sender="s@good.test", warn_time=w.clock.now() + 1000)
