@@ -120,7 +120,6 @@ class SMTPServer:
         self.connections: set[Connection] = set()
         self.accepted = 0  # connections since the start
         self.peak = 0  # most connections at once since somebody set this back
-        self.commits: set[Connection] = set()  # those whose message is on its way to the disk
         self.handshakes: set[asyncio.Task[asyncio.Transport | None]] = set()
         self.draining = False
         self._next_warning = float("-inf")

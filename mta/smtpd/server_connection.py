@@ -401,10 +401,8 @@ class Connection(asyncio.BufferedProtocol):
             self._abort()
             return self.dialogue.committed(event.token, QUEUE_ERROR)
         self._intake = None
-        self.server.commits.add(self)
         done = then(self._make_durable(intake), partial(self._committed, event.token))
         if done is not None:
-            self.server.commits.discard(self)
             return self.dialogue.committed(event.token, done.value)
         self._write(out)
         return []
@@ -422,7 +420,6 @@ class Connection(asyncio.BufferedProtocol):
             return QUEUE_ERROR
 
     def _committed(self, token: int, reply: Reply) -> None:
-        self.server.commits.discard(self)
         self._run(self.dialogue.committed(token, reply))
         if self.transport is None:
             self._gone()
