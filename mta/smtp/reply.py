@@ -6,6 +6,8 @@ code alone decides what happens to mail: 2xx done, 3xx go on, 4xx try again late
 See also: RFC 2034 (enhanced codes on the wire)
 """
 
+from dataclasses import field
+
 from mta.record import dataclass
 
 MAX_LINE = 512  # octets with CRLF, RFC 5321 s4.5.3.1.5
@@ -19,6 +21,7 @@ class Reply:
     code: int
     enhanced: str
     text: str
+    _encoded: bytes = field(default=b"", init=False, repr=False, compare=False)  # when encode() was called
 
     @property
     def is_positive(self) -> bool:
@@ -50,6 +53,11 @@ class Reply:
         Text that is not ASCII is sent as UTF-8 (RFC 6531 s3.7.4.1 allows it once SMTPUTF8 is in use); a line
         over 512 octets is cut, so no echo of the peer's own input can exceed the limit.
         """
+        if not self._encoded:
+            object.__setattr__(self, "_encoded", self._encode())
+        return self._encoded
+
+    def _encode(self) -> bytes:
         prefix = f"{self.enhanced} " if self.enhanced else ""
         lines = self.text.translate(_CONTROL).split("\n")
         last = len(lines) - 1

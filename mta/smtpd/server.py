@@ -105,12 +105,11 @@ class SMTPServer:
     ) -> None:
         """service: name in the log ("submission/smtpd").  silent: stages at which the policy has nothing to say, so
         that nobody need ask.  company: of the disk that cleanup writes to.  To be called in the loop that serves."""
-        self.silent = silent
         self.company = company or Company(clock)
         self.settings = settings
         self.policy, self.cleanup, self.anvil, self.names = policy, cleanup, anvil, names
         self.log, self.clock, self.tls, self.service = log, clock, tls, service
-        self.plan = SessionPlan(settings, tls=tls is not None)
+        self.plan = SessionPlan(settings, tls=tls is not None, silent=silent)
         self.loop = asyncio.get_running_loop()
         self.awake = Awake(self.loop)
         self.outbox = Outbox(lambda: self.awake.said(len(self.connections)))

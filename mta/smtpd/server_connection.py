@@ -318,8 +318,6 @@ class Connection(asyncio.BufferedProtocol):
         return verdict if verdict.reply is not None else await self.server.policy.check(stage, self.dialogue.facts)
 
     def _ask(self, event: Ask, out: list[bytes]) -> list[Event]:
-        if event.stage in self.server.silent:
-            return self.dialogue.answer(event.token, PERMIT)
         answer = self._start(self._judge(event.stage), _INTERNAL)
         if isinstance(answer, Done):
             return self.dialogue.answer(event.token, answer.value)

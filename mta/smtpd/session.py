@@ -22,12 +22,11 @@ from collections.abc import Callable
 from typing import cast
 
 from mta.envelope import Recipient
-from mta.record import dataclass
 from mta.smtp.data import DataReceiver
 from mta.smtp.grammar import parse_mail, parse_rcpt
 from mta.smtp.path import BAD_RECIPIENT, BAD_SENDER, parse_host, parse_path
 from mta.smtp.reply import Reply
-from mta.smtpd.facts import Facts, Stage, Verdict
+from mta.smtpd.facts import PERMIT, Facts, Stage, Verdict
 from mta.smtpd.session_events import Abort, Begin, Body, Commit, Event, Log, StartTls, Transaction
 from mta.smtpd.session_machine import Answer, Machine, Row
 from mta.smtpd.session_plan import SessionPlan
@@ -79,20 +78,6 @@ class Session(Machine):
         self._effects: tuple[Verdict, ...] = ()  # of verdicts before MAIL, for every message
         self._overshoot = 0  # recipients beyond smtpd_recipient_limit
         self._too_big = False
-
-    def _row(self, verb: bytes) -> Row | None:
-        command = COMMANDS.get(verb)
-        return None if command is None else command.row
-
-    def _check(self, verb: bytes) -> Reply | None:
-        for check in COMMANDS[verb].checks:
-            refusal = check(self)
-            if refusal is not None:
-                return refusal
-        return None
-
-    def _run(self, verb: bytes, argument: bytes, events: list[Event]) -> None:
-        COMMANDS[verb].run(self, argument, events)
 
     def _take_effects(self, verdict: Verdict) -> None:
         if self.transaction is not None:
@@ -264,14 +249,14 @@ class Session(Machine):
 
         def go_on(verdict: Verdict, later: list[Event]) -> None:
             transaction = cast(Transaction, self.transaction)
-            before = _stored_effects(transaction)
+            before = _stored_effects(transaction) if verdict is not PERMIT else set()
             refusal = self._refused(verdict, later)
             if refusal is not None:
                 self._message_done(refusal, later)
             elif transaction.discard:
                 # A DISCARD that came this late: nothing of it is kept.
                 self._message_done(DISCARDED, later)
-            elif _stored_effects(transaction) - before:
+            elif verdict is not PERMIT and _stored_effects(transaction) - before:
                 # The envelope is in the queue file: to take the message without them would let through what
                 # they are there to stop.
                 text = f"{self.facts.client}: HOLD, REDIRECT, BCC and FILTER must be used before END-OF-MESSAGE"
@@ -429,33 +414,38 @@ def _no_etrn_in_mail(session: Session) -> Reply | None:
     return ETRN_IN_MAIL if session.transaction is not None else None
 
 
-@dataclass(frozen=True, slots=True)
-class Command:
-    """A row, the handler, and what must hold before the handler looks at the command."""
-
-    row: Row
-    run: Callable[[Session, bytes, list[Event]], None]
-    checks: tuple[Callable[[Session], Reply | None], ...] = ()
+Run = Callable[[Session, bytes, list[Event]], None]
+Check = Callable[[Session], Reply | None]
 
 
-def _row(where: str, *, limited: bool = False, pre_tls: bool = False, last: bool = False, own: bool = False) -> Row:
-    return Row(where.lower(), where, limited=limited, pre_tls=pre_tls, last=last, parses_controls=own)
+def _row(
+    where: str,
+    run: Run,
+    *checks: Check,
+    limited: bool = False,
+    pre_tls: bool = False,
+    last: bool = False,
+    own: bool = False,
+) -> tuple[bytes, Row]:
+    row = Row(where.lower(), where, run, checks, limited=limited, pre_tls=pre_tls, last=last, parses_controls=own)
+    return where.encode(), row
 
 
 # In the order of the counters in the log.
-COMMANDS: dict[bytes, Command] = {
-    b"HELO": Command(_row("HELO", limited=True, pre_tls=True, last=True), Session._helo),
-    b"EHLO": Command(_row("EHLO", limited=True, pre_tls=True, last=True), Session._ehlo),
-    b"STARTTLS": Command(_row("STARTTLS", pre_tls=True, last=True), Session._starttls),
-    b"AUTH": Command(_row("AUTH"), Session._auth, (_helo_first,)),
-    b"MAIL": Command(_row("MAIL", own=True), Session._mail, (_helo_first, _no_transaction)),
-    b"RCPT": Command(_row("RCPT", own=True), Session._rcpt, (_in_transaction,)),
-    b"DATA": Command(_row("DATA", last=True), Session._data, (_has_recipients,)),
-    b"BDAT": Command(_row("BDAT"), Session._noop),  # never run: see session_machine
-    b"RSET": Command(_row("RSET", limited=True), Session._rset),
-    b"NOOP": Command(_row("NOOP", limited=True, pre_tls=True, last=True), Session._noop),
-    b"VRFY": Command(_row("VRFY", limited=True, last=True), Session._vrfy, (_helo_first,)),
-    b"ETRN": Command(_row("ETRN", limited=True), Session._etrn, (_helo_first, _no_etrn_in_mail)),
-    b"QUIT": Command(_row("QUIT", pre_tls=True), Session._quit),
-}
-Session.counted = (*(command.row.name for command in COMMANDS.values()), "unknown")
+_ROWS = (
+    _row("HELO", Session._helo, limited=True, pre_tls=True, last=True),
+    _row("EHLO", Session._ehlo, limited=True, pre_tls=True, last=True),
+    _row("STARTTLS", Session._starttls, pre_tls=True, last=True),
+    _row("AUTH", Session._auth, _helo_first),
+    _row("MAIL", Session._mail, _helo_first, _no_transaction, own=True),
+    _row("RCPT", Session._rcpt, _in_transaction, own=True),
+    _row("DATA", Session._data, _has_recipients, last=True),
+    _row("BDAT", Session._noop),  # never run: see session_machine
+    _row("RSET", Session._rset, limited=True),
+    _row("NOOP", Session._noop, limited=True, pre_tls=True, last=True),
+    _row("VRFY", Session._vrfy, _helo_first, limited=True, last=True),
+    _row("ETRN", Session._etrn, _helo_first, _no_etrn_in_mail, limited=True),
+    _row("QUIT", Session._quit, pre_tls=True),
+)
+Session.commands = dict(_ROWS)
+Session.counted = (*(row.name for _, row in _ROWS), "unknown")

@@ -8,21 +8,20 @@ See also: RFC 2920 (PIPELINING), RFC 5321 s4.5.3; postconf(5) smtpd_hard_error_l
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import cast
 
 from mta.record import dataclass
 from mta.smtp.data import DataReceiver
 from mta.smtp.grammar import split_command
 from mta.smtp.reply import Reply
-from mta.smtpd.facts import Facts, Stage, Verdict
+from mta.smtpd.facts import PERMIT, Facts, Stage, Verdict
 from mta.smtpd.session_events import Abort, Ask, Close, Event, Log, Send, Transaction, Wait
 from mta.smtpd.session_plan import SessionPlan
 from mta.smtpd.session_text import (
     ACCESS_DENIED,
     BAD_SYNTAX,
     BAD_UTF8,
-    ENCODED,
     LINE_TOO_LONG,
     MUST_STARTTLS,
     NON_SMTP,
@@ -51,18 +50,21 @@ class Row:
 
     name: its counter.  where: its name in the log.  limited: counts against smtpd_junk_command_limit.  pre_tls:
     comes before STARTTLS even where that is required.  last: ends a pipelined group (RFC 2920 s3.1).
-    parses_controls: its own parser refuses control characters.
+    parses_controls: its own parser refuses control characters.  checks: called with the session, each may refuse.
+    run: called with the session, the argument and the events, when nothing does.
     """
 
     name: str
     where: str
+    run: Callable[..., None]
+    checks: tuple[Callable[..., Reply | None], ...] = ()
     limited: bool = False
     pre_tls: bool = False
     last: bool = False
     parses_controls: bool = False
 
 
-_UNKNOWN = Row("unknown", "UNKNOWN")
+_UNKNOWN = Row("unknown", "UNKNOWN", run=lambda *_: None)  # never run
 
 
 class Machine(ABC):
@@ -109,7 +111,7 @@ class Machine(ABC):
         events: list[Event] = []
         self.started = True
         self._ask(Stage.CONNECT, self._greet, events)
-        return events
+        return self._advance(events)
 
     def receive(self, data: bytes) -> list[Event]:
         """Take input."""
@@ -186,9 +188,10 @@ class Machine(ABC):
         """ "disconnect from name[address] ehlo=1 mail=1 rcpt=0/1 commands=2/3", as in Postfix's log."""
         words = []
         good_all = all_all = 0
+        counts = self._counts
         for name in self.counted:
-            good, total = self._counts.get(name, (0, 0))
-            if total:
+            if name in counts:
+                good, total = counts[name]
                 words.append(f" {name}={good}" if good == total else f" {name}={good}/{total}")
                 good_all += good
                 all_all += total
@@ -274,17 +277,17 @@ class Machine(ABC):
             self._count_junk()
             self._finish(OK, events)
             return
-        command = self._row(verb)
-        self._command = command or _UNKNOWN
-        self._count(self._command.name)[1] += 1
-        self.where = self._command.where
+        command = self.commands.get(verb)
+        self._command = known = command or _UNKNOWN
+        self._count(known.name)[1] += 1
+        self.where = known.where
         refusal = self._may_come(command, verb, line, events)
         if self.closed:
             return
         if refusal is not None:
             self._finish(refusal, events, ok=False)
         else:
-            self._run(verb, argument, events)
+            known.run(self, argument, events)
 
     def _may_come(self, command: Row | None, verb: bytes, line: bytes, events: list[Event]) -> Reply | None:
         """The checks that need no argument, in Postfix's order; the reply that refuses, or None."""
@@ -307,7 +310,11 @@ class Machine(ABC):
             return None
         if _CONTROL.search(line) and not command.parses_controls:
             return BAD_SYNTAX
-        return self._check(verb)
+        for check in command.checks:
+            refusal = check(self)
+            if refusal is not None:
+                return refusal
+        return None
 
     def _out_of_turn(self, command: Row, events: list[Event]) -> bool:
         """More input is there behind a command: may it be?  RFC 2920 s3.1.  True when the session ended."""
@@ -343,11 +350,17 @@ class Machine(ABC):
         return self._token
 
     def _ask(self, stage: Stage, go_on: Judged, events: list[Event]) -> None:
+        """Nobody need be asked where nothing is configured."""
         self._stage = stage
-        events.append(Ask(self._block(go_on, events), stage, self.facts))
+        if stage in self.plan.silent:
+            go_on(PERMIT, events)
+        else:
+            events.append(Ask(self._block(go_on, events), stage, self.facts))
 
     def _refused(self, verdict: Verdict, events: list[Event]) -> Reply | None:
         """Note a verdict's effects; return its reply when it refuses."""
+        if verdict is PERMIT:
+            return None
         for text in verdict.log:
             events.append(Log(text))
         reply = verdict.reply
@@ -363,7 +376,7 @@ class Machine(ABC):
     def _say(self, reply: Reply) -> None:
         if reply.code >= 500 and self.plan.settings.soft_bounce:
             reply = reply.softened()
-        self._out.append(ENCODED.get(reply) or reply.encode())
+        self._out.append(reply.encode())
 
     def _flush(self, events: list[Event]) -> None:
         events.append(Send(b"".join(self._out)))
@@ -455,18 +468,7 @@ class Machine(ABC):
     # What Session adds
 
     counted: tuple[str, ...] = ()  # names of the counters in the order of the log
-
-    @abstractmethod
-    def _row(self, verb: bytes) -> Row | None:
-        """The command of this name (upper case), None when there is none."""
-
-    @abstractmethod
-    def _check(self, verb: bytes) -> Reply | None:
-        """Why the command may not come now, None when it may."""
-
-    @abstractmethod
-    def _run(self, verb: bytes, argument: bytes, events: list[Event]) -> None:
-        """Do it."""
+    commands: Mapping[bytes, Row]  # by name in upper case
 
     @abstractmethod
     def _greet(self, verdict: Verdict, events: list[Event]) -> None:

@@ -10,6 +10,7 @@ from mta.record import dataclass
 from mta.smtp.grammar import is_header_like
 from mta.smtp.reply import Reply
 from mta.smtp.rules import Rules
+from mta.smtpd.facts import Stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +44,15 @@ class SessionSettings:
 class SessionPlan:
     """Settings worked out.
 
-    tls: a certificate is there, so that STARTTLS can be offered.
+    tls: a certificate is there, so that STARTTLS can be offered.  silent: stages at which nobody need be asked,
+    because nothing is configured that could refuse.
     """
 
-    def __init__(self, settings: SessionSettings, *, tls: bool = False) -> None:
+    def __init__(
+        self, settings: SessionSettings, *, tls: bool = False, silent: frozenset[Stage] = frozenset()
+    ) -> None:
         self.settings = settings
+        self.silent = silent
         discard = {word.lower() for word in settings.smtpd_discard_ehlo_keywords}
         self.offers_tls = tls and "starttls" not in discard
         self.requires_tls = self.offers_tls and settings.smtpd_tls_security_level == "encrypt"

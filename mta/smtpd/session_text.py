@@ -48,9 +48,6 @@ BUSY = Reply(421, "4.3.2", "All server ports are busy")
 QUEUE_ERROR = Reply(451, "4.3.0", "Error: queue file write error")
 QUEUE_FULL = Reply(452, "4.3.1", "Insufficient system storage")
 
-# The replies of every message, ready for the wire.
-ENCODED = {reply: reply.encode() for reply in (OK, OK_MAIL, OK_RCPT, GO_AHEAD, BYE)}
-
 
 def host_reply(code: int, enhanced: str, host: str, text: str) -> Reply:
     """Replies that end a session name the host, as in "421 4.4.2 mx.example Error: timeout exceeded"."""
