@@ -64,11 +64,12 @@ def start(coroutine: Coroutine[object, None, T], loop: asyncio.AbstractEventLoop
     if sys.version_info >= (3, 12):
         task = asyncio.Task(coroutine, loop=loop, eager_start=True)
         return Done(task.result()) if task.done() else task
-    if asyncio.current_task(loop) is not None:
-        return loop.create_task(coroutine)
     stand_in = _StandIn()
     as_task = cast("asyncio.Task[object]", stand_in)
-    asyncio.tasks._enter_task(loop, as_task)
+    try:
+        asyncio.tasks._enter_task(loop, as_task)
+    except RuntimeError:  # we are in a Task
+        return loop.create_task(coroutine)
     try:
         waiting = coroutine.send(None)
     except StopIteration as stop:

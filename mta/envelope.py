@@ -78,6 +78,13 @@ class Envelope:
     warn_time: float = 0.0
     attributes: dict[str, str] = field(default_factory=dict)
 
+    def readdressed(self, sender: str, recipients: list[Recipient]) -> "Envelope":
+        """The same with other addresses; the attributes are shared."""
+        return Envelope(
+            sender, recipients, self.arrival, self.full_name, self.envelope_id, self.ret, self.encoding, self.smtputf8,
+            self.warn_time, self.attributes,
+        )  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True)
 class Origin:
@@ -98,6 +105,13 @@ class Origin:
     sasl_username: str = ""
     tls: str = ""
     rewrite_local: bool = False  # rewrite_context=local: complete and rewrite headers
+
+    def as_local(self) -> "Origin":
+        """The same in the local context."""
+        return Origin(
+            self.door, self.client_name, self.client_address, self.client_port, self.helo, self.protocol, self.uid,
+            self.sasl_username, self.tls, rewrite_local=True,
+        )  # fmt: skip
 
 
 def domain_of(address: str) -> str:

@@ -140,10 +140,13 @@ def _mailbox_line(raw: bytes) -> Header:
 
 def normalised(header: Header) -> bytes:
     """The header with blanks before its colon removed (`Subject : x`), as RFC 5322 s4.5 asks of new messages."""
-    name = _NAME.match(header.raw)
+    raw = header.raw
+    if raw[len(header.name) : len(header.name) + 1] == b":":
+        return raw
+    name = _NAME.match(raw)
     if name is None or not name[2]:
-        return header.raw
-    return name[1] + header.raw[name.end() - 1 :]
+        return raw
+    return name[1] + raw[name.end() - 1 :]
 
 
 def text(data: bytes) -> str:
@@ -169,16 +172,19 @@ def received(origin: Origin, host: str, mail_name: str, queue_id: str, recipient
         name = origin.client_name or "unknown"
         lines = [f"Received: from {origin.helo or name} ({name} [{address}])"]
         if origin.tls:
-            lines.append(f"\t({origin.tls})")
-        what = f"\t{by}) with {origin.protocol} id {queue_id}"
-        lines += [what, f"\tfor <{quote(recipient)}>; {date}"] if recipient else [f"{what};", f"\t{date}"]
+            lines.append(f"({origin.tls})")
+        what = f"{by}) with {origin.protocol} id {queue_id}"
+        lines += [what, f"for <{quote(recipient)}>; {date}"] if recipient else [f"{what};", date]
     elif origin.uid >= 0:
         by += f", from userid {origin.uid})" + (f" with {origin.protocol}" if origin.protocol else "")
-        lines = [f"Received: from {origin.helo}", f"\t{by}"] if origin.helo else [f"Received: {by}"]
-        lines.append(f"\tid {queue_id}; {date}")
+        lines = [f"Received: from {origin.helo}", by] if origin.helo else [f"Received: {by}"]
+        lines.append(f"id {queue_id}; {date}")
     else:
-        lines = [f"Received: {by})", f"\tid {queue_id}; {date}"]
-    return b"".join(b"\t" * line.startswith("\t") + clean(line.lstrip("\t")) + b"\n" for line in lines)
+        lines = [f"Received: {by})", f"id {queue_id}; {date}"]
+    whole = " ".join(lines)
+    if whole.isprintable():
+        return "\n\t".join(lines).encode("utf-8", "surrogateescape") + b"\n"
+    return b"\n\t".join(map(clean, lines)) + b"\n"
 
 
 def from_header(prefix: bytes, full_name: str, sender: str) -> bytes:

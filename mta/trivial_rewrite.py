@@ -24,6 +24,7 @@ from mta.record import dataclass
 
 _ORDINARY = re.compile(r"[^@%!\"\\\s]+@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+")
 _DOT_STRING = re.compile(r"[^\x00-\x20\x7f()<>@,;:\\\".\[\]]+(?:\.[^\x00-\x20\x7f()<>@,;:\\\".\[\]]+)*")
+_ROUTING = frozenset("@%!")
 
 
 class AddressClass(StrEnum):
@@ -169,7 +170,9 @@ class Rewriter:
         """Does the domain match mydestination, or an address of ours in brackets?  TableError when a table fails."""
         if domain.endswith("."):
             domain = domain[:-1]
-        if not domain or domain.endswith("."):
+            if domain.endswith("."):
+                return False
+        if not domain:
             return False
         if await self._destination.match(domain):
             return True
@@ -205,14 +208,15 @@ class Rewriter:
             transport, nexthop = name, destination if colon and destination else nexthop
         if not transport:
             raise TableError(f"null transport is not allowed for class {address_class}")
-        transport, nexthop = await self._transport(recipient, domain, transport, nexthop)
+        if self._transport_maps:
+            transport, nexthop = await self._transport(recipient, domain, transport, nexthop)
         if self._relocated_maps:
             moved = await find_address(
                 self._relocated_maps, recipient, self.extension_rules, self.is_local_or_origin
             )
             if moved:
                 transport, nexthop = "error", f"5.1.6 User has moved to {moved[0]}"
-        routed = any(c in local for c in "@%!")
+        routed = not _ROUTING.isdisjoint(local)
         return Route(transport, nexthop, recipient, address_class, routed=routed)
 
     async def _strip(self, address: str) -> tuple[str, bool]:
@@ -256,18 +260,15 @@ class Rewriter:
             address_class, transport = AddressClass.RELAY, s.relay_transport
         else:
             address_class, transport = AddressClass.DEFAULT, s.default_transport
-            found = await self._sender_dependent("default_transport", sender)
-            if found:
+            if self._default_maps and (found := await self._sender_dependent("default_transport", sender)):
                 transport = found
-        relayhost = await self._sender_dependent("relayhost", sender)
+        relayhost = await self._sender_dependent("relayhost", sender) if self._relayhost_maps else None
         if relayhost is None:
             return address_class, transport, s.relayhost or domain
         return address_class, transport, domain if relayhost.upper() == "DUNNO" else relayhost
 
     async def _sender_dependent(self, which: str, sender: str) -> str | None:
         maps = self._relayhost_maps if which == "relayhost" else self._default_maps
-        if not maps:
-            return None
         s = self._settings
         if not sender:
             sender = (
@@ -283,8 +284,6 @@ class Rewriter:
 
     async def _transport(self, recipient: str, domain: str, transport: str, nexthop: str) -> tuple[str, str]:
         """Apply transport_maps: user+ext@domain, user@domain, domain and its parents, "*"."""
-        if not self._transport_maps:
-            return transport, nexthop
         entry = await self._transport_entry(recipient, domain)
         if entry is None:
             return transport, nexthop

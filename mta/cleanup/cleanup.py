@@ -7,7 +7,6 @@ See also: cleanup(8), mta/INTERNALS.md (commit, children)
 """
 
 from collections.abc import AsyncIterator, Callable, Iterable
-from dataclasses import replace
 
 from mta.cleanup.headers import SENDER_HEADERS, HeaderFilter, Missing
 from mta.cleanup.intake import Intake, Plan
@@ -69,7 +68,7 @@ class Cleanup:
         """
         internal = origin.door in ("bounce", "forward")
         if origin.door == "smtpd" and not origin.rewrite_local and self._local_client(origin.client_address):
-            origin = replace(origin, rewrite_local=True)
+            origin = origin.as_local()
         try:
             stored = await self._envelopes.rewrite(envelope, copies=not internal)
         except TableError as error:

@@ -8,7 +8,6 @@ See also: cleanup(8), ADDRESS_REWRITING_README
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 
 from mta.cleanup.mapping import AddressMapper, Rewriter
 from mta.cleanup.settings import CleanupSettings
@@ -70,7 +69,7 @@ class EnvelopeRewriter:
         for copy in dict.fromkeys(bcc):
             address = self.complete(copy)
             await self._add(recipients, Recipient(copy, notify=Notify.NEVER), address)
-        return replace(envelope, sender=sender, recipients=recipients.kept)
+        return envelope.readdressed(sender, recipients.kept)
 
     async def canonical(self, maps: tuple[Maps, ...], address: str) -> str:
         """Apply canonical maps one after the other."""

@@ -115,6 +115,7 @@ class MatchList:
         self.name, self.context, self._parents = name, context, parents
         self._patterns = self.compile(split_list(spec), 0)
         self._plain = all(positive and isinstance(p, (_Names, _Networks)) for positive, p in self._patterns)
+        self._names = [p for _, p in self._patterns if isinstance(p, _Names)]
 
     def __bool__(self) -> bool:
         return bool(self._patterns)
@@ -168,7 +169,7 @@ class DomainList(MatchList):
         """Is this domain in the list?"""
         domain = domain.lower()
         if self._plain:
-            return any(isinstance(p, _Names) and p.has(domain) for _, p in self._patterns)
+            return any([pattern.has(domain) for pattern in self._names])
         return bool(await self.ask(self._patterns, domain, None, ""))
 
 

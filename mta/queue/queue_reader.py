@@ -102,6 +102,23 @@ def records(read_at: ReadAt, offset: int, buffer: bytes = b"", base: int = 0) ->
         pos = stop
 
 
+def _run_of(buffer: bytes, pos: int, last: int) -> list[tuple[int, bytes, int]]:
+    """The records from a position up to one of the type `last`, if all are here and plain; else [] (see records())."""
+    found: list[tuple[int, bytes, int]] = []
+    try:
+        while True:
+            kind, n, start = buffer[pos], buffer[pos + 1], pos + 2
+            if n > 127 or kind == P:
+                return []
+            stop = start + n
+            found.append((kind, buffer[start:stop], pos))
+            if kind == last:
+                return found if stop <= len(buffer) else []
+            pos = stop
+    except IndexError:
+        return []
+
+
 def length_at(buffer: bytes, pos: int) -> tuple[int, int]:
     """Decode a length of several bytes; one that is cut off counts as too long for the buffer."""
     n = shift = 0
@@ -152,10 +169,13 @@ class _Decoder:
     def run(self) -> QueueFile:
         file, seen_sender = self.file, False
         attributes = file.envelope.attributes
-        stream = records(self._read_at, 0, self._buffer)
-        kind, data, offset = next(stream)
-        while kind != _M:
-            self._count()
+        offset = 0
+        for kind, data, offset in _run_of(self._buffer, 0, _M) or records(self._read_at, 0, self._buffer):
+            if kind == _M:
+                break
+            self._left -= 1
+            if self._left < 0:
+                raise DamagedError("too many envelope records")
             if kind == _A:
                 name, _, value = data.decode("utf-8", "surrogateescape").partition("=")
                 if name in _WITH_FIELD:
@@ -170,7 +190,6 @@ class _Decoder:
                 file.envelope.sender, seen_sender = _text(data), True
             else:
                 self._other(kind, data, offset)
-            kind, data, offset = next(stream)
         file.content_offset = offset + 2
         if not seen_sender:
             raise DamagedError("no sender")
@@ -220,11 +239,6 @@ class _Decoder:
         )
         self._forget_dsn()
 
-    def _count(self) -> None:
-        self._left -= 1
-        if self._left < 0:
-            raise DamagedError("too many envelope records")
-
     def _attribute(self, name: str, value: str) -> None:
         envelope = self.file.envelope
         match name:
@@ -255,11 +269,14 @@ class _Decoder:
         if offset + 2 > len(buffer):
             buffer = b""
         first = True
-        for kind, data, at in records(self._read_at, offset, buffer, 0 if buffer else offset):
+        rest = _run_of(buffer, offset, _E) or records(self._read_at, offset, buffer, 0 if buffer else offset)
+        for kind, data, at in rest:
             if first and kind != X:
                 raise DamagedError(f"no extracted segment at {offset}")
             first = False
-            self._count()
+            self._left -= 1
+            if self._left < 0:
+                raise DamagedError("too many envelope records")
             if kind == _E:
                 if data:  # one bit makes it of an A, and a file without attributes would need no checksum
                     raise DamagedError(f"end with data at {at}")

@@ -261,22 +261,25 @@ class Restrictions:
         ask.warning, ask.defer_if_reject = 0, None
         if not restrictions:
             return True
-
-        async def whole(ask: Ask, name: str, kind: str) -> Status:
-            return await run(restrictions, ask, name, kind)
-
-        await self._guard(whole, ask, name, kind)
+        try:
+            await run(restrictions, ask, name, kind)
+        except (TableError, ServerError) as error:
+            self._stopped(error, ask, name)
         return ask.reply is None
 
     async def _guard(self, check: Check, ask: Ask, name: str, kind: str) -> None:
-        """Turn what stops an evaluation into a reply."""
+        """One check that is in no list."""
         try:
             await check(ask, name, kind)
-        except TableError as error:
-            self._tools.warn(str(error))
+        except (TableError, ServerError) as error:
+            self._stopped(error, ask, name)
+
+    def _stopped(self, error: TableError | ServerError, ask: Ask, name: str) -> None:
+        """Turn what stops an evaluation into a reply."""
+        self._tools.warn(str(error))
+        if isinstance(error, TableError):
             ask.reject(451, "4.3.0", f"<{name}>: Temporary lookup failure")
-        except ServerError as error:
-            self._tools.warn(str(error))
+        else:
             ask.reject(*CONFIGURATION_ERROR)
 
 

@@ -171,8 +171,10 @@ class Connection(asyncio.BufferedProtocol):
             while events:
                 following: list[Event] = []
                 for event in events:
-                    if isinstance(event, Send):
+                    if type(event) is Send:
                         out.append(event.data)
+                    elif type(event) is Log:
+                        self._log(event)
                     else:
                         following = self._carry_out(event, out)
                 events = following
@@ -194,10 +196,6 @@ class Connection(asyncio.BufferedProtocol):
                 return self._commit(event, out)
             case Abort():
                 self._abort()
-            case Log(text=text, warning=True):
-                self.server.log.warning(self.server.service, text)
-            case Log(text=text):
-                self.server.log.write(self.server.service, text)
             case Wait(token=token, seconds=seconds):
                 self._write(out)
                 self._pause = self.server.clock.call_later(seconds, partial(self._waited, token))
@@ -210,6 +208,10 @@ class Connection(asyncio.BufferedProtocol):
             case _:
                 pass
         return []
+
+    def _log(self, event: Log) -> None:
+        server = self.server
+        (server.log.warning if event.warning else server.log.write)(server.service, event.text)
 
     def _write(self, out: list[bytes]) -> None:
         if out and self.transport is not None:

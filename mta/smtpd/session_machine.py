@@ -215,10 +215,8 @@ class Machine(ABC):
 
     def _advance(self, events: list[Event]) -> list[Event]:
         """Read commands or text until the input is used up or something is asked."""
-        while not self.waiting and not self.closed:
+        while not self.waiting and not self.closed and self._at < len(self._input):
             if self._receiver is not None:
-                if self._at >= len(self._input):
-                    break
                 self._read_text(self._receiver, events)
             else:
                 end = self._input.find(b"\n", self._at)
@@ -265,7 +263,7 @@ class Machine(ABC):
 
     def _read_command(self, line: bytes, events: list[Event]) -> None:
         plan = self.plan
-        if plan.settings.smtputf8_enable and not line.isascii() and not _is_utf8(line):
+        if not line.isascii() and plan.settings.smtputf8_enable and not _is_utf8(line):
             self._refuse_line(BAD_UTF8, events)
             return
         verb, argument = split_command(line)
