@@ -113,6 +113,7 @@ class Fsio:
         self._follows: dict[int, bool] = {}  # by directory: names_follow_files()
         self.soon = Soon(self.clock, lambda directory, done: self._commits.add(directory, -1, done))
         self._nowait = True
+        self._page = bytearray()  # what read() reads into
         self._entropy = b""
 
     # -- files ------------------------------------------------------------------------------------
@@ -180,7 +181,9 @@ class Fsio:
         """
         if not self._nowait:
             return os.pread(fd, size, offset)
-        buffer = bytearray(size)
+        if size > len(self._page):
+            self._page = bytearray(size)
+        buffer = memoryview(self._page)[:size]
         try:
             count = os.preadv(fd, [buffer], offset, os.RWF_NOWAIT)
         except BlockingIOError:
@@ -192,7 +195,7 @@ class Fsio:
             return os.pread(fd, size, offset)
         if count < min(size, LEAST):
             return await self.run(os.pread, fd, size, offset)
-        return bytes(memoryview(buffer)[:count])
+        return bytes(buffer[:count])
 
     def fchmod(self, fd: int, mode: int) -> None:
         """fchmod(2)."""

@@ -104,7 +104,7 @@ class Cleanup:
     ) -> Intake:
         settings, local = self.settings, origin.rewrite_local
         plan = Plan(
-            missing=Missing(draft.queue_id, self._message_id(draft.queue_id), envelope.full_name, envelope.sender),
+            missing=Missing(draft.queue_id, self._message_id, envelope.full_name, envelope.sender),
             date=date,
             add=local or (settings.always_add_missing_headers and not internal),
             ask=self._ask if local and (self._envelopes.header_sender or self._envelopes.header_recipient) else None,

@@ -31,10 +31,10 @@ Rewrite = Callable[[bytes, str], str]  # (header name, address) -> address
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """What is needed to add headers to local mail."""
+    """What is needed to add headers to local mail.  message_id: makes one for this queue id."""
 
     queue_id: str
-    message_id: str
+    message_id: Callable[[str], str]
     full_name: str
     sender: str
 
@@ -105,8 +105,9 @@ class HeaderFilter:
         prefix = b"Resent-" if self._resent else b""
         out = []
         if resent + b"message-id" not in self._seen:
-            out.append(prefix + b"Message-Id: " + clean(missing.message_id) + b"\n")
-            self.notes.append(f"{resent.decode()}message-id={missing.message_id}")
+            made = missing.message_id(missing.queue_id)
+            out.append(prefix + b"Message-Id: " + clean(made) + b"\n")
+            self.notes.append(f"{resent.decode()}message-id={made}")
         if resent + b"date" not in self._seen:
             out.append(prefix + b"Date: " + clean(date) + b"\n")
         if resent + b"from" not in self._seen:

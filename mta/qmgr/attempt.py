@@ -189,7 +189,7 @@ class Attempt:
                 self._adopt(kind, await bounces.bounce(self.job, part))
                 for recipient, _ in part:
                     self.store.mark(self.job, recipient)
-        done = [(r, x) for r, x in self.select(lambda x: x.reply.is_positive) if r.notify & Notify.SUCCESS and x.action]
+        done = [(r, x) for r, x in self.select(lambda x: x.reply.is_positive) if _reports(r) and x.action]
         if done and "success" not in self.told:
             self._adopt("success", await bounces.success_notice(self.job, done))
         if delayed and not expired:
@@ -213,6 +213,11 @@ class Attempt:
                 result.reply.enhanced, result.text, diag_type=kind, diag_text=text, mta_name=result.remote_mta
             )
         return found
+
+
+def _reports(recipient: Recipient) -> bool:
+    """Does the sender want to hear of success?  (A set of flags takes long to ask.)"""
+    return int(recipient.notify) & int(Notify.SUCCESS) != 0
 
 
 def request_for(attempt: Attempt, entry_recipients: tuple[Recipient, ...], transport: str, nexthop: str,

@@ -34,6 +34,8 @@ WARN_DATA = 2  # offset of the digits in a W record
 MAX_CRASHES = 9  # one digit
 
 _LINE_PREFIX = [b"N%c" % n if n < 128 else b"N%c%c" % (n & 127 | 128, n >> 7) for n in range(LINE_LIMIT + 1)]
+_LENGTH = [bytes((n,)) for n in range(128)]  # of a record, where one byte will do
+_ATTRIBUTE = [b"A" + length for length in _LENGTH]
 _FULL_PIECE = b"L%c%c" % (LINE_LIMIT & 127 | 128, LINE_LIMIT >> 7)
 _SEARCH = 8192  # bytes of content in which lines of one length are looked for
 _WORTH_IT = 16  # lines
@@ -44,7 +46,7 @@ def record(kind: bytes, data: bytes) -> bytes:
     """One record of any length."""
     n = len(data)
     if n < 128:
-        return b"%c%c%b" % (kind, n, data)
+        return kind + _LENGTH[n] + data
     length = bytearray()
     while n > 127:
         length.append(n & 127 | 128)
@@ -239,4 +241,4 @@ def envelope_crc(head: bytes, recipients: Sequence[int], warn_offset: int, tail:
 def _attribute(name: str, value: str) -> bytes:
     data = f"{name}={value}".encode("utf-8", "surrogateescape")
     n = len(data)
-    return b"A%c%b" % (n, data) if n < 128 else record(b"A", data)
+    return _ATTRIBUTE[n] + data if n < 128 else record(b"A", data)
