@@ -73,7 +73,7 @@ def start(coroutine: Coroutine[object, None, T], loop: asyncio.AbstractEventLoop
     try:
         waiting = coroutine.send(None)
     except StopIteration as stop:
-        return Done(cast(T, stop.value))
+        return Done(stop.value)
     finally:
         asyncio.tasks._leave_task(loop, as_task)
 
@@ -94,7 +94,7 @@ def then(coroutine: Coroutine[object, None, T], done: Callable[[T], None]) -> Do
     try:
         waiting = coroutine.send(None)
     except StopIteration as stop:
-        return Done(cast(T, stop.value))
+        return Done(stop.value)
     _follow(coroutine, done, waiting)
     return None
 
@@ -112,6 +112,6 @@ def _go_on(coroutine: Coroutine[object, None, T], done: Callable[[T], None]) -> 
     try:
         waiting = coroutine.send(None)
     except StopIteration as stop:
-        done(cast(T, stop.value))
+        done(stop.value)
     else:
         _follow(coroutine, done, waiting)

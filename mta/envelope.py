@@ -106,13 +106,6 @@ class Origin:
     tls: str = ""
     rewrite_local: bool = False  # rewrite_context=local: complete and rewrite headers
 
-    def as_local(self) -> "Origin":
-        """The same in the local context."""
-        return Origin(
-            self.door, self.client_name, self.client_address, self.client_port, self.helo, self.protocol, self.uid,
-            self.sasl_username, self.tls, rewrite_local=True,
-        )  # fmt: skip
-
 
 def domain_of(address: str) -> str:
     """Return the part after the last "@" in lower case, "" when there is none."""

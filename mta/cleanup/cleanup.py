@@ -67,8 +67,7 @@ class Cleanup:
         nothing can be taken now or a table fails.
         """
         internal = origin.door in ("bounce", "forward")
-        if origin.door == "smtpd" and not origin.rewrite_local and self._local_client(origin.client_address):
-            origin = origin.as_local()
+        local = origin.rewrite_local or (origin.door == "smtpd" and self._local_client(origin.client_address))
         try:
             stored = await self._envelopes.rewrite(envelope, copies=not internal)
         except TableError as error:
@@ -76,7 +75,7 @@ class Cleanup:
             raise LookupFailedError("address rewriting") from error
         draft = await self._store.draft(envelope.arrival)
         try:
-            self._attributes(origin, stored)
+            self._attributes(origin, stored, local=local)
             if self.settings.delay_warning_time and not stored.warn_time:
                 stored.warn_time = stored.arrival + self.settings.delay_warning_time
             draft.envelope(stored)
@@ -86,7 +85,8 @@ class Cleanup:
             trace = received(origin, settings.myhostname, settings.mail_name, draft.queue_id, only, date)
             lines = b"".join(clean(line) + b"\n" for line in prepend)
             draft.write(lines + trace)
-            return self._intake(origin, stored, draft, date, hold=hold, internal=internal, extra=attributes or {})
+            extra = attributes or {}
+            return self._intake(origin, stored, draft, date, local=local, hold=hold, internal=internal, extra=extra)
         except BaseException:  # nothing may keep its descriptor
             draft.abort()
             raise
@@ -98,11 +98,12 @@ class Cleanup:
         draft: Draft,
         date: str,
         *,
+        local: bool,
         hold: bool,
         internal: bool,
         extra: dict[str, str],
     ) -> Intake:
-        settings, local = self.settings, origin.rewrite_local
+        settings = self.settings
         plan = Plan(
             missing=Missing(draft.queue_id, self._message_id, envelope.full_name, envelope.sender),
             date=date,
@@ -171,10 +172,10 @@ class Cleanup:
         return self._date_text
 
     @staticmethod
-    def _attributes(origin: Origin, envelope: Envelope) -> None:
+    def _attributes(origin: Origin, envelope: Envelope, *, local: bool) -> None:
         """What Postfix keeps about the origin, for log lines and macros of later steps."""
         named = dict(envelope.attributes)
-        named.setdefault("rewrite_context", "local" if origin.rewrite_local else "remote")
+        named.setdefault("rewrite_context", "local" if local else "remote")
         if origin.door == "smtpd":
             named.setdefault("log_client_name", origin.client_name or "unknown")
             named.setdefault("log_client_address", origin.client_address)

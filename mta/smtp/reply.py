@@ -59,6 +59,8 @@ class Reply:
 
     def _encode(self) -> bytes:
         prefix = f"{self.enhanced} " if self.enhanced else ""
+        if self.text.isascii() and self.text.isprintable() and len(self.text) < MAX_LINE // 2:
+            return f"{self.code} {prefix}{self.text}\r\n".encode()
         lines = self.text.translate(_CONTROL).split("\n")
         last = len(lines) - 1
         out = []

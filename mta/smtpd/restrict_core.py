@@ -130,6 +130,7 @@ class Tools:
     mynetworks: NetworkList
     own_addresses: NetworkList
     recipient_maps: dict[str, Maps]
+    rewriting: dict[str, tuple[Maps, ...]]  # those that turn a SENDER or RECIPIENT into another address
 
     @property
     def extension_rules(self) -> ExtensionRules:

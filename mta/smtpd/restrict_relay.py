@@ -10,6 +10,11 @@ from mta.smtpd.restrict_core import RECIPIENT, SENDER, Ask, Status
 from mta.trivial_rewrite import AddressClass, Route
 
 _ALWAYS = ("postmaster", "mailer-daemon")
+_TABLES = {  # by class: who lists its recipients, and the code for those who are not in it
+    AddressClass.LOCAL: ("local recipient", "unknown_local_recipient_reject_code"),
+    AddressClass.VIRTUAL_MAILBOX: ("virtual mailbox", "unknown_virtual_mailbox_reject_code"),
+    AddressClass.RELAY: ("relay recipient", "unknown_relay_recipient_reject_code"),
+}
 
 
 async def _authorized(ask: Ask, recipient: str) -> bool:
@@ -68,28 +73,23 @@ async def _unlisted(ask: Ask, address: str, kind: str) -> Status:
         dsn = "5.1.0" if kind == SENDER else "5.1.1"
         if route.transport in ("error", "retry"):
             return _undeliverable(ask, route, said, kind)
-        table, code = {
-            AddressClass.LOCAL: ("local recipient", settings.unknown_local_recipient_reject_code),
-            AddressClass.VIRTUAL_MAILBOX: ("virtual mailbox", settings.unknown_virtual_mailbox_reject_code),
-            AddressClass.RELAY: ("relay recipient", settings.unknown_relay_recipient_reject_code),
-        }.get(route.address_class, ("", 0))
-        if not table or _always_there(ask, route) or await _listed(ask, tools.recipient_maps[table], route):
+        if route.address_class not in _TABLES:
+            return Status.DUNNO
+        table, parameter = _TABLES[route.address_class]
+        if _always_there(ask, route) or await _listed(ask, tools.recipient_maps[table], route):
             return Status.DUNNO
     except TableError as error:
         tools.warn(str(error))
         return ask.reject(451, "4.3.0", f"<{address}>: Temporary lookup failure")
     where = f" in {table} table" if settings.show_user_unknown_table_name else ""
+    code: int = getattr(settings, parameter)
     return ask.reject(code, dsn, f"{said}: User unknown{where}")
 
 
 async def _rewritten(ask: Ask, route: Route, kind: str) -> bool:
     """Whether a later stage turns this address into another one, so that nothing can be said of it here."""
-    maps = ask.tools.recipient_maps
-    names: tuple[str, ...] = ("recipient_canonical", "canonical", "virtual_alias")
-    if kind == SENDER:
-        names = ("recipient_canonical", "sender_canonical", "canonical", "virtual_alias")
-    for name in names:
-        if maps[name] and await _listed(ask, maps[name], route):
+    for maps in ask.tools.rewriting[kind]:
+        if await _listed(ask, maps, route):
             return True
     return False
 

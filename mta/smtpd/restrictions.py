@@ -65,6 +65,10 @@ DEFAULT_ACCESS = {
     "recipient": "check_recipient_access",
     "etrn": "check_etrn_access",
 }
+REWRITING = {
+    RECIPIENT: ("recipient_canonical", "canonical", "virtual_alias"),
+    SENDER: ("recipient_canonical", "sender_canonical", "canonical", "virtual_alias"),
+}
 WITH_ARGUMENT = ("check_policy_service", "check_ccert_access", "check_sasl_access", "permit_dnswl_client")
 
 
@@ -89,6 +93,7 @@ class Restrictions:
         self._class_words = {name.lower(): tuple(words) for name, words in (classes or {}).items()}
         self._classes: dict[tuple[str, str], Sequence[Restriction]] = {}
         parents = settings.parent_domain_matches_subdomains
+        maps = _recipient_maps(settings, context)
         self._tools = Tools(
             settings=settings,
             rewriter=rewriter,
@@ -99,7 +104,8 @@ class Restrictions:
                 "mynetworks", settings.mynetworks, context, parents=parent_style("mynetworks", parents)
             ),
             own_addresses=NetworkList("inet_interfaces", tuple(own_addresses), context),
-            recipient_maps=_recipient_maps(settings, context),
+            recipient_maps=maps,
+            rewriting={kind: tuple(maps[name] for name in names if maps[name]) for kind, names in REWRITING.items()},
         )
         s = settings
         self._client = self.compile(s.smtpd_client_restrictions, "client")
@@ -228,9 +234,9 @@ class Restrictions:
     async def _delayed(self, ask: Ask) -> bool:
         """Client, helo and sender lists; False when one refuses."""
         facts = ask.facts
-        if not await self._run(self._client, ask, facts.client, CLIENT):
+        if self._client and not await self._run(self._client, ask, facts.client, CLIENT):
             return False
-        if facts.helo and not await self._run(self._helo, ask, facts.helo, HELO):
+        if self._helo and facts.helo and not await self._run(self._helo, ask, facts.helo, HELO):
             return False
         return facts.sender is None or await self._judge_sender(ask)
 

@@ -9,7 +9,7 @@ See also: RFC 2920 (PIPELINING), RFC 5321 s4.5.3; postconf(5) smtpd_hard_error_l
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import cast
+from typing import Any
 
 from mta.record import dataclass
 from mta.smtp.data import DataReceiver
@@ -38,10 +38,8 @@ _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _QUOTE_FOR_LOG = 100  # octets of unexpected input shown in the log
 
 Answer = Verdict | Reply | None
-Continuation = Callable[[Answer, list[Event]], None]
+Continuation = Callable[[Any, list[Event]], None]  # takes what answer(), begun() or committed() was called with
 Judged = Callable[[Verdict, list[Event]], None]
-Begun = Callable[[Reply | None, list[Event]], None]
-Committed = Callable[[Reply, list[Event]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,7 +333,7 @@ class Machine(ABC):
 
     # Questions and answers
 
-    def _block(self, go_on: Continuation | Judged | Begun | Committed, events: list[Event]) -> int:
+    def _block(self, go_on: Continuation, events: list[Event]) -> int:
         """Stand still until the shell answers with the token returned.
 
         answer(), begun() and committed() say which kind of value goes on.
@@ -343,7 +341,7 @@ class Machine(ABC):
         if self._out:
             self._flush(events)
         self._token += 1
-        self._continue = cast(Continuation, go_on)
+        self._continue = go_on
         self.waiting = True
         return self._token
 
