@@ -166,6 +166,12 @@ class Rewriter:
 
     # -- resolving --------------------------------------------------------------------------------
 
+    def is_faultless(self, address: str) -> bool:
+        """Would resolve() find no fault with this address, whatever the tables say?  False when it must be asked."""
+        if not _ORDINARY.fullmatch(address) or address[0] == "-":
+            return False
+        return valid_hostname(address.rpartition("@")[2])
+
     async def is_local(self, domain: str) -> bool:
         """Does the domain match mydestination, or an address of ours in brackets?  TableError when a table fails."""
         if domain.endswith("."):

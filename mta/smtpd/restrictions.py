@@ -185,8 +185,12 @@ class Restrictions:
 
     async def check(self, stage: Stage, facts: Facts) -> Verdict:
         """May the client do this?  Never raises for a table, DNS or configuration error: those are 4xx."""
-        ask = Ask(self._tools, stage, facts)
         s = self._settings
+        if stage is Stage.MAIL and s.smtpd_delay_reject:
+            sender = facts.sender or ""
+            if not sender or self._tools.rewriter.is_faultless(sender):
+                return PERMIT
+        ask = Ask(self._tools, stage, facts)
         match stage:
             case Stage.RCPT | Stage.VRFY:
                 await self._recipient(ask, facts.recipient)

@@ -183,3 +183,16 @@ def test_every_address_resolves_to_a_domain_that_is_remote_or_ours_and_stays_so(
     if not error:
         assert now(recipient)[1:] == (kind, False)
         assert kind in list(AddressClass)
+    assert not (rewriter.is_faultless(local + end) and error)
+
+
+@pytest.mark.parametrize("address", ["a@test.example", "a+b@x-y.dst.example", "a:b@dst.example"])
+def test_most_addresses_are_seen_to_be_faultless(address: str) -> None:
+    assert Site().rewriter.is_faultless(address)
+
+
+@pytest.mark.parametrize(
+    "address", ["", "a", "a@b", "-a@dst.example", "a@-b.example", "a@1.2.3.4", "a@[1.2.3.4]", "a%b@c.example", "a@b..c"]
+)
+def test_others_must_be_resolved(address: str) -> None:
+    assert not Site().rewriter.is_faultless(address)
