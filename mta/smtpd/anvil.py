@@ -66,13 +66,16 @@ class Anvil:
         client.open += 1
         client.connections += 1
         s = self._settings
-        text = f"{s.myhostname} Error: too many connections from {address}"
         count, rate = client.open, client.connections
         if 0 < s.smtpd_client_connection_count_limit < count and await self._limited(address):
-            return Verdict(Reply(421, "4.7.0", text), close=True, log=(f"Connection concurrency {_OVER}: {count}",))
+            return self._too_many(address, f"Connection concurrency {_OVER}: {count}")
         if 0 < s.smtpd_client_connection_rate_limit < rate and await self._limited(address):
-            return Verdict(Reply(421, "4.7.0", text), close=True, log=(f"Connection rate {_OVER}: {rate}",))
+            return self._too_many(address, f"Connection rate {_OVER}: {rate}")
         return PERMIT
+
+    def _too_many(self, address: str, why: str) -> Verdict:
+        text = f"{self._settings.myhostname} Error: too many connections from {address}"
+        return Verdict(Reply(421, "4.7.0", text), close=True, log=(why,))
 
     def disconnect(self, address: str) -> None:
         """The connection is gone."""
