@@ -74,7 +74,11 @@ def one_profile(lab: Lab, system: System, case: Case, out: Path) -> None:
     profiler = Profiler(system.group, lab.run)
     figures = measure(lab, system, case.load, case.generator, case.receiver)
     messages = case.load.messages
-    text = f"{case.name}: {case.title}\n{line(figures)}\n{report(profiler.end(), messages)}"
+    profiles = profiler.end()
+    seen, used = sum(profile.seconds for profile in profiles) * 1e3 / messages, figures["cpu"]
+    if seen < used / 2:
+        raise RuntimeError(f"{seen:.3f} of {used:.3f} ms per message were spent by processes that were watched")
+    text = f"{case.name}: {case.title}\n{line(figures)}\n{report(profiles, messages)}"
     if shutil.which("perf"):
         symbols = Symbols(system.group, lab.run)
         figures = measure(lab, system, case.load, case.generator, case.receiver)
