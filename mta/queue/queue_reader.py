@@ -169,10 +169,9 @@ class _Decoder:
     def run(self) -> QueueFile:
         file, seen_sender = self.file, False
         attributes = file.envelope.attributes
-        offset = 0
-        for kind, data, offset in _run_of(self._buffer, 0, _M) or records(self._read_at, 0, self._buffer):
-            if kind == _M:
-                break
+        stream = iter(_run_of(self._buffer, 0, _M) or records(self._read_at, 0, self._buffer))
+        kind, data, offset = next(stream)
+        while kind != _M:
             self._left -= 1
             if self._left < 0:
                 raise DamagedError("too many envelope records")
@@ -190,6 +189,7 @@ class _Decoder:
                 file.envelope.sender, seen_sender = _text(data), True
             else:
                 self._other(kind, data, offset)
+            kind, data, offset = next(stream)
         file.content_offset = offset + 2
         if not seen_sender:
             raise DamagedError("no sender")

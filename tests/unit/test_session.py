@@ -62,6 +62,22 @@ def test_one_question_is_open_at_a_time_and_input_waits() -> None:
     assert isinstance(said, Send) and isinstance(rcpt, Ask) and rcpt.stage is Stage.RCPT
 
 
+def test_where_nothing_is_configured_nobody_is_asked_and_all_else_is_the_same() -> None:
+    text = GROUP + "Subject: x\r\n\r\nhello\r\n.\r\n" + GROUP + ".\r\nRSET\r\nVRFY user\r\nBOGUS\r\nQUIT\r\n"
+    facts = {"client_name": "client.example", "client_address": "192.0.2.1"}
+    seen = []
+    for silent in (frozenset[Stage](), frozenset({Stage.CONNECT, Stage.DATA}), frozenset(Stage)):
+        driven = Driven(Session(SessionPlan(SETTINGS, silent=silent), Facts(**facts)))  # type: ignore[arg-type]
+        driven.start()
+        for line in ["EHLO c.example\r\n", *text.splitlines(keepends=True)]:
+            driven.say(line)
+        assert not silent & set(driven.asked)
+        assert driven.closed and len(driven.messages) == 2
+        seen.append((driven.sent, [body for _, body in driven.messages], driven.log, driven.session.disconnect_line()))
+    assert seen[0] == seen[1] == seen[2]
+    assert b"221 2.0.0 Bye" in seen[0][0]
+
+
 def test_a_lost_connection_abandons_a_question() -> None:
     session = Session(SessionPlan(SETTINGS), Facts())
     [ask] = session.start()
