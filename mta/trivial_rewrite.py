@@ -176,9 +176,7 @@ class Rewriter:
         """Does the domain match mydestination, or an address of ours in brackets?  TableError when a table fails."""
         if domain.endswith("."):
             domain = domain[:-1]
-            if domain.endswith("."):
-                return False
-        if not domain:
+        if not domain or domain.endswith("."):
             return False
         if await self._destination.match(domain):
             return True
