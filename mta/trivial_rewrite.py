@@ -176,7 +176,9 @@ class Rewriter:
         """Does the domain match mydestination, or an address of ours in brackets?  TableError when a table fails."""
         if domain.endswith("."):
             domain = domain[:-1]
-        if not domain or domain.endswith("."):
+            if domain.endswith("."):
+                return False
+        if not domain:
             return False
         if await self._destination.match(domain):
             return True

@@ -176,8 +176,9 @@ class _Attempt:
                 self._note(Failure(reply, reply.text, site=reply.is_temporary))
                 return
         best = targets[0].preference
-        pool, port = self._agent.pool, destination.port
-        targets.sort(key=lambda t: not pool.has((t.host, t.address, port)))
+        if len(targets) > 1:
+            pool, port = self._agent.pool, destination.port
+            targets.sort(key=lambda t: not pool.has((t.host, t.address, port)))
         limit = self._agent.settings.smtp_mx_session_limit
         sessions = 0
         for target in targets:

@@ -172,7 +172,9 @@ class _Decoder:
         stream = iter(_run_of(self._buffer, 0, _M) or records(self._read_at, 0, self._buffer))
         kind, data, offset = next(stream)
         while kind != _M:
-            self._count()
+            self._left -= 1
+            if self._left < 0:
+                raise DamagedError("too many envelope records")
             if kind == _A:
                 name, _, value = data.decode("utf-8", "surrogateescape").partition("=")
                 if name in _WITH_FIELD:
@@ -237,11 +239,6 @@ class _Decoder:
         )
         self._forget_dsn()
 
-    def _count(self) -> None:
-        self._left -= 1
-        if self._left < 0:
-            raise DamagedError("too many envelope records")
-
     def _attribute(self, name: str, value: str) -> None:
         envelope = self.file.envelope
         match name:
@@ -277,7 +274,9 @@ class _Decoder:
             if first and kind != X:
                 raise DamagedError(f"no extracted segment at {offset}")
             first = False
-            self._count()
+            self._left -= 1
+            if self._left < 0:
+                raise DamagedError("too many envelope records")
             if kind == _E:
                 if data:  # one bit makes it of an A, and a file without attributes would need no checksum
                     raise DamagedError(f"end with data at {at}")

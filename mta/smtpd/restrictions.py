@@ -185,8 +185,12 @@ class Restrictions:
 
     async def check(self, stage: Stage, facts: Facts) -> Verdict:
         """May the client do this?  Never raises for a table, DNS or configuration error: those are 4xx."""
-        ask = Ask(self._tools, stage, facts)
         s = self._settings
+        if stage is Stage.MAIL and s.smtpd_delay_reject:
+            sender = facts.sender or ""
+            if not sender or self._tools.rewriter.is_faultless(sender):
+                return PERMIT
+        ask = Ask(self._tools, stage, facts)
         match stage:
             case Stage.RCPT | Stage.VRFY:
                 await self._recipient(ask, facts.recipient)
@@ -208,7 +212,7 @@ class Restrictions:
         return _verdict(ask)
 
     async def _syntax(self, ask: Ask, address: str, bad: Reply) -> None:
-        if not address or self._tools.rewriter.is_faultless(address):
+        if not address:
             return
         try:
             if (await ask.resolve(address)).error:
@@ -234,9 +238,9 @@ class Restrictions:
     async def _delayed(self, ask: Ask) -> bool:
         """Client, helo and sender lists; False when one refuses."""
         facts = ask.facts
-        if not await self._run(self._client, ask, facts.client, CLIENT):
+        if self._client and not await self._run(self._client, ask, facts.client, CLIENT):
             return False
-        if facts.helo and not await self._run(self._helo, ask, facts.helo, HELO):
+        if self._helo and facts.helo and not await self._run(self._helo, ask, facts.helo, HELO):
             return False
         return facts.sender is None or await self._judge_sender(ask)
 
