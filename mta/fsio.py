@@ -174,28 +174,44 @@ class Fsio:
         """Read from a position; shorter only at the end of the file."""
         return os.pread(fd, size, offset)
 
+    def pread_cached(self, fd: int, size: int, offset: int, end: int) -> bytes:
+        """As pread, and never waits: BlockingIOError when not all of it is in memory.  end: size of the file."""
+        size = max(0, min(size, end - offset))
+        found = self._in_memory(fd, size, offset)
+        if found is None:
+            return self.pread(fd, size, offset)
+        if len(found) < size:
+            raise BlockingIOError(errno.EAGAIN, "not in memory")
+        return found
+
     async def read(self, fd: int, size: int, offset: int) -> bytes:
         """Read without stopping the loop: what is in memory at once, anything else in the worker.
 
         Fewer bytes than `size` say only that the next page was not in memory; fewer than LEAST, that the file ends.
         """
-        if not self._nowait:
+        found = self._in_memory(fd, size, offset)
+        if found is None:
             return os.pread(fd, size, offset)
+        if len(found) < min(size, LEAST):
+            return await self.run(os.pread, fd, size, offset)
+        return found
+
+    def _in_memory(self, fd: int, size: int, offset: int) -> bytes | None:
+        """What the page cache holds from there on, up to `size` bytes; None where one cannot ask, nor needs to."""
+        if not self._nowait:
+            return None
         if size > len(self._page):
             self._page = bytearray(size)
         buffer = memoryview(self._page)[:size]
         try:
-            count = os.preadv(fd, [buffer], offset, os.RWF_NOWAIT)
+            return bytes(buffer[: os.preadv(fd, [buffer], offset, os.RWF_NOWAIT)])
         except BlockingIOError:
-            count = 0
+            return b""
         except OSError as error:
             if error.errno not in NOT_SUPPORTED:
                 raise
             self._nowait = False  # tmpfs has no such call, and needs none
-            return os.pread(fd, size, offset)
-        if count < min(size, LEAST):
-            return await self.run(os.pread, fd, size, offset)
-        return bytes(buffer[:count])
+            return None
 
     def fchmod(self, fd: int, mode: int) -> None:
         """fchmod(2)."""

@@ -1,7 +1,6 @@
 """The queue manager: takes messages from the queue, has them delivered, settles what became of them.
 
-State: ids waiting to be claimed (a deque), deferred ids by due time (a heap rebuilt at each scan, from the list and
-what was deferred while the list was made), attempts in progress by queue id, and the scheduler's windows.  All of it
+State: ids waiting to be claimed (intake.py), attempts in progress by queue id, and the scheduler's windows.  All of it
 can be thrown away at any moment: the queue on disk is the truth, and a restart finds everything again.  One task per
 message, one per delivery; a bug in one ends that one.
 
@@ -19,9 +18,7 @@ See also: mta/INTERNALS.md "settle", qmgr(8)
 
 import asyncio
 import contextlib
-import heapq
 import traceback
-from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Protocol
 
@@ -31,6 +28,7 @@ from mta.envelope import Recipient, wants_verp
 from mta.maillog import Maillog
 from mta.qmgr.attempt import Attempt, Bounces, Injector, request_for
 from mta.qmgr.backoff import BackoffSettings, due, expired, next_attempt
+from mta.qmgr.intake import AT_ONCE, Intake
 from mta.qmgr.scheduler import Entry, Scheduler
 from mta.queue.api import FencedError, Job, Queue, QueueError, QueueStore
 from mta.record import dataclass
@@ -102,10 +100,8 @@ class QueueManager:
         self._resolve, self._agents = resolve, agents
         self._bounces, self._injector = bounces, injector
         self._clock, self._log = clock, log
-        self._incoming: deque[str] = deque()
-        self._deferred: list[tuple[float, str]] = []
+        self._intake = Intake(settings.qmgr_message_active_limit)
         self._scanning = asyncio.Lock()
-        self._meanwhile: dict[str, float] = {}  # due times of what was deferred during a scan
         self._active: dict[str, Attempt | None] = {}  # None: being claimed
         self._open: dict[str, tuple[int, asyncio.Future[None]]] = {}  # entries outstanding per job
         self._tasks: set[asyncio.Task[None]] = set()
@@ -122,15 +118,11 @@ class QueueManager:
 
     def arrived(self, queue_id: str) -> None:
         """A message has become claimable; begun two turns of the loop later, when its sender has been answered."""
-        self._incoming.append(queue_id)
+        self._intake.arrived(queue_id)
         if self._serving and not self._called:
             self._called = True
             loop = asyncio.get_running_loop()
             loop.call_soon(loop.call_soon, self._begin)
-
-    def _begin(self) -> None:
-        self._called = False
-        self._fill()
 
     async def run(self) -> None:
         """Serve until cancelled: claim what arrives or is due, rescan each queue_run_delay."""
@@ -143,13 +135,36 @@ class QueueManager:
                 next_scan = self._clock.monotonic() + self._settings.queue_run_delay
             self._serving = True
             self._wake.clear()
-            self._take_due()
+            self._intake.take_due(self._clock.now(), len(self._active))
             self._fill()
+            pause = self._intake.pause(self._clock.now(), len(self._active))
+            wait = max(0.0, next_scan - self._clock.monotonic())
             try:
-                async with self._clock.timeout(self._until(next_scan)):
+                async with self._clock.timeout(0.001 + (wait if pause is None else min(wait, pause))):
                     await self._wake.wait()
             except TimeoutError:
                 continue
+
+    def _fill(self) -> None:
+        """Start an attempt for each waiting id while the active queue has room, a few in each turn of the loop."""
+        intake, active = self._intake, self._active
+        most = min(intake.limit, len(active) + AT_ONCE)
+        while intake and len(active) < most and not self._draining:
+            queue_id = intake.next()
+            if queue_id not in active:
+                active[queue_id] = None
+                self._spawn(self._serve(queue_id), queue_id)
+        if intake and len(active) < intake.limit and not self._draining:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        if not self._called:
+            self._called = True
+            asyncio.get_running_loop().call_soon(self._begin)
+
+    def _begin(self) -> None:
+        self._called = False
+        self._fill()
 
     async def rescan(self) -> None:
         """Look at the queue directories now (flush, requeue, another process's work)."""
@@ -158,49 +173,26 @@ class QueueManager:
         self._wake.set()
 
     async def _scan(self) -> None:
-        """What is listed may be older than what happened meanwhile, so that counts; and one list at a time."""
+        """One list at a time."""
         async with self._scanning:
-            self._meanwhile.clear()
-            await self._take_list()
+            self._intake.begin_list()
+            try:
+                await self._take_list()
+            finally:
+                self._intake.end_list()
 
     async def _take_list(self) -> None:
         self._clock_jumped()
         self._scheduler.forget_dead(self._clock.monotonic())
         now = self._clock.now()
         try:
-            waiting = set(self._incoming)
-            for queue_id, _ in await self._store.scan(Queue.INCOMING):
-                if queue_id not in self._active and queue_id not in waiting:
-                    self._incoming.append(queue_id)
+            self._intake.listed_new([name for name, _ in await self._store.scan(Queue.INCOMING)], self._active)
             deferred = await self._store.scan(Queue.DEFERRED)
         except (QueueError, OSError) as error:
             self._log.warning("qmgr", f"scan of the queue failed: {error}")
             return
-        known = self._meanwhile
-        self._deferred = [(due(when, now, self._backoff), name) for name, when in deferred if name not in known]
-        self._deferred += [(when, name) for name, when in known.items()]
-        heapq.heapify(self._deferred)
-
-    def _until(self, next_scan: float) -> float:
-        wait = max(0.0, next_scan - self._clock.monotonic())
-        if self._deferred and len(self._active) < self._settings.qmgr_message_active_limit:
-            wait = min(wait, max(0.0, self._deferred[0][0] - self._clock.now()))
-        return wait + 0.001
-
-    def _take_due(self) -> None:
-        now = self._clock.now()
-        room = self._settings.qmgr_message_active_limit - len(self._active) - len(self._incoming)
-        while self._deferred and self._deferred[0][0] <= now and room > 0:
-            self._incoming.append(heapq.heappop(self._deferred)[1])
-            room -= 1
-
-    def _fill(self) -> None:
-        """Start an attempt for each waiting id while the active queue has room."""
-        while self._incoming and len(self._active) < self._settings.qmgr_message_active_limit and not self._draining:
-            queue_id = self._incoming.popleft()
-            if queue_id not in self._active:
-                self._active[queue_id] = None
-                self._spawn(self._serve(queue_id), queue_id)
+        found = ((due(when, now, self._backoff), name) for name, when in deferred)
+        self._intake.listed_deferred(found, self._active)
 
     def _clock_jumped(self) -> bool:
         """True for one round of retries after the wall clock went forward: a wrong clock gives no mail back."""
@@ -271,11 +263,13 @@ class QueueManager:
                     await self._store.flush_marks(job)
                     await self._store.release(attempt.children)
                 await self._store.give_back(job, crashed=True)
-                self._incoming.append(queue_id)
+                self._intake.arrived(queue_id)
         finally:
             self._active.pop(queue_id, None)
-            if self._incoming or len(self._active) + 1 >= self._settings.qmgr_message_active_limit:
-                self._wake.set()  # there is room again
+            if self._intake:  # there is room again
+                self._go_on()
+            elif self._intake.ready(self._clock.now(), len(self._active)):
+                self._wake.set()
 
     async def _cut_off(self, job: Job) -> None:
         """The time of a shutdown is over: no fault of the message.  With children it is left to recover()."""
@@ -450,9 +444,7 @@ class QueueManager:
         self._later(job.queue_id, when)
 
     def _later(self, queue_id: str, when: float) -> None:
-        heapq.heappush(self._deferred, (when, queue_id))
-        if self._scanning.locked():
-            self._meanwhile[queue_id] = when
+        self._intake.later(queue_id, when)
         self._wake.set()
 
     async def _interrupted(self, attempt: Attempt) -> None:

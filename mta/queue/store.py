@@ -16,7 +16,6 @@ import os
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import field
-from functools import partial
 
 from mta.clock import Clock
 from mta.deliver.request import CorruptContentError
@@ -26,9 +25,9 @@ from mta.queue import queue_file
 from mta.queue import queue_id as ids
 from mta.queue.api import Draft, FencedError, Job, Listing, Queue, QueueError, Reason
 from mta.queue.content_reader import ContentReader, check_content
-from mta.queue.queue_reader import DamagedError, QueueFile, decode
+from mta.queue.queue_reader import DamagedError, QueueFile
 from mta.queue.reasons import decode_reasons, encode_reasons
-from mta.queue.store_claim import Opened, Opener
+from mta.queue.store_claim import Claims
 from mta.queue.store_draft import SpoolDraft
 from mta.queue.store_listing import Lister
 from mta.queue.store_maildrop import Maildrop, MaildropFile
@@ -42,7 +41,6 @@ from mta.queue.store_spool import (
     Spool,
     StoreSettings,
     create_spool,
-    is_ready,
     queue_error,
 )
 from mta.record import dataclass
@@ -82,7 +80,7 @@ class SpoolStore:
         self.space = Space(self.spool, fsio, clock, log, lambda: self._create()[:2])
         self._maildrop = Maildrop(self.spool, fsio, clock, log)
         self._lister = Lister(self.spool, fsio)
-        self._opener = Opener(fsio, partial(self._open, Queue.DEFERRED), self._close)
+        self._claims = Claims(fsio, self.spool, self._close)
         self._locked: list[tuple[str, int, Callable[[], Awaitable[bool]]]] = []
 
     # -- messages coming in -------------------------------------------------------------------------
@@ -165,10 +163,10 @@ class SpoolStore:
             return None
         try:
             try:
-                found = self._open(Queue.INCOMING, queue_id)
+                found = self._claims.open(Queue.INCOMING, queue_id)
                 origin = Queue.INCOMING
             except FileNotFoundError:
-                found = await self._opener.open(queue_id)
+                found = await self._claims.deferred(queue_id)
                 origin = Queue.DEFERRED
             if found is None:
                 return None
@@ -180,33 +178,6 @@ class SpoolStore:
             return None
         except OSError as error:
             raise queue_error(error, f"{queue_id}: claim") from error
-
-    def _open(self, queue: Queue, queue_id: str) -> Opened:
-        """Lock a file and read its envelope."""
-        path = self.spool.path(queue, queue_id)
-        try:
-            fd = self.fsio.open(path, write=True)
-        except OSError as error:
-            if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.EIO):
-                return -1, f"unreadable: {error.strerror}", None
-            raise
-        try:
-            found = self.fsio.fstat(fd)
-            if not self.fsio.flock(fd) or not is_ready(found.st_mode) or found.st_nlink != 1:
-                self.fsio.close_fd(fd)
-                return None
-            try:
-                file: QueueFile | str = decode(lambda offset, size: self.fsio.pread(fd, size, offset))
-            except DamagedError as error:
-                file = str(error)
-            except OSError as error:
-                if error.errno != errno.EIO:
-                    raise
-                file = f"unreadable: {error.strerror}"
-        except OSError:
-            self.fsio.close_fd(fd)
-            raise
-        return fd, file, found
 
     def _activate(
         self, queue_id: str, origin: Queue, fd: int, file: QueueFile | str, found: os.stat_result | None

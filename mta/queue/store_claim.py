@@ -1,23 +1,79 @@
-"""Opening deferred messages without stopping the loop, some of them in one visit to a thread.
+"""Opening a message that is to be claimed: lock it and read its envelope, without stopping the loop.
 
-A thread that opens and reads a file lets go of the interpreter at each system call, as the loop does at each of its
-own, and every time one of those that wait is woken.  With a visit for each message eight threads and the loop did
-little else while thousands of messages were due.  So one thread opens a batch; others help when the disk is slow.
+What came just now, and most of what a scan has listed, is in memory and opened in the loop.  A thread that opens and
+reads a file lets go of the interpreter at each system call, as the loop does at each of its own, and every time one of
+those that wait is woken: a quarter of what flushing a long queue costs.  Only what the disk has to be asked for goes
+to a thread, and one visit is for a batch; other threads help when the disk is slow.
 """
 
 import asyncio
+import errno
 import os
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from mta.fsio import WORKERS, Fsio
-from mta.queue.queue_reader import QueueFile
+from mta.queue.api import Queue
+from mta.queue.queue_reader import DamagedError, QueueFile, ReadAt, decode
+from mta.queue.store_spool import Spool, is_ready
 
 BATCH = 20  # messages per visit
 SLOW = 0.2  # seconds after which who waits does so for the disk, which can look for several files at once
 
 Opened = tuple[int, QueueFile | str, os.stat_result | None] | None
 """(descriptor, file or what is wrong with it, its attributes); None: not ours."""
+
+
+class Claims:
+    """Opens messages of a spool for who claims them."""
+
+    def __init__(self, fsio: Fsio, spool: Spool, drop: Callable[[int], None]) -> None:
+        """drop: closes a descriptor for whom nobody waits any more."""
+        self._fsio, self._spool = fsio, spool
+        self._opener = Opener(fsio, partial(self.open, Queue.DEFERRED), drop)
+
+    async def deferred(self, queue_id: str) -> Opened:
+        """As open(), and never waits for the disk in the loop."""
+        try:
+            return self.open(Queue.DEFERRED, queue_id, wait=False)
+        except BlockingIOError:
+            return await self._opener.open(queue_id)
+
+    def open(self, queue: Queue, queue_id: str, *, wait: bool = True) -> Opened:
+        """Lock a file and read its envelope.  wait: for the disk; else BlockingIOError when it would have to be asked.
+
+        FileNotFoundError and other OSError as from open(2): nothing is known of the message.
+        """
+        path = self._spool.path(queue, queue_id)
+        try:
+            fd = self._fsio.open(path, write=True)
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.EIO):
+                return -1, f"unreadable: {error.strerror}", None
+            raise
+        try:
+            found = self._fsio.fstat(fd)
+            if not self._fsio.flock(fd) or not is_ready(found.st_mode) or found.st_nlink != 1:
+                self._fsio.close_fd(fd)
+                return None
+            try:
+                file: QueueFile | str = decode(self._reader(fd, found.st_size, wait=wait))
+            except DamagedError as error:
+                file = str(error)
+            except OSError as error:
+                if error.errno != errno.EIO:
+                    raise
+                file = f"unreadable: {error.strerror}"
+        except OSError:
+            self._fsio.close_fd(fd)
+            raise
+        return fd, file, found
+
+    def _reader(self, fd: int, end: int, *, wait: bool) -> ReadAt:
+        if wait:
+            return lambda offset, size: self._fsio.pread(fd, size, offset)
+        return lambda offset, size: self._fsio.pread_cached(fd, size, offset, end)
 
 
 class Opener:

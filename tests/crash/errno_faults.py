@@ -100,6 +100,10 @@ class FaultyFsio(InlineFsio):
         self._faults.point("pread")
         return super().pread(fd, size, offset)
 
+    def pread_cached(self, fd: int, size: int, offset: int, end: int) -> bytes:
+        self._faults.point("pread_cached")
+        return super().pread_cached(fd, size, offset, end)
+
     async def read(self, fd: int, size: int, offset: int) -> bytes:
         self._faults.point("read")
         return await super().read(fd, size, offset)

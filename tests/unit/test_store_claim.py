@@ -1,6 +1,7 @@
-"""Claiming many deferred messages at once: few visits to a thread, and no message pays for another."""
+"""Claiming many deferred messages at once: in memory or from the disk, and no message pays for another."""
 
 import asyncio
+import errno
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -22,15 +23,21 @@ T = TypeVar("T")
 
 
 class Counted(Fsio):
-    """Counts visits to a thread; go: when they may begin; trouble: instead of a visit."""
+    """Counts visits to a thread; cold: nothing is in memory; go: when they may begin; trouble: instead of a visit."""
 
     def __init__(self) -> None:
         super().__init__()
         self.visits = 0
+        self.cold = True
         self.go = threading.Event()
         self.go.set()
         self.begun = asyncio.Event()
         self.trouble: Exception | None = None
+
+    def pread_cached(self, fd: int, size: int, offset: int, end: int) -> bytes:
+        if self.cold:
+            raise BlockingIOError(errno.EAGAIN, "not in memory")
+        return super().pread_cached(fd, size, offset, end)
 
     async def run(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         self.visits += 1
@@ -60,6 +67,35 @@ async def deferred(spool: Spooled, number: int) -> list[str]:
         await spool.store.defer(job, spool.now, {})
         found.append(job.queue_id)
     return found
+
+
+async def test_messages_that_are_in_memory_need_no_thread(spool: Spooled, disk: Counted) -> None:
+    disk.cold = False
+    waiting = await deferred(spool, 3 * BATCH)
+    disk.visits = 0
+    jobs = await asyncio.gather(*map(spool.store.claim, waiting))
+    assert [job and job.queue_id for job in jobs] == waiting
+    assert disk.visits == 0
+
+
+async def test_a_message_of_which_only_a_part_is_in_memory_is_claimed_whole(spool: Spooled, disk: Counted) -> None:
+    disk.cold = False
+    recipients = [f"{'a' * 50}{n}@dst.test" for n in range(1000)]
+    job = await spool.store.claim(await spool.accept(*recipients))
+    assert job is not None
+    await spool.store.defer(job, spool.now, {})
+    path = spool.path("deferred", job.queue_id)
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)  # no more pages than asked for
+        os.pread(file.fileno(), 8192, 0)
+        disk.visits = 0
+        again = await spool.store.claim(job.queue_id)
+    assert again is not None
+    assert disk.visits == 1
+    assert [recipient.address for recipient in again.envelope.recipients] == recipients
+    assert again.envelope == job.envelope
 
 
 async def test_messages_that_are_due_together_share_visits_to_a_thread(spool: Spooled, disk: Counted) -> None:
