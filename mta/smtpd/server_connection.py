@@ -13,20 +13,18 @@ See also: mta/smtpd/session.py; postconf(5) smtpd_timeout, smtpd_min_data_rate
 """
 
 import asyncio
-import ssl
 import traceback
-from collections.abc import Callable, Coroutine
-from dataclasses import replace
+from collections.abc import Coroutine
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from mta.descriptors import in_last_quarter
 from mta.eager import Done, start, then
-from mta.queue.api import QueueError, QueueFullError
 from mta.smtp.reply import Reply
-from mta.smtpd.facts import PERMIT, Facts, Stage, Verdict
+from mta.smtpd.facts import PERMIT, Facts, Verdict
 from mta.smtpd.ports import Intake
-from mta.smtpd.server_facts import address_of, describe, no_delay, tls_description
+from mta.smtpd.server_facts import address_of, no_delay, tls_description
+from mta.smtpd.server_steps import exceeded, handshake, judge, make_durable, open_message, why_no_tls
 from mta.smtpd.session import Session
 from mta.smtpd.session_events import (
     Abort,
@@ -39,10 +37,9 @@ from mta.smtpd.session_events import (
     Log,
     Send,
     StartTls,
-    Transaction,
     Wait,
 )
-from mta.smtpd.session_text import BUSY, CONFIGURATION_ERROR, INTERNAL_ERROR, QUEUE_ERROR, QUEUE_FULL
+from mta.smtpd.session_text import BUSY, INTERNAL_ERROR, QUEUE_ERROR
 
 if TYPE_CHECKING:
     from mta.smtpd.server import SMTPServer
@@ -276,14 +273,7 @@ class Connection(asyncio.BufferedProtocol):
             text = f"Anonymous TLS connection established from {facts.client}: {facts.tls}"
             server.log.write(server.service, text)
         self._counted = True
-        return self._exceeded(await server.anvil.connect(facts.client_address))
-
-    def _exceeded(self, verdict: Verdict) -> Verdict:
-        """Warn about a client that is over a limit, as Postfix's smtpd does; the verdict without that."""
-        for text in verdict.log:
-            client = self.dialogue.facts.client
-            self.server.log.warning(self.server.service, f"{text} from {client} for service smtp")
-        return replace(verdict, log=()) if verdict.log else verdict
+        return exceeded(server, facts, await server.anvil.connect(facts.client_address))
 
     def _introduced(self, verdict: Verdict) -> None:
         session = self.dialogue
@@ -302,25 +292,8 @@ class Connection(asyncio.BufferedProtocol):
         if not task.cancelled():
             self._introduced(self._result(task, PERMIT))
 
-    def _judge(self, stage: Stage) -> Coroutine[object, None, Verdict]:
-        """Counters first where there are limits, then the restrictions."""
-        server = self.server
-        settings = server.settings
-        facts = self.dialogue.facts
-        if stage is Stage.MAIL and settings.smtpd_client_message_rate_limit:
-            return self._counted_judge(server.anvil.mail, stage)
-        if stage is Stage.RCPT and settings.smtpd_client_recipient_rate_limit:
-            return self._counted_judge(server.anvil.rcpt, stage)
-        return server.policy.check(stage, facts)
-
-    async def _counted_judge(
-        self, count: Callable[[str], Coroutine[object, None, Verdict]], stage: Stage
-    ) -> Verdict:
-        verdict = self._exceeded(await count(self.dialogue.facts.client_address))
-        return verdict if verdict.reply is not None else await self.server.policy.check(stage, self.dialogue.facts)
-
     def _ask(self, event: Ask, out: list[bytes]) -> list[Event]:
-        answer = self._start(self._judge(event.stage), _INTERNAL)
+        answer = self._start(judge(self.server, self.dialogue.facts, event.stage), _INTERNAL)
         if isinstance(answer, Done):
             return self.dialogue.answer(event.token, answer.value)
         self._write(out)
@@ -334,33 +307,14 @@ class Connection(asyncio.BufferedProtocol):
             self._run(self.dialogue.answer(token, self._result(task, _INTERNAL)))
 
     def _begin(self, event: Begin, out: list[bytes]) -> list[Event]:
-        opened = self._start(self._open(event.transaction), INTERNAL_ERROR)
+        session = self.dialogue
+        work = open_message(self.server, session.facts, event.transaction, in_tls=session.in_tls)
+        opened = self._start(work, INTERNAL_ERROR)
         if isinstance(opened, Done):
             return self._opened(event.token, opened.value)
         self._write(out)
         opened.add_done_callback(partial(self._opened_later, event.token))
         return []
-
-    async def _open(self, transaction: Transaction) -> Intake | Reply:
-        """Open the message, or say why not."""
-        server = self.server
-        if transaction.filter:  # a filter that is left out would let through what it is there to stop
-            server.log.warning(server.service, f"{self.dialogue.facts.client}: FILTER is not supported")
-            return CONFIGURATION_ERROR
-        origin, envelope = describe(self.dialogue.facts, transaction, self.dialogue.in_tls, server.clock.now())
-        try:
-            return await server.cleanup.open(
-                origin,
-                envelope,
-                hold=transaction.hold,
-                prepend=transaction.prepend,
-                size_hint=transaction.size,
-            )
-        except QueueFullError:
-            return QUEUE_FULL
-        except QueueError as error:
-            server.log.warning(server.service, f"{self.dialogue.facts.client}: {error}; answered 451 4.3.0 to DATA")
-            return QUEUE_ERROR
 
     def _opened(self, token: int, result: Intake | Reply) -> list[Event]:
         if isinstance(result, Reply):
@@ -401,23 +355,11 @@ class Connection(asyncio.BufferedProtocol):
             self._abort()
             return self.dialogue.committed(event.token, QUEUE_ERROR)
         self._intake = None
-        done = then(self._make_durable(intake), partial(self._committed, event.token))
+        done = then(make_durable(self.server, intake, self._log_bug), partial(self._committed, event.token))
         if done is not None:
             return self.dialogue.committed(event.token, done.value)
         self._write(out)
         return []
-
-    async def _make_durable(self, intake: Intake) -> Reply:
-        try:
-            return await intake.commit()
-        except QueueFullError:
-            return QUEUE_FULL
-        except QueueError as error:
-            self.server.log.warning(self.server.service, f"{intake.queue_id}: {error}; answered 451 4.3.0")
-            return QUEUE_ERROR
-        except Exception:
-            self._log_bug()
-            return QUEUE_ERROR
 
     def _committed(self, token: int, reply: Reply) -> None:
         self._run(self.dialogue.committed(token, reply))
@@ -433,19 +375,9 @@ class Connection(asyncio.BufferedProtocol):
     def _start_tls(self, event: StartTls) -> None:
         self._handshaking = True
         self.server.outbox.flush()
-        task = self.server.loop.create_task(self._handshake())
+        task = self.server.loop.create_task(handshake(self.server, self, self.transport))
         self.server.handshakes.add(task)
         task.add_done_callback(partial(self._secured, event.token))
-
-    async def _handshake(self) -> asyncio.Transport | None:
-        context = self.server.tls
-        transport = self.transport
-        if context is None or transport is None:
-            return None
-        limit = self.server.settings.smtpd_starttls_timeout
-        return await self.server.loop.start_tls(
-            transport, self, context, server_side=True, ssl_handshake_timeout=limit
-        )
 
     def _secured(self, token: int, task: "asyncio.Task[asyncio.Transport | None]") -> None:
         self.server.handshakes.discard(task)
@@ -453,9 +385,9 @@ class Connection(asyncio.BufferedProtocol):
         session = self.dialogue
         try:
             transport = None if task.cancelled() else task.result()
-        except (OSError, TimeoutError, ValueError) as error:  # ssl.SSLError is an OSError
-            reason = error.reason if isinstance(error, ssl.SSLError) and error.reason else type(error).__name__
-            self.server.log.write(self.server.service, f"SSL_accept error from {session.facts.client}: {reason}")
+        except (OSError, TimeoutError, ValueError) as error:
+            text = f"SSL_accept error from {session.facts.client}: {why_no_tls(error)}"
+            self.server.log.write(self.server.service, text)
             transport = None
         except Exception:
             self._log_bug()
