@@ -19,9 +19,10 @@ from errno import EMFILE, ENFILE, ENOBUFS, ENOMEM
 from mta.clock import Clock
 from mta.deliver.connector import Connector
 from mta.deliver.request import DeliveryRequest, Result
+from mta.deliver.smtp_failure import Failure, words
 from mta.deliver.smtp_pool import Key, Pool
 from mta.deliver.smtp_route import RouteError, Router
-from mta.deliver.smtp_session import Failure, Session, words
+from mta.deliver.smtp_session import Session
 from mta.deliver.smtp_settings import SMTP_PORT, Destination, NexthopError, SmtpSettings, parse_nexthop
 from mta.dns.mx import Shuffle, Target
 from mta.dns.resolver import Resolver

@@ -19,9 +19,9 @@ from typing import cast
 
 from mta.clock import Clock
 from mta.deliver.request import CorruptContentError
+from mta.deliver.smtp_failure import MAX_WORDS, UNREADABLE, Failure, words
 from mta.deliver.smtp_settings import SmtpSettings
 from mta.outbox import Outbox
-from mta.record import dataclass
 from mta.smtp.client import Client
 from mta.smtp.client_events import (
     HANDSHAKE_STEPS,
@@ -39,66 +39,10 @@ from mta.smtp.client_events import (
 )
 from mta.smtp.commands import Transaction
 from mta.smtp.data import DotStuffer
-from mta.smtp.replies import PeerReply
+from mta.smtp.folding import LineFolder
 from mta.smtp.reply import Reply
 
 READ_AHEAD = 64 * 1024  # octets
-MAX_WORDS = 1024  # characters of a peer's words that go into logs and reports
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """Why a session or an attempt to get one ended early.
-
-    reply decides between deferred and bounced; text is for the log; heard: the peer's own words, if it was those.
-    site: the host is to blame, not the message.  tls: doing it without TLS may help.
-    """
-
-    reply: Reply
-    text: str
-    heard: PeerReply | None = None
-    site: bool = True
-    tls: bool = False
-
-
-UNREADABLE = Failure(Reply(451, "4.3.0", "unreadable mail queue entry"), "unreadable mail queue entry", site=False)
-
-
-def words(heard: PeerReply) -> str:
-    """What the peer said, on one line of bounded length."""
-    return heard.line[:MAX_WORDS]
-
-
-class LineFolder:
-    """Breaks lines over `limit` octets by LF and a blank, as Postfix does; text comes with LF lines."""
-
-    __slots__ = ("_column", "_limit")
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._column = 0  # octets of the current line given out so far
-
-    def feed(self, text: bytes) -> bytes:
-        """Return the next piece; the common case costs one search per `limit` octets."""
-        limit = self._limit
-        if not limit:
-            return text
-        copied, start, room, size = 0, 0, max(0, limit - self._column), len(text)
-        pieces: list[bytes] = []
-        while size - start > room:
-            end = text.rfind(b"\n", start, start + room + 1)
-            if end >= 0:
-                start, room = end + 1, limit
-            else:
-                pieces += (text[copied : start + room], b"\n ")
-                copied = start = start + room
-                room = limit - 1
-        newline = text.rfind(b"\n", start)
-        self._column = size - newline - 1 if newline >= 0 else limit - room + size - start
-        if not pieces:
-            return text
-        pieces.append(text[copied:])
-        return b"".join(pieces)
 
 
 class Session(asyncio.Protocol):

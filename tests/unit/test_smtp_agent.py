@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from mta.config.config import load
 from mta.deliver.request import Result
-from mta.deliver.smtp_session import LineFolder
 from mta.deliver.smtp_settings import Destination, LmtpSettings, NexthopError, SmtpSettings, lmtp, parse_nexthop
 from mta.dns.resolver import ResolverSettings
 from mta.envelope import Envelope, Notify, Recipient
+from mta.smtp.folding import LineFolder
 from mta.tls import TlsClientSettings, TlsServerSettings
 from tests.dns_server import DnsServer
 from tests.smtp_lab import BODY, Lab, opportunistic, settings
