@@ -31,6 +31,7 @@ PARTS = (
     Part("fsio", ("mta/fsio.py", "mta/fsio_groups.py", "mta/linux_aio.py"), "test_fsio*.py"),
     Part("queue_file", ("mta/queue/queue_file.py", "mta/queue/*_reader.py"), "test_queue_file*.py"),
     Part("client", ("mta/smtp/client.py", "mta/smtp/client_events.py", "mta/smtp/commands.py"), "test_client*.py"),
+    Part("intake", ("mta/qmgr/intake.py",), "test_intake*.py"),
     Part("dsn", ("mta/bounce/dsn.py",), "test_dsn*.py"),
     Part("pickup", ("mta/pickup.py",), "test_pickup*.py"),
 )

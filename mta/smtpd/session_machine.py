@@ -16,6 +16,7 @@ from mta.smtp.data import DataReceiver
 from mta.smtp.grammar import split_command
 from mta.smtp.reply import Reply
 from mta.smtpd.facts import PERMIT, Facts, Stage, Verdict
+from mta.smtpd.session_counts import Counts
 from mta.smtpd.session_events import Abort, Ask, Close, Event, Log, Send, Transaction, Wait
 from mta.smtpd.session_plan import SessionPlan
 from mta.smtpd.session_text import (
@@ -96,7 +97,7 @@ class Machine(ABC):
         self._message_open = False  # between Begin and Commit or Abort
         self._skipping = False  # within a line that is too long
         self._command: Row | None = None
-        self._counts: dict[str, list[int]] = {}  # command -> [succeeded, all]
+        self._counts = Counts()
         self._errors = 0
         self._junk = 0
         self._denied: Reply | None = None
@@ -184,17 +185,7 @@ class Machine(ABC):
 
     def disconnect_line(self) -> str:
         """ "disconnect from name[address] ehlo=1 mail=1 rcpt=0/1 commands=2/3", as in Postfix's log."""
-        words = []
-        good_all = all_all = 0
-        counts = self._counts
-        for name in self.counted:
-            if name in counts:
-                good, total = counts[name]
-                words.append(f" {name}={good}" if good == total else f" {name}={good}/{total}")
-                good_all += good
-                all_all += total
-        total_word = f"{good_all}" if good_all == all_all and all_all else f"{good_all}/{all_all}"
-        return f"disconnect from {self.facts.client}{''.join(words)} commands={total_word}"
+        return f"disconnect from {self.facts.client} {self._counts.words(self.counted)}"
 
     # The machine
 
@@ -275,7 +266,7 @@ class Machine(ABC):
             return
         command = self.commands.get(verb)
         self._command = known = command or _UNKNOWN
-        self._count(known.name)[1] += 1
+        self._counts[known.name][1] += 1
         self.where = known.where
         refusal = self._may_come(command, verb, line, events)
         if self.closed:
@@ -378,12 +369,6 @@ class Machine(ABC):
         events.append(Send(b"".join(self._out)))
         self._out = []
 
-    def _count(self, name: str) -> list[int]:
-        count = self._counts.get(name)
-        if count is None:
-            count = self._counts[name] = [0, 0]
-        return count
-
     def _refuse_line(self, reply: Reply, events: list[Event]) -> None:
         """Answer a line that is no command at all."""
         self._command = None
@@ -405,7 +390,7 @@ class Machine(ABC):
         if not ok:
             self._errors += 1
         elif command is not None:
-            self._count(command.name)[0] += 1
+            self._counts[command.name][0] += 1
         if command is not None and command.limited:
             self._count_junk()
         if self._close_after or reply.code in (421, 521, 221):

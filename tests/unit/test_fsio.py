@@ -557,6 +557,31 @@ async def test_a_few_bytes_that_are_in_memory_are_not_taken_for_the_end_of_a_fil
     fsio.close_fd(fd)
 
 
+async def test_reading_from_memory_gives_all_that_was_asked_for_or_nothing(
+    tmp_path: Path, opener: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsio = opener()
+    (tmp_path / "a").write_bytes(b"0123456789")
+    fd = fsio.open(f"{tmp_path}/a")
+    fsio.pread(fd, 10, 0)
+    assert fsio.pread_cached(fd, 4, 3, 10) == b"3456"
+    assert fsio.pread_cached(fd, 100, 8, 10) == b"89"
+    assert fsio.pread_cached(fd, 100, 10, 10) == fsio.pread_cached(fd, 100, 11, 10) == b""
+    for count in (0, 3):  # of a file that ends behind what is in memory
+        monkeypatch.setattr(os, "preadv", lambda *_, count=count: count)
+        with pytest.raises(BlockingIOError):
+            fsio.pread_cached(fd, 4, 3, 10)
+    monkeypatch.setattr(os, "preadv", Reads(BlockingIOError(errno.EAGAIN, "would block")))
+    with pytest.raises(BlockingIOError):
+        fsio.pread_cached(fd, 4, 3, 10)
+    monkeypatch.setattr(os, "preadv", Reads(OSError(errno.EIO, "Input/output error")))
+    with pytest.raises(OSError, match="Input/output"):
+        fsio.pread_cached(fd, 4, 3, 10)
+    monkeypatch.setattr(os, "preadv", Reads(OSError(errno.EOPNOTSUPP, "no such thing here")))
+    assert fsio.pread_cached(fd, 4, 3, 10) == b"3456"
+    fsio.close_fd(fd)
+
+
 @pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS])
 async def test_a_file_system_without_nowait_is_asked_once(
     number: int, tmp_path: Path, opener: Opener, monkeypatch: pytest.MonkeyPatch
