@@ -13,7 +13,7 @@ import pytest
 from mta.clock import Clock
 from mta.fsio import WORKERS, Fsio
 from mta.queue.api import QueueError
-from mta.queue.store_claim import BATCH, SLOW, Opener
+from mta.queue.store_claim import BATCH, SLOW, Opened, Opener
 from tests.inline_fsio import InlineFsio
 from tests.queue_support import Spooled, spooled
 from tests.virtual_time import run_virtual
@@ -146,6 +146,29 @@ async def test_a_claim_that_is_cancelled_leaves_its_message_to_the_next(spool: S
     disk.close_fd(held)
     assert await spool.store.claim(one) is not None  # nobody holds its lock
     assert await spool.store.claim(locked) is not None
+
+
+async def test_what_happens_to_one_between_the_look_and_the_visit_is_his_alone(disk: Counted) -> None:
+    dropped: list[int] = []
+
+    def open_one(queue_id: str) -> Opened:
+        if queue_id.startswith("gone"):
+            raise FileNotFoundError(queue_id)
+        return None if queue_id.startswith("locked") else (len(queue_id), "file", None)
+
+    opener = Opener(disk, open_one, dropped.append)
+    disk.go.clear()
+    names = ("one", "gone", "locked", "cancelled", "gone and cancelled", "locked and cancelled")
+    waiting = [asyncio.ensure_future(opener.open(name)) for name in names]
+    await disk.begun.wait()
+    for each in waiting[3:]:
+        each.cancel()
+    disk.go.set()
+    got = await asyncio.gather(*waiting, return_exceptions=True)
+    await opener.open("another")  # the visit is over
+    assert got[0] == (3, "file", None) and got[2] is None
+    assert [type(each).__name__ for each in got] == ["tuple", "FileNotFoundError", "NoneType", *["CancelledError"] * 3]
+    assert dropped == [len("cancelled")]
 
 
 async def test_where_no_thread_is_to_be_had_the_claims_fail_and_the_next_do_not(spool: Spooled, disk: Counted) -> None:
