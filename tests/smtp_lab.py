@@ -74,7 +74,7 @@ class MappedConnector(NetConnector):
 def settings(**changes: object) -> SmtpSettings:
     """Postfix's defaults with short timeouts."""
     values: dict[str, object] = {
-        "myhostname": "client.test", "queue_directory": "/nowhere", "inet_protocols": ("all",),
+        "myhostname": "client.test", "queue_directory": "/nowhere", "inet_protocols": ("all",), "relayhost": "",
         "smtp_tcp_port": "smtp", "smtp_helo_name": "client.test", "smtp_always_send_ehlo": True,
         "smtp_never_send_ehlo": False, "smtp_discard_ehlo_keywords": (), "smtp_skip_5xx_greeting": True,
         "smtp_bind_address": "", "smtp_bind_address6": "", "smtp_address_preference": "any",

@@ -4,6 +4,8 @@ has its fate.
 State per request: the recipients left, and for each why it is still here.  When a server fails:
 - no connection, bad greeting or EHLO, lost connection, protocol error: the next address is tried; when there is
   none the recipients left are deferred with the last reason (bounced after a permanent refusal, as in Postfix);
+- a relayhost or fallback relay that does not exist, refuses to talk to us or is ourselves: deferred 4.3.5 and warned
+  about, since that is the administrator's error and says nothing of the recipients (as in Postfix);
 - TLS fails at level may: the same address once more, on a new connection, in the clear;
 - a 4xx for a recipient: the next address, unless this was the last; a 5xx: bounced;
 - the cached connection turns out to be dead: a fresh one to the same address, nobody hears of it;
@@ -14,6 +16,7 @@ See also: smtp(8), lmtp(8), RFC 5321 s4.5.4, s5.1
 """
 
 import os
+from dataclasses import replace
 from errno import EMFILE, ENFILE, ENOBUFS, ENOMEM
 
 from mta.clock import Clock
@@ -156,7 +159,22 @@ class _Attempt:
                 for destination in destinations:
                     if self._left:
                         await self._try_destination(destination, last=destination is destinations[-1])
+        self._blame_settings()
         self._report_left()
+
+    def _blame_settings(self) -> None:
+        """No recipient is given back because the relay of all mail is wrong."""
+        why, settings = self._why, self._agent.settings
+        if why is None or not self._left or not why.reply.is_permanent or self._agent.lmtp:
+            return
+        if settings.smtp_fallback_relay:
+            name = "smtp_fallback_relay"
+        elif settings.relayhost and self._request.nexthop == settings.relayhost:
+            name = "relayhost"
+        else:
+            return
+        self._agent.log.warning(self._request.transport, f"{name} configuration problem")
+        self._why = replace(why, reply=Reply(451, "4.3.5", why.reply.text), site_failed=True)
 
     def _report_left(self) -> None:
         """The recipients that are left get what a server said about them, else the last reason."""
@@ -289,10 +307,14 @@ class _Attempt:
         self._session = session
         before = session.client.progress
         request = self._request
-        utf8 = await self._needs_smtputf8()
+        try:
+            utf8 = await self._needs_smtputf8()
+        except BaseException:
+            session.abort()
+            raise
         refusal = self._unfit(session, utf8=utf8)
         if refusal is not None:
-            session.reusable = True
+            session.reusable = self._heard_something = True  # its EHLO said so
             return refusal
         self._numbers = tuple(self._left)
         envelope = request.envelope

@@ -320,7 +320,7 @@ class Session(asyncio.Protocol):
         self._put(b"QUIT\r\n", now=True)
         if self._transport is not None:
             self._transport.close()
-        self._fail(Failure(reply, text, heard))
+        self._fail(Failure(reply, text, heard, tls=heard.reply.is_permanent and self._blames_tls(event.step)))
 
     def _broken(self, event: Broken) -> None:
         text = f"protocol error from {self.namaddr} while {event.step.where}: {event.problem[:MAX_WORDS]}"

@@ -22,6 +22,7 @@ class SmtpSettings:
     myhostname: str
     queue_directory: str
     inet_protocols: tuple[str, ...]
+    relayhost: str
     smtp_tcp_port: str
     smtp_helo_name: str
     smtp_always_send_ehlo: bool

@@ -7,11 +7,14 @@ exception of this module (another server, or TCP, may know) or DnsTemporary.
 See also: RFC 1035, RFC 2308 (negative answers)
 """
 
+import re
+
 import dns.exception
 import dns.flags
 import dns.message
 import dns.name
 import dns.rcode
+import dns.rdataclass
 import dns.rdatatype
 import dns.rdtypes.ANY.CNAME
 import dns.rdtypes.ANY.MX
@@ -29,6 +32,8 @@ MAX_RECORDS = 100  # of one answer that are kept
 MAX_CNAMES = 8
 MAX_TTL = 600.0  # seconds an answer is kept at most: a local caching resolver knows better than we do
 MAX_NEGATIVE_TTL = 60.0
+_DOTS = re.compile("[.\u3002\uff0e\uff61]")  # RFC 3490 s3.1
+_DEVIATIONS = re.compile("([\u00df\u03c2\u200c\u200d])")  # UTS 46 s3.1.2: sharp s, final sigma, ZWNJ, ZWJ
 
 Found = MXAnswer | tuple[str, ...]
 Answer = Found | type[DnsError]
@@ -95,7 +100,8 @@ def read(answer: dns.message.Message, name: dns.name.Name, kind: str) -> tuple[A
     wanted = dns.rdatatype.from_text(kind)
     by_name: dict[tuple[dns.name.Name, int], dns.rrset.RRset] = {}
     for rrset in answer.answer[: MAX_RECORDS + MAX_CNAMES]:
-        by_name.setdefault((rrset.name, int(rrset.rdtype)), rrset)
+        if rrset.rdclass == dns.rdataclass.IN:
+            by_name.setdefault((rrset.name, int(rrset.rdtype)), rrset)
     ttl, end = MAX_TTL, name
     for _ in range(MAX_CNAMES + 1):
         records = by_name.get((end, int(wanted)))
@@ -169,12 +175,23 @@ def wire_name(name: str) -> dns.name.Name:
     text = name.removesuffix(".")
     try:
         if not text.isascii():
-            text = text.encode("idna").decode("ascii")
+            text = ".".join(map(_a_label, _DOTS.split(text)))
         if any(not label or len(label) > 63 for label in text.split(".")):
             raise DnsNotFound(name, "")
         return dns.name.from_text(text.replace("\\", "\\\\") + ".").canonicalize()
     except (UnicodeError, dns.exception.DNSException):
         raise DnsNotFound(name, "") from None
+
+
+def _a_label(label: str) -> str:
+    """IDNA2003, but for the four characters that it replaces or drops: in IDNA2008 they make another name, which may
+    be another's (straße.de is not strasse.de; postconf(5) enable_idna2003_compatibility = no)."""
+    if not _DEVIATIONS.search(label):
+        return label.encode("idna").decode("ascii")
+    from encodings.idna import nameprep  # with its tables, which few need
+
+    prepared = "".join(part if _DEVIATIONS.match(part) else nameprep(part) for part in _DEVIATIONS.split(label))
+    return "xn--" + prepared.encode("punycode").decode("ascii")
 
 
 def pointer_name(address: str) -> str | None:

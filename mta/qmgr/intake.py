@@ -69,7 +69,7 @@ class Intake:
 
     def listed_new(self, queue_ids: Iterable[str], active: Collection[str]) -> None:
         """Those that nobody has announced."""
-        known = {*self._new, *self._due}
+        known = {*self._new, *self._due, *self._meanwhile}
         self._new += [queue_id for queue_id in queue_ids if queue_id not in active and queue_id not in known]
 
     def listed_deferred(self, found: Iterable[tuple[float, str]], active: Collection[str]) -> None:
@@ -93,10 +93,13 @@ class Intake:
         return bool(self._deferred) and self._room(active) >= self._some and self._deferred[0][0] <= now
 
     def pause(self, now: float, active: int) -> float | None:
-        """Seconds until ready(), None when that is not a matter of time."""
-        if not self._deferred or self._room(active) < self._some:
+        """Seconds until the next one is due, None when there is none, or one is already and waits for room."""
+        if not self._deferred:
             return None
-        return max(0.0, self._deferred[0][0] - now)
+        wait = self._deferred[0][0] - now
+        if wait <= 0.0 and self._room(active) < self._some:
+            return None
+        return max(0.0, wait)
 
     def _room(self, active: int) -> int:
         return self.limit - active - len(self._new) - len(self._due)

@@ -116,6 +116,24 @@ async def test_above_may_nothing_goes_out(
     assert peer.connections == 0
 
 
+STARTED: list[Step] = [
+    "220 x\\r\\n", {"rx": "EHLO"}, "250-x\\r\\n250 STARTTLS\\r\\n", {"rx": "STARTTLS"}, "220 go\\r\\n", {"tls": "ok"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("reply", "code", "connections"), [("502 what?", 250, 2), ("550 no", 250, 2), ("421 busy", 421, 1)]
+)
+async def test_a_server_that_refuses_us_inside_tls_only_is_asked_in_the_clear(
+    reply: str, code: int, connections: int, tmp_path: Path, labs: list[Lab | Peer], certificates: Certificates
+) -> None:
+    peer = await Peer.start([*STARTED, {"rx": "EHLO"}, f"{reply}\\r\\n"], certificates)
+    lab = Lab(tmp_path, tls=opportunistic())
+    labs += [lab, peer]
+    (result,) = await lab.deliver(f"[127.0.0.1]:{peer.port}", ["one@dst.test"])
+    assert (result.reply.code, peer.connections) == (code, connections)
+
+
 async def test_a_message_that_needs_smtputf8_is_bounced_where_it_is_not_offered(
     tmp_path: Path, labs: list[Lab | Peer]
 ) -> None:

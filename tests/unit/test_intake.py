@@ -64,6 +64,7 @@ def test_in_a_long_queue_room_for_one_alone_is_no_room(limit: int, some: int) ->
     assert [intake.ready(NOW, limit - room) for room in range(some + 2)] == [False] * some + [True] * 2
     assert intake.pause(NOW, limit - some + 1) is None
     assert intake.pause(NOW, limit - some) == 0.0
+    assert intake.pause(NOW - 60, limit) == 60.0, "there may be room by then"
 
 
 def test_a_list_says_nothing_of_messages_that_wait_are_active_or_were_deferred_meanwhile() -> None:
@@ -71,7 +72,7 @@ def test_a_list_says_nothing_of_messages_that_wait_are_active_or_were_deferred_m
     intake.arrived("waits")
     intake.begin_list()
     intake.later("again", NOW + 300)
-    intake.listed_new(["waits", "active", "found"], active={"active": None})
+    intake.listed_new(["waits", "active", "again", "found"], active={"active": None})
     intake.listed_deferred([(NOW, name) for name in ("waits", "active", "again", "due")], active={"active": None})
     intake.end_list()
     intake.take_due(NOW, active=1)

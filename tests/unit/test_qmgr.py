@@ -86,7 +86,7 @@ class Notices:
 class World:
     """A queue manager with everything it needs."""
 
-    def __init__(self, path: Path, clock: Clock, fate: Fate) -> None:
+    def __init__(self, path: Path, clock: Clock, fate: Fate, limit: int = 100) -> None:
         settings = StoreSettings(str(path / "spool"), True, ("deferred", "defer"), 1, 10240000, 0, 4000.0, True)
         self.clock = clock
         self.fsio = InlineFsio(aio=False)
@@ -98,7 +98,7 @@ class World:
         self.notices = Notices(self.store, clock)
         backoff = BackoffSettings(300.0, 4000.0, 432000.0, 432000.0)
         self.qmgr = QueueManager(
-            QmgrSettings(300.0, 100, False, ()), backoff, self.store,
+            QmgrSettings(300.0, limit, False, ()), backoff, self.store,
             Scheduler(SchedulerSettings(5, 1, 300.0), {}, TransportLimits(100, 20, 50)),
             self.resolve, {"smtp": self.agent}, self.notices, self, clock, self.log,
         )  # fmt: skip
@@ -141,11 +141,11 @@ class World:
         return len(await self.store.scan(queue))
 
 
-def simulate(path: Path, fate: Fate, story: Callable[[World], Awaitable[None]]) -> None:
+def simulate(path: Path, fate: Fate, story: Callable[[World], Awaitable[None]], limit: int = 100) -> None:
     """Run a story beside a serving queue manager."""
 
     async def main(clock: Clock) -> None:
-        world = World(path, clock, fate)
+        world = World(path, clock, fate, limit)
         await world.store.recover()
         task = asyncio.ensure_future(world.qmgr.run())
         try:
@@ -411,6 +411,50 @@ def test_what_was_tried_while_the_queue_was_looked_through_is_not_tried_again_at
         await slow
         await w.clock.sleep(60)
         assert [round(when) for _, when in w.agent.tries][1:] in ([2], [31]), "once, for both"
+
+    simulate(tmp_path, lambda r, n: LATER, story)
+
+
+def test_what_becomes_due_after_the_active_queue_was_full_does_not_wait_for_the_next_scan(tmp_path: Path) -> None:
+    async def story(w: World) -> None:
+        deliver = w.agent.deliver
+
+        async def some_are_slow(request: DeliveryRequest) -> None:
+            if request.nexthop == "slow.test":
+                await w.clock.sleep(20)
+            await deliver(request)
+
+        w.agent.deliver = some_are_slow  # type: ignore[method-assign]  # a peer that takes its time
+        await w.clock.sleep(100)
+        await w.submit("x@b.test")
+        await w.clock.sleep(190)
+        await w.submit("y@slow.test")
+        await w.clock.sleep(300)
+        assert [round(when) for address, when in w.agent.tries if address == "x@b.test"] == [100, 400]
+
+    simulate(tmp_path, lambda r, n: LATER if r.address == "x@b.test" and n == 1 else OK, story, limit=1)
+
+
+def test_what_was_tried_while_new_mail_was_looked_for_is_not_tried_again_at_once(tmp_path: Path) -> None:
+    async def story(w: World) -> None:
+        scan = w.store.scan
+
+        async def slow(queue: Queue) -> list[tuple[str, float]]:
+            found = await scan(queue)
+            if queue is Queue.INCOMING:
+                await w.clock.sleep(30)
+            return found
+
+        await w.clock.sleep(1)
+        w.store.scan = slow  # type: ignore[method-assign]
+        arrived, w.store.arrived = w.store.arrived, lambda queue_id, _: None
+        queue_id = await w.submit("x@b.test")
+        listed = asyncio.ensure_future(w.qmgr.flush())
+        await w.clock.sleep(1)
+        arrived(queue_id, 0)
+        await listed
+        await w.clock.sleep(60)
+        assert [round(when) for _, when in w.agent.tries] == [2]
 
     simulate(tmp_path, lambda r, n: LATER, story)
 

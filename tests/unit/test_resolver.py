@@ -13,6 +13,7 @@ import pytest
 
 from mta.clock import Clock
 from mta.deliver.connector import NetConnector
+from mta.dns.answers import wire_name
 from mta.dns.mx import MX, DnsNoData, DnsNotFound, DnsTemporary
 from mta.dns.resolver import ClientName, Resolver, ResolverSettings
 from mta.dns.system import parse_hosts, parse_resolv_conf, parse_server
@@ -155,7 +156,7 @@ async def test_datagrams_that_are_not_the_answer_are_passed_over(net: Net) -> No
     assert await net.resolver.addresses("noisy.test", (4,)) == ["192.0.2.9"]
 
 
-@pytest.mark.parametrize("what", ["id", "question", "name", "referral"])
+@pytest.mark.parametrize("what", ["id", "question", "name", "referral", "class"])
 async def test_an_answer_to_something_else_is_temporary(net: Net, what: str) -> None:
     def odd(query: dns.message.Message) -> bytes:
         answer = dns.message.make_response(query)
@@ -165,6 +166,8 @@ async def test_an_answer_to_something_else_is_temporary(net: Net, what: str) -> 
             answer = dns.message.make_response(dns.message.make_query("other.test", "MX", id=query.id))
         elif what == "name":
             answer.answer.append(dns.rrset.from_text("other.test.", 60, "IN", "MX", "1 evil.test."))
+        elif what == "class":
+            answer.answer.append(dns.rrset.from_text("odd.test.", 60, "HS", "A", "\\# 4 0a000001"))
         else:
             answer.authority.append(dns.rrset.from_text(".", 60, "IN", "NS", "a.root-servers.net."))
         return answer.to_wire()
@@ -172,6 +175,8 @@ async def test_an_answer_to_something_else_is_temporary(net: Net, what: str) -> 
     net.server.special("odd.test", odd)
     with pytest.raises(DnsTemporary):
         await net.resolver.mx("odd.test")
+    with pytest.raises(DnsTemporary):
+        await net.resolver.addresses("odd.test", (4,))
 
 
 async def test_cname_is_followed_by_us_or_by_the_server(net: Net) -> None:
@@ -213,6 +218,19 @@ async def test_names_that_cannot_exist_are_not_asked(net: Net) -> None:
 async def test_unicode_domains_are_asked_as_a_labels(net: Net) -> None:
     net.server.add("xn--bcher-kva.test", "MX", "1 mx.xn--bcher-kva.test.")
     assert (await net.resolver.mx("bücher.test")).records == (MX(1, "mx.xn--bcher-kva.test"),)
+
+
+@pytest.mark.parametrize(
+    ("name", "asked"),
+    [
+        ("stra\u00dfe.test", "xn--strae-oqa.test"),
+        ("Fa\u00df\u3002test", "xn--fa-hia.test"),
+        ("\u03b2\u03cc\u03bb\u03bf\u03c2.test", "xn--nxasmm1c.test"),
+        ("a\u200cb.test", "xn--ab-j1t.test"),
+    ],
+)
+def test_a_name_never_becomes_that_of_somebody_else(name: str, asked: str) -> None:
+    assert wire_name(name).to_text() == f"{asked}."
 
 
 async def test_both_families_are_asked_and_one_is_enough(net: Net) -> None:

@@ -12,7 +12,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from mta.config.config import load
-from mta.deliver.request import Result
+from mta.deliver.request import CorruptContentError, Result
 from mta.deliver.smtp_settings import Destination, LmtpSettings, NexthopError, SmtpSettings, lmtp, parse_nexthop
 from mta.dns.resolver import ResolverSettings
 from mta.envelope import Envelope, Notify, Recipient
@@ -311,6 +311,19 @@ async def test_a_connection_that_died_while_waiting_costs_nothing(world: World) 
         assert result.reply.code == 250
 
 
+async def test_a_message_that_a_waiting_connection_cannot_take_costs_no_other(world: World) -> None:
+    peer = await world.peer([*OK[:2], "250-mx.dst.test\\r\\n250 SIZE 10000\\r\\n"])
+    lab = world.plain()
+    nexthop = f"[127.0.0.1]:{peer.port}"
+    for _ in range(3):
+        await lab.deliver(nexthop, ["x@dst.test"])
+    before = peer.connections
+    (result,) = await lab.deliver(nexthop, ["x@dst.test"], repeat=4)
+    assert result.reply.enhanced == "5.3.4" and peer.connections == before
+    assert (await lab.deliver(nexthop, ["x@dst.test"]))[0].conn_use == 3
+    assert lab.agent.pool._open == set(lab.agent.pool._until)
+
+
 async def test_after_refused_recipients_the_connection_is_reset(world: World) -> None:
     peer = await world.peer(at_rcpt("550 5.1.1 no"))
     lab = world.plain()
@@ -328,6 +341,17 @@ async def test_damaged_content_is_never_completed(world: World, repeat: int) -> 
     assert brief(result) == "451 4.3.0 unreadable mail queue entry" and not result.site_failed
     await asyncio.sleep(0.05)
     assert peer.messages == []
+
+
+async def test_a_header_that_cannot_be_read_leaves_no_connection(world: World) -> None:
+    peer = await world.peer()
+    lab = world.plain()
+    envelope = Envelope("a@src.test", [Recipient("x@dst.test")], 0.0, smtputf8=True)
+    with pytest.raises(CorruptContentError):
+        await lab.deliver(
+            f"[127.0.0.1]:{peer.port}", ["x@dst.test"], envelope=envelope, body="é".encode(), repeat=0, corrupt=True
+        )
+    await until(lambda: not lab.agent.pool._open)
 
 
 async def test_large_messages_arrive_whole(world: World) -> None:
@@ -355,6 +379,29 @@ async def test_next_hops_are_tried_in_order_and_the_fallback_last(world: World) 
     lab = world.plain(smtp_fallback_relay=(f"[127.0.0.1]:{good.port}",))
     (result,) = await lab.deliver(f"[127.0.0.1]:{dead.port}", ["x@dst.test"])
     assert result.reply.code == 250
+
+
+@pytest.mark.parametrize("relay", ["nx.test", "loop.test", "[127.0.0.1]:PORT"])
+@pytest.mark.parametrize("parameter", ["relayhost", "smtp_fallback_relay"])
+async def test_no_mail_is_given_back_because_the_relay_of_all_mail_is_wrong(
+    world: World, relay: str, parameter: str
+) -> None:
+    world.dns.add("loop.test", "MX", "10 client.test.")
+    peer = await world.peer(["220 x\\r\\n", {"rx": "EHLO"}, "502 no\\r\\n", {"rx": "HELO"}, "550 5.7.1 go away\\r\\n"])
+    relay = relay.replace("PORT", str(peer.port))
+    lab = own_lab(world, **{parameter: relay if parameter == "relayhost" else (relay,)})
+    (result,) = await lab.deliver(relay if parameter == "relayhost" else "other.test", ["x@dst.test"])
+    assert (result.reply.code, result.reply.enhanced, result.site_failed) == (451, "4.3.5", True)
+    assert f"smtp[{os.getpid()}]: warning: {parameter} configuration problem" in lab.lines()
+    (result,) = await world.plain(relayhost="else.test").deliver("nx.test", ["x@dst.test"])
+    assert result.reply.enhanced == "5.4.4", "that is the recipient's domain"
+
+
+async def test_what_a_relayhost_says_about_a_recipient_stands(world: World) -> None:
+    peer = await world.peer(at_rcpt("550 5.1.1 unknown"))
+    lab = world.plain(relayhost=f"[127.0.0.1]:{peer.port}")
+    (result,) = await lab.deliver(f"[127.0.0.1]:{peer.port}", ["x@dst.test"])
+    assert result.reply.enhanced == "5.1.1"
 
 
 async def test_lmtp_over_a_unix_socket_reports_each_recipient(world: World, tmp_path: Path) -> None:

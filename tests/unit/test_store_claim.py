@@ -78,6 +78,20 @@ async def test_messages_that_are_in_memory_need_no_thread(spool: Spooled, disk: 
     assert disk.visits == 0
 
 
+@pytest.mark.parametrize(("recipients", "visits"), [(1000, 0), (10_000, 1)])
+async def test_the_loop_does_not_stand_still_for_a_message_to_thousands(
+    spool: Spooled, disk: Counted, recipients: int, visits: int
+) -> None:
+    disk.cold = False
+    job = await spool.store.claim(await spool.accept(*(f"{'a' * 50}{n}@dst.test" for n in range(recipients))))
+    assert job is not None
+    await spool.store.defer(job, spool.now, {})
+    disk.visits = 0
+    again = await spool.store.claim(job.queue_id)
+    assert again is not None and again.envelope == job.envelope
+    assert disk.visits == visits
+
+
 async def test_a_message_of_which_only_a_part_is_in_memory_is_claimed_whole(spool: Spooled, disk: Counted) -> None:
     disk.cold = False
     recipients = [f"{'a' * 50}{n}@dst.test" for n in range(1000)]
