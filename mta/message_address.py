@@ -31,8 +31,9 @@ _TOKEN = re.compile(
     re.DOTALL,
 )
 _COMMENT_STEP = re.compile(r"[^()\\]*(?:\\.[^()\\]*)*", re.DOTALL)
-_DOTTED = r"[^ \t\r\n()<>@,;:\\\".\[\]\x00-\x1f\x7f=]++(?:\.[^ \t\r\n()<>@,;:\\\".\[\]\x00-\x1f\x7f=]++)*+"
-_PLAIN = re.compile(rf"[ \t\r\n]*+({_DOTTED}(?:@{_DOTTED})?+)[ \t\r\n]*+(?:,|\Z)")
+# No "*+" or "?+" behind a group: Python 3.11.2 (Debian 12) does not give back what such a group began to match.
+_DOTTED = r"[^ \t\r\n()<>@,;:\\\".\[\]\x00-\x1f\x7f=]++(?:\.[^ \t\r\n()<>@,;:\\\".\[\]\x00-\x1f\x7f=]++)*"
+_PLAIN = re.compile(rf"[ \t\r\n]*+({_DOTTED}(?:@{_DOTTED})?)[ \t\r\n]*+(?:,|\Z)")
 _ESCAPE = re.compile(r"\\(.)", re.DOTALL)
 _ENCODED_WORD = re.compile(r"=\?[^?\s]*\?[bBqQ]\?[^?\s]*\?=\Z")
 _ATOMS = re.compile(r"[^ \t\r\n()<>@,;:\\\".\[\]\x00-\x1f\x7f]+(?:\.[^ \t\r\n()<>@,;:\\\".\[\]\x00-\x1f\x7f]+)*\Z")

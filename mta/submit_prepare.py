@@ -24,6 +24,7 @@ from mta.submit_options import (
     EX_DATAERR,
     EX_USAGE,
     Invocation,
+    UsageError,
     argument_recipients,
     check_recipients,
     full_name,
@@ -170,6 +171,7 @@ class Submission:
         self._scanner = HeaderScanner(HEADER_BLOCK_LIMIT)
         self._held = bytearray()
         self._resent: list[str] | None = None  # a resent message goes to nobody of its To
+        self._fault: UsageError | None = None  # of To, Cc or Bcc, which matters unless the message is resent
 
     def _delimiters(self, settings: VerpSettings) -> str:
         """Of -XV, "" without it."""
@@ -227,6 +229,8 @@ class Submission:
         if self.invocation.extract:
             if self._resent is not None:
                 self.found = self._resent
+            elif self._fault is not None:
+                raise self._fault
             if not self.found and not self.arguments:
                 raise self.invocation.fatal(EX_USAGE, f"{self.who}: No recipient addresses found in message header")
         else:
@@ -242,7 +246,10 @@ class Submission:
             if header.name == b"received":
                 self.hops += 1
             elif self.invocation.extract and header.name in _LISTS:
-                self.found += yield from self._addresses(header)
+                try:
+                    self.found += yield from self._addresses(header)
+                except UsageError as error:
+                    self._fault = self._fault or error
             elif self.invocation.extract and header.name in _RESENT_LISTS:
                 if self._resent is None:
                     self._resent = []

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from enum import StrEnum
 
 from mta.lookup.address import ExtensionRules, find_address, find_key, split_extension
-from mta.lookup.cidr import Address, parse_address
+from mta.lookup.cidr import Address, parse_address, unmapped
 from mta.lookup.context import LookupContext
 from mta.lookup.match_list import DomainList, parent_style
 from mta.lookup.names import literal_address, valid_hostname
@@ -24,6 +24,7 @@ from mta.record import dataclass
 
 _ORDINARY = re.compile(r"[^@%!\"\\\s]+@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+")
 _DOT_STRING = re.compile(r"[^\x00-\x20\x7f()<>@,;:\\\".\[\]]+(?:\.[^\x00-\x20\x7f()<>@,;:\\\".\[\]]+)*")
+_ROUTE = re.compile(r"@[^:@]*(?:,@[^:@]*)*:(?=.)", re.DOTALL)  # not the colon of "@a@[IPv6:...]"
 _ROUTING = frozenset("@%!")
 
 
@@ -144,8 +145,8 @@ class Rewriter:
         """As rewrite(), with operators seen everywhere."""
         if address in ("", "@"):
             return ""
-        if address[0] == "@" and 0 < address.find(":") < len(address) - 1:
-            address = address[address.index(":") + 1 :]
+        if address[0] == "@" and (route := _ROUTE.match(address)) is not None:
+            address = address[route.end() :]
         if "@" not in address:
             if self._settings.swap_bangpath and "!" in address:
                 site, _, user = address.partition("!")
@@ -182,7 +183,8 @@ class Rewriter:
             return False
         if await self._destination.match(domain):
             return True
-        return domain[0] == "[" and literal_address(domain) in self._own
+        literal = literal_address(domain) if domain[0] == "[" else None
+        return literal is not None and unmapped(literal) in self._own
 
     async def is_local_or_origin(self, domain: str) -> bool:
         """For tables in which "user" without a domain may stand (virtual(5), canonical(5))."""

@@ -11,7 +11,7 @@ See also: postconf(5), docs/parameters.md
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from mta.config.macro import MacroError, expand, references
 from mta.config.main_cf import Problem, Setting, one_line
@@ -133,11 +133,29 @@ def _maillog_file(config: Config) -> Iterator[Problem]:
 def _open_relay(config: Config, where: str) -> Iterator[Problem]:
     """Postfix's own guard: some restriction has to stop strangers from relaying."""
     names = ("smtpd_relay_restrictions", "smtpd_recipient_restrictions")
-    words = {word.lower() for name in names for word in config.words(name)}
-    if not words & _STOPS_RELAYING:
+    classes = {name.lower(): words for name, words in config.restriction_classes().items()}
+    if not any(_stops_relaying(config.words(name), classes) for name in names):
         text = (f"{where}in smtpd_relay_restrictions or smtpd_recipient_restrictions, specify at least one of: "
                 "reject_unauth_destination, defer_unauth_destination, reject, defer, defer_if_permit")  # fmt: skip
         yield Problem(*_place(config, *names), text, True)
+
+
+def _stops_relaying(words: Sequence[str], classes: Mapping[str, Sequence[str]]) -> bool:
+    """Does a word stop strangers, itself or through a class?
+
+    Not one that warn_if_reject disarms, and none behind a permit.
+    """
+    asked = iter(words)
+    for word in map(str.lower, asked):
+        if word == "permit":
+            return False
+        if word == "warn_if_reject":
+            next(asked, None)
+            continue
+        others = {name: inner for name, inner in classes.items() if name != word}
+        if word in _STOPS_RELAYING or _stops_relaying(classes.get(word, ()), others):
+            return True
+    return False
 
 
 def _service(config: Config, service: Service, used: set[str]) -> Iterator[Problem]:

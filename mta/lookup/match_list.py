@@ -16,7 +16,7 @@ from mta.lookup.context import LookupContext
 from mta.lookup.lines import SPACE, Warnings, logical_lines, text_of
 from mta.lookup.open import open_table, split_list
 from mta.lookup.source import Source
-from mta.lookup.table import Table
+from mta.lookup.table import Table, TableError
 
 MAX_REMEMBERED = 2048  # client addresses whose answer a list of plain networks keeps
 MAX_DEPTH = 10  # /files in /files
@@ -58,6 +58,22 @@ class _Networks:
 
     async def match(self, name: str, address: Address | None, text: str) -> bool:
         return address is not None and self.index.find(address) is not None
+
+
+class _Malformed:
+    """What should be a network: the list cannot tell whether a client of this kind is in it, so it says neither.
+
+    Left out, a mistyped !exclusion would let through whom it is there to stop, and a mistyped network would refuse
+    its own clients for good.
+    """
+
+    def __init__(self, word: str, problem: str) -> None:
+        self._bits, self._problem = 128 if ":" in word else 32, problem
+
+    async def match(self, name: str, address: Address | None, text: str) -> bool:
+        if address is not None and address[0] == self._bits:
+            raise TableError(self._problem)
+        return False
 
 
 class _InTable:
@@ -174,7 +190,8 @@ class DomainList(MatchList):
 
 
 class NetworkList(MatchList):
-    """A list of networks, and of host names where the caller knows one; match() raises TableError as above."""
+    """A list of networks, and of host names where the caller knows one; match() raises TableError as above, and when
+    it comes to a word that is no network."""
 
     def __init__(
         self, name: str, spec: str | Iterable[str], context: LookupContext, *, parents: bool | None = None
@@ -183,13 +200,14 @@ class NetworkList(MatchList):
         self._known: dict[tuple[str, str], bool] = {}
 
     def _add_plain(self, patterns: list[tuple[bool, _Pattern]], positive: bool, word: str) -> None:
-        if not re.match(r"[\[\d]|[0-9a-f]*:", word):
+        if not re.match(r"[\[\d]|[0-9a-f]*:", word) or (not re.search("[/:[]", word) and parse_address(word) is None):
             super()._add_plain(patterns, positive, word)
             return
         try:
             network = parse_network(word)
         except ValueError as error:
             self.context.warn(f"{self.name}: {error}")
+            patterns.append((positive, _Malformed(word, f"{self.name}: {error}")))
             return
         last = patterns[-1][1] if patterns and patterns[-1][0] == positive else None
         if not isinstance(last, _Networks):

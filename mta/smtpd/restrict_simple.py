@@ -98,7 +98,7 @@ def invalid_literal(ask: Ask, helo: str) -> Status | None:
     """For "[...]": whether it holds an address; None when helo is no literal."""
     if not helo.startswith("["):
         return None
-    if mailhost_address(helo[1:].removesuffix("]")) is not None:
+    if helo.endswith("]") and mailhost_address(helo[1:-1]) is not None:
         return Status.DUNNO
     code = ask.tools.settings.invalid_hostname_reject_code
     return ask.reject(code, "5.5.2", f"<{helo}>: {HELO} rejected: invalid ip address")

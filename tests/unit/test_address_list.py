@@ -59,12 +59,34 @@ async def test_network_lists(spec: str, yes: Sequence[str], no: Sequence[str]) -
         assert [a for a in no if await networks.match(a)] == []
 
 
-async def test_a_bad_network_is_warned_about_and_matches_nothing() -> None:
+@pytest.mark.parametrize(
+    ("spec", "yes", "no", "unknown"),
+    [
+        ("10.0.0.1/8 192.0.2.0/24", [], ["::1", ""], ["10.0.0.1", "192.0.2.9", "::ffff:10.0.0.1"]),
+        ("192.0.2.0/24 10.0.0.0/33", ["192.0.2.9"], [], ["10.0.0.1"]),  # what stands before it counts
+        ("!10.0.0.5/33 10.0.0.0/8", [], [], ["10.0.0.5", "10.1.1.1"]),
+        ("[2001:db8::1]/32 10.0.0.0/8", ["10.1.1.1"], ["192.0.2.1"], ["2001:db8::5"]),
+    ],
+)
+async def test_a_bad_network_makes_a_list_fail_where_it_is_come_to(
+    spec: str, yes: Sequence[str], no: Sequence[str], unknown: Sequence[str]
+) -> None:
+    """Left out, an exclusion would let through whom it is there to stop."""
     world = World()
-    networks = NetworkList("mynetworks", "10.0.0.1/8 10.0.0.0/33 192.0.2.0/24", world.context)
-    assert not await networks.match("10.0.0.1")
-    assert await networks.match("192.0.2.9")
-    assert [line.partition(":")[0] for line in world.log.lines] == ["mynetworks", "mynetworks"]
+    networks = NetworkList("mynetworks", spec, world.context)
+    for _ in range(2):
+        assert [a for a in yes if not await networks.match(a)] == []
+        assert [a for a in no if await networks.match(a)] == []
+        for address in unknown:
+            with pytest.raises(TableError, match="mynetworks"):
+                await networks.match(address)
+    assert [line.partition(":")[0] for line in world.log.lines] == ["mynetworks"]
+
+
+async def test_a_host_name_may_begin_with_a_digit() -> None:
+    networks = NetworkList("mynetworks", "3com.example 10.0.0", World().context)
+    assert await networks.match("192.0.2.1", "3com.example")
+    assert not await networks.match("10.0.0.1", "unknown")
 
 
 async def test_a_file_in_a_list_is_part_of_it(tmp_path: Path) -> None:

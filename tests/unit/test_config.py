@@ -166,6 +166,18 @@ def test_a_broken_reference_is_reported_where_it_is_set(tmp_path: Path) -> None:
     [
         ("message_size_limit = 60000000\n", "mailbox_size_limit = 51200000: is smaller"),
         ("smtpd_relay_restrictions = permit_mynetworks\n", "specify at least one of: reject_unauth_destination"),
+        (
+            "smtpd_relay_restrictions = permit_mynetworks, permit, reject_unauth_destination\n",
+            "specify at least one of: reject_unauth_destination",
+        ),
+        (
+            "smtpd_relay_restrictions = permit_mynetworks, warn_if_reject reject_unauth_destination\n",
+            "specify at least one of: reject_unauth_destination",
+        ),
+        (
+            "smtpd_relay_restrictions = own\nsmtpd_restriction_classes = own\nown = own, permit_mynetworks\n",
+            "specify at least one of: reject_unauth_destination",
+        ),
         ("myhostname = a_b..c\n", "not a host name"),
         ("mail_owner =\n", "must not be empty"),
         ("maximal_backoff_time = 60s\n", "less than minimal_backoff_time"),
@@ -177,6 +189,18 @@ def test_values_that_cannot_be_meant_stop_the_start(tmp_path: Path, main: str, w
     (found,) = problems(tmp_path, main)
     assert found.startswith("! main.cf:1: ")
     assert words in found
+
+
+@pytest.mark.parametrize(
+    "main",
+    [
+        "smtpd_relay_restrictions = own\nsmtpd_restriction_classes = own\nown = permit_mynetworks, reject\n",
+        "smtpd_relay_restrictions = warn_if_reject reject_unknown_client_hostname, Reject_Unauth_Destination\n",
+        "smtpd_relay_restrictions =\nsmtpd_recipient_restrictions = permit_mynetworks, reject\n",
+    ],
+)
+def test_what_stops_strangers_may_stand_in_a_class(tmp_path: Path, main: str) -> None:
+    assert problems(tmp_path, main) == []
 
 
 def test_missing_files_are_problems_not_tracebacks(tmp_path: Path) -> None:

@@ -185,7 +185,10 @@ def test_lists_as_people_write_them(value: str, addresses: list[str]) -> None:
     assert (parsed.addresses, parsed.malformed) == (addresses, "")
 
 
-@pytest.mark.parametrize("value", ['"Bob <a@x>', "Bob <a@x", "a@x (b", "a@x>", "a@", "@x", "<a b@x>", "a@[1.2", "a)b"])
+@pytest.mark.parametrize(
+    "value",
+    ['"Bob <a@x>', "Bob <a@x", "a@x (b", "a@x>", "a@", "a@, b@x", "@x", "<a b@x>", "a@[1.2", "a)b"],
+)
 def test_what_cannot_be_understood_is_said(value: str) -> None:
     assert parse_list(value).malformed
 

@@ -223,6 +223,7 @@ async def test_defer_if_reject_turns_a_later_refusal_into_a_deferral_and_unliste
         ),
         ("reject_invalid_helo_hostname", "-bad-", "501 5.5.2 <-bad->: Helo command rejected: Invalid name"),
         ("reject_invalid_helo_hostname", "[1.2.3]", "501 5.5.2 <[1.2.3]>: Helo command rejected: invalid ip address"),
+        ("reject_invalid_helo_hostname", "[1.2.3.4", "501 5.5.2 <[1.2.3.4>: Helo command rejected: invalid ip address"),
         ("reject_invalid_hostname", "[127.0.0.1]", ""),
         ("reject_invalid_helo_hostname", "nofqdn", ""),
         (

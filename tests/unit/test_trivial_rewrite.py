@@ -23,6 +23,9 @@ from tests.unit.policy_fixture import Site
         ("a%b%c", "a%b@c", "a%b@c"),
         ("a b%c", "a b%c@test.example", "a b%c"),
         ("@mx:user@dst.example", "user@dst.example", "user@dst.example"),
+        ("@a,@b:user@dst.example", "user@dst.example", "user@dst.example"),
+        ("@a@[IPv6:2001:db8::1]", "@a@[IPv6:2001:db8::1]", "@a@[IPv6:2001:db8::1]"),  # no route: "@a" was quoted
+        ("@@[IPv6:2001:db8::1]", "@@[IPv6:2001:db8::1]", "@@[IPv6:2001:db8::1]"),
         ("@", "", ""),
         ("", "", ""),
         ("x@y@dst.example", "x@y@dst.example", "x@y@dst.example"),
@@ -51,6 +54,7 @@ def test_rewriting_follows_its_parameters() -> None:
         ("user@test.example", "user@test.example", "local", "local:mx.test.example"),
         ("user@TEST.example.", "user@TEST.example", "local", "local:mx.test.example"),
         ("user@[127.0.0.1]", "user@[127.0.0.1]", "local", "local:mx.test.example"),
+        ("user@[IPv6:::ffff:127.0.0.1]", "user@[IPv6:::ffff:127.0.0.1]", "local", "local:mx.test.example"),
         ("user@[IPv6:::ffff:1.2.3.4]", "user@[IPv6:::ffff:1.2.3.4]", "default", "smtp:[ipv6:::ffff:1.2.3.4]"),
         ("user", "user@mx.test.example", "local", "local:mx.test.example"),
         ("", "MAILER-DAEMON@mx.test.example", "local", "local:mx.test.example"),
