@@ -265,9 +265,9 @@ async def flush(spool: str) -> int:
 
 def check(config: Config) -> int:
     """Look at configuration and permissions; print what is wrong."""
-    from mta.master_check import check_permissions  # the spool's layout: not needed by the other verbs
+    from mta.master_check import check_permissions, check_tables  # the spool's layout: not needed by the other verbs
 
-    problems = [*check_config(config), *check_permissions(config)]
+    problems = [*check_config(config), *check_tables(config), *check_permissions(config)]
     for problem in problems:
         print(f"mta: {'fatal' if problem.fatal else 'warning'}: {problem}", file=sys.stderr)
     return EX_CONFIG if any(problem.fatal for problem in problems) else 0

@@ -1,6 +1,7 @@
 """Checks that need more than the words of the configuration.  They look only, and repair nothing.
 
 - check_services, at every start and reload: does each service of master.cf understand its settings?
+- check_tables, `mta check`: can each lookup table work?
 - check_permissions, `mta check`: are the directories what the processes rely on?  (start repairs them.)
 
 See also: architecture of privileges in mta/INTERNALS.md, postfix-script's warnings
@@ -12,6 +13,11 @@ import stat
 from collections.abc import Iterator
 
 from mta.config.config import Config, Problem
+from mta.config.param import Kind
+from mta.config.params import declared
+from mta.lookup.cidr import parse_network
+from mta.lookup.open import problems as table_problems
+from mta.lookup.simple import HELP
 from mta.lookup.table import TableError
 from mta.lookup.unix import UserLookup
 from mta.master_listen import tcp_services
@@ -37,7 +43,7 @@ def check_services(config: Config, *, running: bool = False) -> list[Problem]:
         return [error.problem]
     except TableError as error:
         return [problem_at(config, "mail_owner", f"mail_owner: {error}")]
-    problems = tcp_services(config)[1]
+    problems = [*tcp_services(config)[1], *_networks(config)]
     with acting_as(owner):  # that is who reads certificates
         for service in config.services:
             if service.type == "inet" and service.command == "smtpd":
@@ -46,6 +52,16 @@ def check_services(config: Config, *, running: bool = False) -> list[Problem]:
             elif service.type == "unix" and service.command in ("smtp", "lmtp"):
                 problems += _tls_client(config.for_service(service))
     return list(dict.fromkeys(problems))
+
+
+def _networks(config: Config) -> Iterator[Problem]:
+    for word in config.words("mynetworks"):
+        try:
+            if re.fullmatch(r"!*[\d.:\[\]A-Fa-f]+/\d+\]?", word):
+                parse_network(word.lstrip("!"))
+        except ValueError as error:
+            text = f"mynetworks: {error}; clients that come to it in the list are answered 451"
+            yield problem_at(config, "mynetworks", text, fatal=False)
 
 
 def _restrictions(config: Config) -> Iterator[Problem]:
@@ -80,6 +96,21 @@ def _named(text: str, config: Config, prefix: str) -> str:
     names = [name for name in config.settings() if name.startswith(prefix)]
     files = [name for name in names if any(word in text.split() for word in config.text(name).split())]
     return next(iter(files or names), f"{prefix}security_level")
+
+
+def check_tables(config: Config) -> list[Problem]:
+    """Tables of a type that we do not have, and the like: what is asked there is answered "try again later"."""
+    found = []
+    for param in declared():
+        if param.kind not in (Kind.TABLES, Kind.LIST) or not param.honoured:
+            continue
+        for word in config.words(param.name):  # in other lists unix:private/policy and its like are no tables
+            if param.kind is Kind.TABLES or word.removeprefix("proxy:").partition(":")[0] in HELP:
+                found += [
+                    problem_at(config, param.name, f"{param.name}: {text}", fatal=False)
+                    for text in table_problems(word, config.text("default_database_type"))
+                ]
+    return found
 
 
 def check_permissions(config: Config) -> list[Problem]:

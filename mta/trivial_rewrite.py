@@ -216,7 +216,7 @@ class Rewriter:
             transport, nexthop = name, destination if colon and destination else nexthop
         if not transport:
             raise TableError(f"null transport is not allowed for class {address_class}")
-        if self._transport_maps:
+        if self._transport_maps and address_class is not AddressClass.VIRTUAL_ALIAS:
             transport, nexthop = await self._transport(recipient, domain, transport, nexthop)
         if self._relocated_maps:
             moved = await find_address(
@@ -268,14 +268,13 @@ class Rewriter:
             address_class, transport = AddressClass.RELAY, s.relay_transport
         else:
             address_class, transport = AddressClass.DEFAULT, s.default_transport
-            if self._default_maps and (found := await self._sender_dependent("default_transport", sender)):
-                transport = found
+            if self._default_maps:
+                transport = await self._sender_dependent("default_transport", sender) or transport
         relayhost = await self._sender_dependent("relayhost", sender) if self._relayhost_maps else None
-        if relayhost is None:
-            return address_class, transport, s.relayhost or domain
-        return address_class, transport, domain if relayhost.upper() == "DUNNO" else relayhost
+        return address_class, transport, relayhost or s.relayhost or domain
 
     async def _sender_dependent(self, which: str, sender: str) -> str | None:
+        """What the sender's table says, None when the parameter for all counts: no entry, or DUNNO."""
         maps = self._relayhost_maps if which == "relayhost" else self._default_maps
         s = self._settings
         if not sender:
@@ -284,9 +283,11 @@ class Rewriter:
                 if which == "relayhost"
                 else s.empty_address_default_transport_maps_lookup_key
             )
-            return await maps.get(sender)
-        found = await find_address(maps, sender, self.extension_rules, self.is_local_or_origin)
-        return found[0] if found else None
+            value = await maps.get(sender)
+        else:
+            found = await find_address(maps, sender, self.extension_rules, self.is_local_or_origin)
+            value = found[0] if found else None
+        return None if value is None or value.upper() == "DUNNO" else value
 
     # -- transport(5) -----------------------------------------------------------------------------
 

@@ -13,8 +13,6 @@ from mta.lookup.table import Maps, TableError
 from mta.message_address import parse_list
 from mta.record import dataclass
 
-MAX_ADDRESS = 1000  # characters of an expanded address, Postfix's virtual_alias_address_length_limit
-
 
 class ExpansionError(TableError):
     """The aliases of one address are unreasonable: too many, too deep, too long."""
@@ -28,8 +26,8 @@ class Rewriter(Protocol):
     def rewrite(self, address: str, *, local: bool) -> str:
         """Complete an unquoted address."""
 
-    async def is_local(self, domain: str) -> bool:
-        """Is this a domain of mydestination?  TableError."""
+    async def is_local_or_origin(self, domain: str) -> bool:
+        """Is this myorigin or a domain of mydestination?  TableError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +45,12 @@ class AddressMapper:
         self._propagate = frozenset(word.lower() for word in settings.propagate_unmatched_extensions)
         self._expansion_limit = settings.virtual_alias_expansion_limit
         self._recursion_limit = settings.virtual_alias_recursion_limit
+        self._length_limit = settings.virtual_alias_address_length_limit
         self._rewriter = rewriter
 
     async def find(self, maps: Maps, address: str) -> Found | None:
         """Look an address up under each of its keys."""
-        found = await find_address(maps, address, self._rewriter.extension_rules, self._rewriter.is_local)
+        found = await find_address(maps, address, self._rewriter.extension_rules, self._rewriter.is_local_or_origin)
         return Found(*found) if found else None
 
     def results(self, found: Found, key: str, kind: str) -> list[str]:
@@ -95,7 +94,7 @@ class AddressMapper:
                 results = self.results(found, key, "virtual") if found else []
                 if not results:
                     break
-                if max(map(len, results)) > MAX_ADDRESS:
+                if max(map(len, results)) > self._length_limit:
                     raise ExpansionError(f"unreasonable virtual_alias_maps result: address too long for {address}")
                 todo[at] = results[0]
                 todo += results[1:]

@@ -67,7 +67,7 @@ class EnvelopeRewriter:
                 bcc += await self._bcc(self._recipient_bcc, address)
             await self._add(recipients, given, address)
         for copy in dict.fromkeys(bcc):
-            address = self.complete(copy)
+            address = await self.canonical(self._envelope_recipient, self.complete(copy))
             await self._add(recipients, Recipient(copy, notify=Notify.NEVER), address)
         return envelope.readdressed(sender, recipients.kept)
 

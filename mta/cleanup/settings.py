@@ -21,6 +21,7 @@ class CleanupSettings:
     virtual_alias_maps: tuple[str, ...]
     virtual_alias_expansion_limit: int
     virtual_alias_recursion_limit: int
+    virtual_alias_address_length_limit: int
     canonical_maps: tuple[str, ...]
     sender_canonical_maps: tuple[str, ...]
     recipient_canonical_maps: tuple[str, ...]

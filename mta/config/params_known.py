@@ -49,6 +49,8 @@ UNSAFE: dict[str, str] = {
     "smtpd_sasl_auth_enable": "clients would neither be asked to log in nor be able to",
     "smtp_sender_dependent_authentication": _LOGIN,
     "lmtp_sender_dependent_authentication": _LOGIN,
+    "local_login_sender_maps": "local users could send under any address",
+    "master_service_disable": "services that are to be off would be served",
     "smtp_bind_address_enforce": "mail would leave from another address",
     "lmtp_bind_address_enforce": "mail would leave from another address",
     "lmtp_tls_per_site": _LEVEL,

@@ -64,15 +64,19 @@ class _NetworkRule:
         self.network, self.result, self.negated = network, result, negated
 
     def match(self, key: Address) -> str | None:
-        """The result when the address is in the network (or, negated, is not)."""
+        """The result when the address is in the network or, negated, is another one of its family."""
         bits, length, lead = self.network
-        inside = key[0] == bits and key[1] >> (bits - length) == lead
+        if key[0] != bits:
+            return None
+        inside = key[1] >> (bits - length) == lead
         return self.result if inside is not self.negated else None
 
 
 def _parse(text: str, condition: bool) -> _NetworkRule:
-    negated = text.startswith("!")
-    match = re.match(r"(\S+)\s*(.*)", text.lstrip("!").lstrip(), re.DOTALL)
+    negated = False
+    while text.startswith("!"):
+        negated, text = not negated, text[1:].lstrip()
+    match = re.match(r"(\S+)\s*(.*)", text, re.DOTALL)
     if match is None:
         raise ValueError("no address pattern")
     if condition and match[2]:

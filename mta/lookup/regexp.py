@@ -2,22 +2,31 @@
 
 What differs from the originals: POSIX's leftmost-longest rule (here the first alternative that fits wins, which
 matters for results only, hardly ever for whether there is a match), basic expressions (flag x of regexp), and
-the pcre flags A, E, U, X; a rule that uses one of these is skipped with a warning.
+what `re` cannot say, such as recursion; a rule that uses one of these is skipped with a warning.
 """
 
+import contextlib
 import re
+import signal
+import threading
+from collections.abc import Iterator
 
 from mta.lookup.context import LookupContext
 from mta.lookup.lines import Warnings
 from mta.lookup.rules import RuleTable, Step, first_match, parse_rules
+from mta.lookup.table import TableError
 from mta.record import dataclass
 
 MAX_KEY = 4096  # characters; `re` may backtrack, and the key comes from a stranger
+MAX_SECONDS = 0.3  # processor time of one look-up
 _CLASSES = {
     **{"alnum": "a-zA-Z0-9", "alpha": "a-zA-Z", "blank": " \\t", "cntrl": "\\x00-\\x1f\\x7f", "digit": "0-9"},
     **{"graph": "!-~", "lower": "a-z", "print": " -~", "punct": "!-/:-@\\[-`{-~", "space": "\\s"},
     **{"upper": "A-Z", "xdigit": "0-9A-Fa-f", "word": "\\w"},
 }
+_QUANTIFIERS = "*+?"
+_POSIX_ESCAPES = {"<": r"\b(?=\w)", ">": r"\b(?<=\w)", "`": r"\A", "'": r"\Z"}
+_PCRE_ESCAPES = {"z": r"\Z", "h": r"[ \t]", "N": r"[^\n]"}
 _SUBSTITUTION = re.compile(r"\$(?:(\$)|(\d+)|\{(\d+)\}|\((\d+)\))")
 
 
@@ -42,9 +51,9 @@ class _Pattern:
 
 
 def _parse(text: str, *, condition: bool, posix: bool) -> _Pattern:
-    negated = text.startswith("!")
+    negated = False
     while text.startswith("!"):
-        text = text[1:].lstrip()
+        negated, text = not negated, text[1:].lstrip()
     if not text or text[0].isalnum():
         raise ValueError("no regexp")
     delimiter, i, source = text[0], 1, ""
@@ -58,10 +67,13 @@ def _parse(text: str, *, condition: bool, posix: bool) -> _Pattern:
         raise ValueError(f'no closing regexp delimiter "{delimiter}"')
     flags, _, result = re.sub(r"\s", " ", text[i + 1 :], count=1).partition(" ")
     result = result.strip()
-    if condition and result:
-        raise ValueError("extra text after IF statement")
-    regex = re.compile(_posix(source) if posix else _pcre(source), _flags(flags, posix=posix))
+    ungreedy = not posix and flags.count("U") % 2 == 1
+    regex = re.compile(_posix(source) if posix else _pcre(source, anchored="A" in flags), _flags(flags, posix=posix))
+    if condition:
+        return _Pattern(regex, result, negated, False)
     groups = [int(m[2] or m[3] or m[4]) for m in _SUBSTITUTION.finditer(result) if not m[1]]
+    if groups and ungreedy:
+        raise ValueError('regexp option "U" with $number is not supported')
     if groups and negated:
         raise ValueError("$number found in negative match replacement text")
     if any(n > regex.groups for n in groups):
@@ -73,7 +85,7 @@ def _parse(text: str, *, condition: bool, posix: bool) -> _Pattern:
 
 def _flags(letters: str, *, posix: bool) -> int:
     on = {"i", "s"}
-    for letter in letters:
+    for letter in letters if posix else re.sub("[AEUX]", "", letters):  # what E, U, X change is no match or not
         if letter not in ("im" if posix else "imsx"):
             raise ValueError(f'unknown regexp option "{letter}"')
         on ^= {letter}
@@ -84,30 +96,46 @@ def _flags(letters: str, *, posix: bool) -> int:
 
 
 def _posix(source: str) -> str:
-    """Translate an extended regular expression: bracket expressions and the end of the text."""
-    return _brackets(source, posix=True)
+    """Translate an extended regular expression as the C library reads it."""
+    return _translated(source, posix=True)
 
 
-def _pcre(source: str) -> str:
+def _pcre(source: str, *, anchored: bool) -> str:
     """Translate what Perl's expressions have and Python's lack."""
-    return _brackets(source, posix=False).replace(r"\z", r"\Z").replace(r"\h", r"[ \t]")
+    literal = re.sub(r"(?s)((?:\\[^Q]|[^\\])*)\\Q(.*?)(?:\\E|$)", lambda m: m[1] + re.escape(m[2]), source)
+    text = _translated(literal, posix=False)
+    return rf"\A(?:{text})" if anchored else text
 
 
-def _brackets(source: str, *, posix: bool) -> str:
-    """Rewrite [...] so that [[:alpha:]] and, in POSIX, a backslash in brackets mean there what they should."""
+def _translated(source: str, *, posix: bool) -> str:
+    """Rewrite bracket expressions, escapes and quantifiers that mean something else to `re`."""
     out, i = "", 0
     while i < len(source):
         if source[i] == "\\" and i + 1 < len(source):
-            pair = source[i : i + 2]
-            out += {r"\<": r"\b(?=\w)", r"\>": r"\b(?<=\w)"}.get(pair, pair) if posix else pair
-            i += 2
+            text, i = _escape(source, i, posix=posix)
         elif source[i] == "[":
             text, i = _bracket(source, i, posix=posix)
-            out += text
+        elif posix and source[i] in _QUANTIFIERS:
+            run = source[i : len(source) - len(source[i:].lstrip(_QUANTIFIERS))]
+            text, i = (run[0] if len(set(run)) == 1 else "*"), i + len(run)
+        elif not posix and re.match(r"\(\?<[^=!]", source[i:]):
+            text, i = "(?P<", i + 3
         else:
-            out += source[i]
-            i += 1
+            text, i = source[i], i + 1
+        out += text
     return out
+
+
+def _escape(source: str, start: int, *, posix: bool) -> tuple[str, int]:
+    """Return the translated escape that begins at start, and the index behind it."""
+    c, end = source[start + 1], start + 2
+    if posix:
+        if c in _POSIX_ESCAPES:
+            return _POSIX_ESCAPES[c], end
+        return ("(?!)" if c.isalpha() and c not in "wWsSbB" else rf"\{c}"), end  # \d: matches nothing there
+    if c == "x" and (code := re.compile(r"\{([0-9A-Fa-f]{1,5})\}").match(source, end)):
+        return re.escape(chr(int(code[1], 16))), code.end()
+    return _PCRE_ESCAPES.get(c, rf"\{c}"), end
 
 
 def _bracket(source: str, start: int, *, posix: bool) -> tuple[str, int]:
@@ -118,16 +146,31 @@ def _bracket(source: str, start: int, *, posix: bool) -> tuple[str, int]:
     if source[i : i + 1] == "]":
         out, i = out + "\\]", i + 1
     while i < len(source) and source[i] != "]":
-        named = re.match(r"\[:(\^?)([a-z]+):\]", source[i:])
-        if named and named[2] in _CLASSES and not named[1]:
-            out, i = out + _CLASSES[named[2]], i + named.end()
+        named = re.match(r"\[([:.=])(\^?)([^\[\]]+?)\1\]", source[i:])
+        if named:
+            out, i = out + _class(named[1], named[3], other=bool(named[2])), i + named.end()
         elif source[i] == "\\" and not posix and i + 1 < len(source):
-            out, i = out + source[i : i + 2], i + 2
+            text, i = _escape(source, i, posix=False)
+            out += text.strip("[]") if source[i - 1] == "h" else text
         else:
             out, i = out + ("\\" + source[i] if source[i] in "\\[&|~" else source[i]), i + 1
     if i >= len(source):
         raise ValueError("Unmatched [, [^, [:, [., or [=")
     return out + "]", i + 1
+
+
+def _class(kind: str, name: str, *, other: bool) -> str:
+    """What stands in a bracket expression for [:name:], [:^name:] (the others), [.c.] or [=c=]."""
+    if kind != ":":
+        if len(name) != 1 or other:
+            raise ValueError("Invalid collation character")
+        return re.escape(name)
+    if name not in _CLASSES:
+        raise ValueError("Invalid character class name")
+    if not other:
+        return _CLASSES[name]
+    inside = re.compile(f"[{_CLASSES[name]}]", re.ASCII)
+    return "".join(f"\\x{n:02x}" for n in range(128) if not inside.match(chr(n))) + "\\x80-\U0010ffff"
 
 
 def regexp_table(name: str, path: str, context: LookupContext, *, posix: bool) -> RuleTable[str]:
@@ -143,6 +186,33 @@ def regexp_table(name: str, path: str, context: LookupContext, *, posix: bool) -
     return RuleTable(name, path, context, compile_table)
 
 
+class _TooLongError(Exception):
+    """A look-up took more than MAX_SECONDS."""
+
+
+def _expired(_number: int, _frame: object) -> None:
+    raise _TooLongError
+
+
+@contextlib.contextmanager
+def _limit() -> Iterator[None]:
+    """Ends a look-up by a signal: some expressions take years for a key that was made for them.
+
+    Only the main thread gets signals, and only there a loop would stand still meanwhile.  The timer ends with the
+    block, and whatever it raises is raised inside.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    if signal.getsignal(signal.SIGVTALRM) is not _expired:
+        signal.signal(signal.SIGVTALRM, _expired)
+    signal.setitimer(signal.ITIMER_VIRTUAL, MAX_SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+
+
 class _Lookup:
     """A whole table."""
 
@@ -150,4 +220,8 @@ class _Lookup:
         self._steps = steps
 
     def __call__(self, key: str) -> str | None:
-        return first_match(self._steps, key[:MAX_KEY])
+        try:
+            with _limit():
+                return first_match(self._steps, key[:MAX_KEY])
+        except _TooLongError:
+            raise TableError(f"a regular expression takes more than {MAX_SECONDS} s for {key[:80]}") from None

@@ -65,6 +65,9 @@ def parse_rules(
                 continue
             rule = Never()  # a condition nobody understands holds for nobody, and its endif still fits
         steps.append(Step(rule))
+        if word and (extra := getattr(rule, "result", "")):
+            warn(number, f'ignoring extra text after IF statement: "{extra}"')
+            warn(number, "do not prepend whitespace to statements between IF and ENDIF")
         if word:
             open_conditions.append((len(steps) - 1, number))
     for index, number in reversed(open_conditions):
@@ -124,7 +127,7 @@ class RuleTable(Generic[Key]):
         lookup = self._lookup if self._source is None else self._source.current() or await self._source.get()
         try:
             return lookup(key)
-        except RecursionError as error:
+        except (RecursionError, TableError) as error:
             raise TableError(f"{self.name}: {error}") from error
 
 

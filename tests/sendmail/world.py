@@ -62,6 +62,7 @@ VALUES: dict[str, object] = {
     "duplicate_filter_limit": 1000,
     "virtual_alias_expansion_limit": 1000,
     "virtual_alias_recursion_limit": 1000,
+    "virtual_alias_address_length_limit": 1000,
     "canonical_classes": ("envelope_sender", "envelope_recipient", "header_sender", "header_recipient"),
     "sender_canonical_classes": ("envelope_sender", "header_sender"),
     "recipient_canonical_classes": ("envelope_recipient", "header_recipient"),

@@ -185,6 +185,30 @@ async def test_automatic_copies_are_made_of_new_mail_only() -> None:
             assert [r.address for r in found.envelope.recipients] == ["s@s.test"]
 
 
+async def test_a_key_without_domain_is_found_for_myorigin_too() -> None:
+    aliases, canonical = ("inline:{ {root=admin@far.test} }",), ("inline:{ {s=boss} }",)
+    async with World(virtual_alias_maps=aliases, canonical_maps=canonical, mydestination=()) as world:
+        envelope = Envelope("s@example.test", [Recipient("root"), Recipient("root@else.test")], world.clock.now())
+        found = await world.cleanup._envelopes.rewrite(envelope)
+        assert found.sender == "boss@example.test"
+        assert [r.address for r in found.recipients] == ["admin@far.test", "root@else.test"]
+
+
+async def test_automatic_copies_go_where_canonical_maps_say() -> None:
+    async with World(always_bcc="archive", recipient_canonical_maps=("inline:{ {archive=keep@far.test} }",)) as world:
+        _, message = await put(world, REMOTE, MESSAGE)
+        assert message is not None
+        assert [r.address for r in message.envelope.recipients] == ["bob@r.test", "keep@far.test"]
+
+
+async def test_a_result_longer_than_the_limit_is_unreasonable() -> None:
+    async with World(
+        virtual_alias_maps=("inline:{ {bob@r.test=robert@far.test} }",), virtual_alias_address_length_limit=10
+    ) as world:
+        with pytest.raises(LookupFailedError):
+            await put(world, REMOTE, MESSAGE)
+
+
 async def test_the_time_of_the_delay_notice_is_stored_with_the_message() -> None:
     async with World(delay_warning_time=14400.0) as world:
         _, message = await put(world, REMOTE, MESSAGE)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from mta.lookup.cidr import parse_address, parse_network
 from mta.lookup.lines import Warnings
 from mta.lookup.open import open_table, open_tables, problems, split_list
-from mta.lookup.regexp import _brackets, _parse
+from mta.lookup.regexp import _parse, _posix
 from mta.lookup.rules import parse_rules
 from mta.lookup.table import TableError
 from tests.unit.lookup_fixture import World
@@ -84,12 +84,58 @@ async def test_a_line_that_is_no_rule_is_skipped_with_file_and_line(tmp_path: Pa
         ("/a b/x r", "ab", "r"),
         (r"/\d+(\w)?/ <$1>", "12", "<>"),
         ("!/a/ r", "b", "r"),
+        ("!!/a/ r", "a", "r"),
         ("/(?P<n>a)(b)/ $2$1", "ab", "ba"),
         ("/a/ cost $$1", "a", "cost $1"),
+        ("/b/A r", "ab", None),
+        ("/a|b/A r", "ba", "r"),
+        ("/(a)b/EX $1", "ab", "a"),
+        ("/a+/U r", "a", "r"),
+        ("/(?<n>a)(?<!b)c/ $1", "ac", "a"),
+        (r"/^\Qa.b\E$/ r", "a.b", "r"),
+        (r"/^\Qa.b\E$/ r", "axb", None),
+        (r"/^\x{61}\N$/ r", "ab", "r"),
+        ("/^[[:^digit:]]+$/ r", "a-b", "r"),
+        ("/^[[:^digit:]]+$/ r", "a1", None),
+        (r"/^[\h.]$/ r", " ", "r"),
     ],
 )
 async def test_pcre_flags_and_substitution(rule: str, key: str, value: str | None) -> None:
     assert await open_table(f"pcre:{{ {{{rule}}} }}", World().context).get(key) == value
+
+
+@pytest.mark.parametrize(
+    ("pattern", "yes", "no"),
+    [
+        (r"\d+|a", "a", "1"),
+        (r"\d?a", "1a", "d"),
+        (r"\`a\'", "a", "ab"),
+        ("^.*+b$", "ab", "a"),
+        ("^a**$", "aa", "b"),
+        ("^(ab)+?$", "", "a"),
+        ("^[[.a.][=b=]]+$", "ab", "."),
+        (r"a\.b\/", "a.b/", "axb/"),
+    ],
+)
+async def test_posix_expressions_mean_what_the_c_library_says(pattern: str, yes: str, no: str) -> None:
+    table = open_table(f"regexp:{{ {{%{pattern}% r}} }}", World().context)
+    assert (await table.get(yes), await table.get(no)) == ("r", None)
+
+
+async def test_an_expression_that_would_take_years_is_a_failure_of_the_table() -> None:
+    table = open_table("pcre:{ {/^([a-z]+[._-]?)+@spam/ REJECT} }", World().context)
+    with pytest.raises(TableError, match="takes more than"):
+        await table.get("a" * 60 + "@x.example")
+    assert await table.get("a@spam") == "REJECT"
+
+
+@pytest.mark.parametrize("kind", ["regexp", "pcre"])
+async def test_text_behind_a_condition_does_not_change_it(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "re").write_text("if /^a/ # addresses of $1\n/b/ r\nendif\n")
+    world = World()
+    table = open_table(f"{kind}:{tmp_path}/re", world.context)
+    assert (await table.get("ab"), await table.get("b")) == ("r", None)
+    assert world.log.lines[0].endswith('line 1: ignoring extra text after IF statement: "# addresses of $1"')
 
 
 @pytest.mark.parametrize(
@@ -103,7 +149,7 @@ async def test_pcre_flags_and_substitution(rule: str, key: str, value: str | Non
     ],
 )
 def test_posix_brackets_keep_their_meaning(pattern: str, text: str) -> None:
-    assert _brackets(pattern, posix=True) == text
+    assert _posix(pattern) == text
 
 
 @settings(deadline=None, derandomize=True, max_examples=200)
@@ -131,6 +177,21 @@ async def test_networks_match_as_in_postfix(tmp_path: Path, key: str, value: str
         '"10.0.0.0/8" instead: skipping this rule',
         f'cidr map {tmp_path}/ci, line 11: bad net/mask pattern: "foo": skipping this rule',
     ]
+
+
+@pytest.mark.parametrize(
+    ("rules", "found"),
+    [
+        ("{!10.0.0.0/8 r}", [None, "r", None]),
+        ("{! 10.0.0.0/8 r}", [None, "r", None]),
+        ("{!!10.0.0.0/8 r}", ["r", None, None]),
+        ("{!2001:db9::/32 r}", [None, None, "r"]),
+        ("{if !10.0.0.0/8} {::/0 six} {0.0.0.0/0 r} {endif}", [None, "r", None]),
+    ],
+)
+async def test_a_negated_network_says_nothing_about_the_other_family(rules: str, found: list[str | None]) -> None:
+    table = open_table(f"cidr:{{ {rules} }}", World().context)
+    assert [await table.get(key) for key in ("10.1.2.3", "192.0.2.1", "2001:db8::1")] == found
 
 
 async def test_in_a_plain_network_list_the_first_match_wins() -> None:

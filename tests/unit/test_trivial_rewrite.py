@@ -126,7 +126,7 @@ async def test_relayhost_and_its_exceptions() -> None:
     assert await target("user@test.example") == "local:mx.test.example"
     assert await target("x@d.example", "a@s.example") == "smtp:[agw]"
     assert await target("x@d.example", "any@T.example") == "smtp:[tgw]"
-    assert await target("x@d.example", "b@s.example") == "smtp:d.example"
+    assert await target("x@d.example", "b@s.example") == "smtp:[gw.example]:587"  # DUNNO: as for anybody
     assert await target("x@d.example", "") == "smtp:[ngw]"
     assert await target("x@direct.example") == "smtp:direct.example"
     assert await target("x@a.sub.example") == "smtp:[other]"
@@ -146,14 +146,23 @@ async def test_parents_in_transport_maps_when_they_stand_for_subdomains_and_the_
     assert (await site.rewriter.resolve("x@else.example")).nexthop == "h"
 
 
+async def test_transport_maps_do_not_find_a_way_for_an_unknown_address_of_a_virtual_alias_domain() -> None:
+    maps = ("inline:{ {va.example=smtp:[x]} {*=smtp:[y]} }",)
+    site = Site(virtual_alias_domains=("va.example",), transport_maps=maps)
+    assert (await site.rewriter.resolve("x@va.example")).transport == "error"
+    assert (await site.rewriter.resolve("x@else.example")).nexthop == "[y]"
+
+
 async def test_default_transport_with_a_next_hop_and_sender_dependent_ones() -> None:
     site = Site(
         default_transport="smtp:[hop]",
-        sender_dependent_default_transport_maps=("inline:{ {a@s.example=slow} {<>=null:n} }",),
+        sender_dependent_default_transport_maps=("inline:{ {a@s.example=slow} {b@s.example=dunno} {<>=null:n} }",),
     )
     assert (await site.rewriter.resolve("x@d.example", "z@z.example")).nexthop == "[hop]"
     route = await site.rewriter.resolve("x@d.example", "a@s.example")
     assert (route.transport, route.nexthop) == ("slow", "d.example")
+    route = await site.rewriter.resolve("x@d.example", "b@s.example")
+    assert (route.transport, route.nexthop) == ("smtp", "[hop]")
     assert (await site.rewriter.resolve("x@d.example", "")).transport == "null"
 
 
