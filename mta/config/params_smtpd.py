@@ -34,7 +34,7 @@ DIALOGUE: tuple[Param, ...] = (
     items("smtpd_noop_commands", "", "Commands answered 250 without doing anything."),
     changed(word("smtpd_forbid_bare_newline", "no",
                  "Lines ended by LF alone. normalize or yes: accepted, but only CR LF . CR LF ends a message;\n"
-                 "reject: refused; no: as before 3.7.11.",
+                 "reject: refused, of clients in mynetworks too; no: accepted, and no LF . LF ends a message either.",
                  "normalize", "yes", "note", "reject", "no"), "normalize"),
     changed(yes_no("smtpd_forbid_unauth_pipelining", "no",
                    "Disconnect clients that send commands before they may (RFC 2920)."), "yes"),

@@ -82,7 +82,7 @@ class Intake:
     # -- due ones -----------------------------------------------------------------------------------
 
     def take_due(self, now: float, active: int) -> None:
-        """Let those that are due be begun, as many as there is room for beside the active and waiting ones."""
+        """Let those that are due be begun, as many as there is room for beside the active ones."""
         room = self._room(active)
         while self._deferred and self._deferred[0][0] <= now and room > 0:
             self._due.append(heapq.heappop(self._deferred)[1])
@@ -102,4 +102,5 @@ class Intake:
         return max(0.0, wait)
 
     def _room(self, active: int) -> int:
-        return self.limit - active - len(self._new) - len(self._due)
+        """For due ones.  New ones do not count: however many there are, every second message begun is a due one."""
+        return self.limit - active - len(self._due)

@@ -164,6 +164,7 @@ class QueueManager:
 
     def _begin(self) -> None:
         self._called = False
+        self._intake.take_due(self._clock.now(), len(self._active))
         self._fill()
 
     async def rescan(self) -> None:
@@ -266,10 +267,8 @@ class QueueManager:
                 self._intake.arrived(queue_id)
         finally:
             self._active.pop(queue_id, None)
-            if self._intake:  # there is room again
+            if self._intake or self._intake.ready(self._clock.now(), len(self._active)):  # there is room again
                 self._go_on()
-            elif self._intake.ready(self._clock.now(), len(self._active)):
-                self._wake.set()
 
     async def _cut_off(self, job: Job) -> None:
         """The time of a shutdown is over: no fault of the message.  With children it is left to recover()."""

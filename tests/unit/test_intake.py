@@ -34,6 +34,16 @@ def test_due_mail_stands_behind_no_new_mail() -> None:
     assert taken(intake) == ["due", "new1", "new2", "new3"]
 
 
+def test_a_backlog_of_new_mail_larger_than_the_active_queue_leaves_room_for_due_mail() -> None:
+    intake = Intake(4)
+    for n in range(10):
+        intake.arrived(f"new{n}")
+    intake.later("due", NOW)
+    assert intake.ready(NOW, active=0)
+    intake.take_due(NOW, active=0)
+    assert "due" in [intake.next() for _ in range(2)]
+
+
 def test_due_ones_are_taken_as_far_as_there_is_room() -> None:
     intake = Intake(10)
     for n in range(20):
@@ -42,7 +52,8 @@ def test_due_ones_are_taken_as_far_as_there_is_room() -> None:
     assert taken(intake) == ["due00", "due01", "due02"]
     intake.arrived("new")
     intake.take_due(NOW, active=8)
-    assert taken(intake) == ["new", "due03"]
+    intake.take_due(NOW, active=8)
+    assert taken(intake) == ["new", "due03", "due04"]
 
 
 def test_what_is_not_due_is_not_taken() -> None:

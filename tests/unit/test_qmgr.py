@@ -435,6 +435,27 @@ def test_what_becomes_due_after_the_active_queue_was_full_does_not_wait_for_the_
     simulate(tmp_path, lambda r, n: LATER if r.address == "x@b.test" and n == 1 else OK, story, limit=1)
 
 
+def test_what_is_due_has_its_turn_while_new_mail_fills_the_active_queue(tmp_path: Path) -> None:
+    async def story(w: World) -> None:
+        deliver = w.agent.deliver
+
+        async def slow(request: DeliveryRequest) -> None:
+            await w.clock.sleep(10)
+            await deliver(request)
+
+        await w.submit("x@b.test")
+        await w.clock.sleep(1)
+        w.agent.deliver = slow  # type: ignore[method-assign]  # peers that take their time
+        for n in range(80):
+            await w.submit(f"{n}@new.test")
+        await w.clock.sleep(350)
+        again = [when for address, when in w.agent.tries if address == "x@b.test"]
+        assert len(again) == 2 and again[1] < 340
+        assert len([address for address, _ in w.agent.tries]) < 80, "there was new mail all the time"
+
+    simulate(tmp_path, lambda r, n: LATER if r.address == "x@b.test" and n == 1 else OK, story, limit=2)
+
+
 def test_what_was_tried_while_new_mail_was_looked_for_is_not_tried_again_at_once(tmp_path: Path) -> None:
     async def story(w: World) -> None:
         scan = w.store.scan
