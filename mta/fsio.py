@@ -132,7 +132,7 @@ class Fsio:
         return os.open(path, access | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
 
     def close_fd(self, fd: int) -> None:
-        """Close a descriptor, and with it let go of its lock."""
+        """Close a descriptor, and with it let go of its lock (but see unlock())."""
         if self.hook:
             self.hook("close", fd)
         os.close(fd)
@@ -234,6 +234,15 @@ class Fsio:
         except BlockingIOError:
             return False
         return True
+
+    def unlock(self, fd: int) -> None:
+        """Let go of the lock of flock(): now, not when the file is closed for good.
+
+        The kernel keeps a file open until its worker is done with a flush that has been reported already, so after
+        close_fd() alone the lock may still be held for some milliseconds.
+        """
+        with contextlib.suppress(OSError):
+            fcntl.flock(fd, fcntl.LOCK_UN)
 
     def utime(self, target: str | int, when: float) -> None:
         """Set access and modification time of a path or descriptor, Unix seconds."""

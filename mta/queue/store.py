@@ -407,6 +407,7 @@ class SpoolStore:
             raise
         except OSError as error:
             raise queue_error(error, f"{job.queue_id}: move to {queue}") from error
+        self.fsio.unlock(held.fd)
         self._let_go(job, held)
 
     async def hold(self, job: Job) -> None:

@@ -192,6 +192,7 @@ class SpoolDraft:
 
     def _let_go(self) -> None:
         self.state = State.DONE
+        self._fsio.unlock(self._fd)  # who claims it in a moment must not find it locked
         with contextlib.suppress(OSError):
             self._fsio.close_fd(self._fd)
         if not self._parked:

@@ -388,6 +388,11 @@ class SimFcntl:
 
     def flock(self, fd: int, operation: int) -> None:
         file = _file(fd)
+        if operation & fcntl.LOCK_UN:
+            if file.inode.lock is file:
+                file.inode.lock = None
+                file.disk.locks.pop(file.inode, None)
+            return
         if file.inode.lock not in (None, file):
             raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
         file.inode.lock = file

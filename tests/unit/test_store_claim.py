@@ -23,19 +23,23 @@ T = TypeVar("T")
 
 
 class Counted(Fsio):
-    """Counts visits to a thread; cold: nothing is in memory; go: when they may begin; trouble: instead of a visit."""
+    """Counts visits to a thread; cold: nothing is in memory; warm: octets that are, otherwise.
+
+    go: when visits may begin.  trouble: instead of one.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.visits = 0
         self.cold = True
+        self.warm = 1 << 30
         self.go = threading.Event()
         self.go.set()
         self.begun = asyncio.Event()
         self.trouble: Exception | None = None
 
     def pread_cached(self, fd: int, size: int, offset: int, end: int) -> bytes:
-        if self.cold:
+        if self.cold or min(end, offset + size) > self.warm:
             raise BlockingIOError(errno.EAGAIN, "not in memory")
         return super().pread_cached(fd, size, offset, end)
 
@@ -93,23 +97,14 @@ async def test_the_loop_does_not_stand_still_for_a_message_to_thousands(
 
 
 async def test_a_message_of_which_only_a_part_is_in_memory_is_claimed_whole(spool: Spooled, disk: Counted) -> None:
-    disk.cold = False
     recipients = [f"{'a' * 50}{n}@dst.test" for n in range(1000)]
     job = await spool.store.claim(await spool.accept(*recipients))
     assert job is not None
     await spool.store.defer(job, spool.now, {})
-    path = spool.path("deferred", job.queue_id)
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)  # no more pages than asked for
-        os.pread(file.fileno(), 8192, 0)
-        disk.visits = 0
-        again = await spool.store.claim(job.queue_id)
-    assert again is not None
+    disk.cold, disk.warm, disk.visits = False, 20_000, 0
+    again = await spool.store.claim(job.queue_id)
+    assert again is not None and again.envelope == job.envelope
     assert disk.visits == 1
-    assert [recipient.address for recipient in again.envelope.recipients] == recipients
-    assert again.envelope == job.envelope
 
 
 async def test_messages_that_are_due_together_share_visits_to_a_thread(spool: Spooled, disk: Counted) -> None:

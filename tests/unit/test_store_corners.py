@@ -154,6 +154,36 @@ async def test_a_message_without_text_has_none(spool: Spooled) -> None:
     assert await spool.store.header(job, 100) == b""
 
 
+class HeldOpen(Fsio):
+    """Each file that is closed stays open elsewhere, as in the kernel's worker that has just flushed it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: list[int] = []
+
+    def close_fd(self, fd: int) -> None:
+        self.kept.append(os.dup(fd))
+        super().close_fd(fd)
+
+
+async def test_a_message_can_be_claimed_though_the_kernel_has_not_closed_its_file_yet(tmp_path: Path) -> None:
+    disk = HeldOpen()
+    with spooled(tmp_path / "spool", fsio=disk) as spool:
+        try:
+            child = await spool.accept(parent=Parent("forward", "0" * 32, "PARENT"))
+            for queue_id in (await spool.accept(), child):
+                job = await spool.store.claim(queue_id)
+                assert job is not None
+                await spool.store.give_back(job)
+                job = await spool.store.claim(queue_id)
+                assert job is not None
+                await spool.store.defer(job, NOW, {})
+                assert await spool.store.claim(queue_id) is not None
+        finally:
+            for fd in disk.kept:
+                os.close(fd)
+
+
 # -- the end of an attempt ------------------------------------------------------------------------
 
 
