@@ -41,7 +41,7 @@ lint: $(VENV)/.dev
 
 ## make test        the whole test suite, as any user
 test: $(VENV)/.dev
-	$(PY) -m pytest -n auto
+	$(PY) -m pytest -n auto --dist worksteal
 
 ## make coverage    branch coverage of what mail depends on, each part by its own tests; less than 100 % fails
 coverage: $(VENV)/.dev
@@ -91,6 +91,7 @@ crash-full: $(VENV)/.dev crash sim-full
 	$(PY) -m tests.crash.kill_matrix --twice --table $(TABLE:.txt=-twice.txt)
 	$(PY) -m tests.crash.kill_strace --table $(TABLE:.txt=-strace.txt)
 	$(PY) -m tests.crash.storms --restarts 50
+	AIOMTA_CUT_EACH=1 $(PY) -m pytest --loops asyncio tests/crash/test_bit_rot.py
 	@mkdir -p $(dir $(CUTS))
 	$(PY) -m tests.powercut --jobs 4 --table $(CUTS)
 

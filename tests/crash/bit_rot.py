@@ -36,6 +36,7 @@ from tests.virtual_time import EPOCH, run_virtual
 HOURS = 2  # of virtual time: enough for a greylisted recipient and for a suspect's delay
 US, SINK = "192.0.2.10", "192.0.2.20"
 PLACES = ("incoming", "deferred", "active")
+LONG = 400  # places at which a file is cut, all of them: the envelope, and a text of some lines
 
 
 class Rot:
@@ -188,14 +189,17 @@ async def flipped(rot: Rot, count: int, seed: int) -> None:
             await rot.add(rng.choice(small), None)
 
 
-async def cut(rot: Rot, kinds: Sequence[Callable[[int, str], Message]]) -> None:
-    """Each kind cut at every 512 bytes, and where a record begins."""
+async def cut(rot: Rot, kinds: Sequence[Callable[[int, str], Message]], each: int) -> None:
+    """Each kind cut at every 512 bytes, and where a record begins; in a long text at each so many of these places."""
     probe = Rot(rot.directory / "probe")
     for make in kinds:
         await probe.add(make, None)
         data = probe.messages[-1].path.read_bytes()
         at = set(range(0, len(data), 512)) | set(boundaries(data)) | {len(data) - 1}
-        for length in sorted(at):
+        places = sorted(at)
+        if len(places) > LONG:
+            places = [*places[: LONG // 2], *places[LONG // 2 : -LONG // 2 : each], *places[-LONG // 2 :]]
+        for length in places:
             await rot.add(make, cutter(length))
         await rot.add(plain, None)
 

@@ -12,6 +12,7 @@ from tests.crash.bit_rot import Rot, boundaries, cut, cutter, flipped, run
 from tests.crash.bit_rot_kinds import KINDS, Message, parent, plain, refused_large
 
 FILES = int(os.environ.get("AIOMTA_ROTTEN", "1000"))
+CUT_EACH = int(os.environ.get("AIOMTA_CUT_EACH", "16"))  # of the places in a long text
 SEED = int(os.environ.get("AIOMTA_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 30)
 
 
@@ -23,7 +24,7 @@ def test_one_flipped_bit_in_each_of_a_thousand_files_harms_nobody(tmp_path: Path
 
 def test_a_file_cut_off_at_any_block_or_record_is_put_aside_and_no_other(tmp_path: Path) -> None:
     kinds = [make for make in KINDS if make is not refused_large]  # its records are those of the others
-    wrong, rot = run(tmp_path, lambda rot: cut(rot, kinds))
+    wrong, rot = run(tmp_path, lambda rot: cut(rot, kinds, CUT_EACH))
     assert wrong == []
     assert {m.kind for m in rot.messages if m.damage} >= {make(0, "").kind for make in kinds if make is not parent}
 
