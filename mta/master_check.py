@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from mta.config.config import Config, Problem
 from mta.config.param import Kind
 from mta.config.params import declared
-from mta.lookup.cidr import parse_network
+from mta.lookup.match_list import network_of
 from mta.lookup.open import problems as table_problems
 from mta.lookup.simple import HELP
 from mta.lookup.table import TableError
@@ -57,8 +57,7 @@ def check_services(config: Config, *, running: bool = False) -> list[Problem]:
 def _networks(config: Config) -> Iterator[Problem]:
     for word in config.words("mynetworks"):
         try:
-            if re.fullmatch(r"!*[\d.:\[\]A-Fa-f]+/\d+\]?", word):
-                parse_network(word.lstrip("!"))
+            network_of(word.lstrip("!"))
         except ValueError as error:
             text = f"mynetworks: {error}; clients that come to it in the list are answered 451"
             yield problem_at(config, "mynetworks", text, fatal=False)

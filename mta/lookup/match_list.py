@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable
 from typing import Protocol
 
-from mta.lookup.cidr import Address, NetworkIndex, parse_address, parse_network, unmapped
+from mta.lookup.cidr import Address, Network, NetworkIndex, parse_address, parse_network, unmapped
 from mta.lookup.context import LookupContext
 from mta.lookup.lines import SPACE, Warnings, logical_lines, text_of
 from mta.lookup.open import open_table, split_list
@@ -20,6 +20,23 @@ from mta.lookup.table import Table, TableError
 
 MAX_REMEMBERED = 2048  # client addresses whose answer a list of plain networks keeps
 MAX_DEPTH = 10  # /files in /files
+
+
+def _is_table(word: str) -> bool:
+    """type:table, and not an IPv6 address."""
+    return bool(re.match(r"[A-Za-z0-9_-]+:(?!:)", word)) and parse_address(word.partition("/")[0]) is None
+
+
+def network_of(word: str) -> Network | None:
+    """The network that a word of a list of networks is; None: a host name, /file or type:table; ValueError: malformed.
+
+    !pattern: without its "!".
+    """
+    if word.startswith("/") or _is_table(word) or not re.match(r"[\[\d]|[0-9A-Fa-f]*:", word):
+        return None
+    if not re.search("[/:[]", word) and parse_address(word) is None:
+        return None
+    return parse_network(word)
 
 
 class _Pattern(Protocol):
@@ -152,7 +169,7 @@ class MatchList:
                 patterns.append((positive, _InFile(word, self, depth)))
             else:
                 self.context.warn(f"{self.name}: {word}: too many files in files")
-        elif re.match(r"[A-Za-z0-9_-]+:(?!:)", word) and parse_address(word.partition("/")[0]) is None:
+        elif _is_table(word):
             patterns.append((positive, _InTable(open_table(word, self.context), parents=self._parents)))
         elif word:
             self._add_plain(patterns, positive, word.lower())
@@ -200,14 +217,14 @@ class NetworkList(MatchList):
         self._known: dict[tuple[str, str], bool] = {}
 
     def _add_plain(self, patterns: list[tuple[bool, _Pattern]], positive: bool, word: str) -> None:
-        if not re.match(r"[\[\d]|[0-9a-f]*:", word) or (not re.search("[/:[]", word) and parse_address(word) is None):
-            super()._add_plain(patterns, positive, word)
-            return
         try:
-            network = parse_network(word)
+            network = network_of(word)
         except ValueError as error:
             self.context.warn(f"{self.name}: {error}")
             patterns.append((positive, _Malformed(word, f"{self.name}: {error}")))
+            return
+        if network is None:
+            super()._add_plain(patterns, positive, word)
             return
         last = patterns[-1][1] if patterns and patterns[-1][0] == positive else None
         if not isinstance(last, _Networks):
