@@ -27,6 +27,7 @@ import stat
 import struct
 from collections.abc import Callable, Iterable
 from typing import ParamSpec, Protocol, TypeVar
+from weakref import WeakValueDictionary
 
 from mta.clock import Clock
 from mta.deliver.local_plan import USER_LOOKUP_FAILED, LocalSettings, Planner, ToOthers, ToUser
@@ -53,6 +54,7 @@ READ_LIMIT = 30.0  # seconds for a request to arrive
 DRAIN_LIMIT = 30.0  # seconds for deliveries to end at shutdown
 MAX_CONNECTIONS = 256
 MAX_CHILDREN = 50
+MAX_OF_ONE_USER = 5  # of them: he may stop his, or have a program hold the lock of his mailbox
 SERVICE = "local"
 BAD_SETUP = Reply(451, "4.3.5", "local delivery is not configured correctly")
 
@@ -178,6 +180,7 @@ class Helper:
         self._children = Children(fsync, clock, log, become or become_user)
         self._tasks: set[asyncio.Task[None]] = set()
         self._slots = asyncio.Semaphore(MAX_CHILDREN)
+        self._slots_of: WeakValueDictionary[int, asyncio.Semaphore] = WeakValueDictionary()  # by uid
         self._stopped = asyncio.Event()
         self._accepted = 0
 
@@ -268,7 +271,8 @@ class Helper:
             self._log.warning(SERVICE, f"{ask.queue_id}: {error}")
             return USER_LOOKUP_FAILED
         work = Work(plan, ask, content, groups, mailbox_group(settings, user), settings)
-        async with self._slots:
+        slots = self._slots_of.setdefault(user.uid, asyncio.Semaphore(MAX_OF_ONE_USER))
+        async with slots, self._slots:
             return await self._children.deliver(work)
 
 

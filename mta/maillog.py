@@ -24,6 +24,7 @@ from mta.deliver.request import Result
 from mta.envelope import Recipient
 from mta.maillog_sinks import JournalSink, SyslogSink, is_journal
 from mta.record import dataclass
+from mta.smtp.path import quote_address
 
 GATHER = 0.02  # seconds a line may wait for others; kill -9 loses no more than that
 
@@ -216,12 +217,17 @@ def delivery(
     result: Result,
     delays: Delays,
 ) -> None:
-    """The line per recipient and attempt: "ID: to=<x>, relay=h[ip]:25, delay=.., dsn=2.0.0, status=sent (text)"."""
+    """The line per recipient and attempt: "ID: to=<x>, relay=h[ip]:25, delay=.., dsn=2.0.0, status=sent (text)".
+
+    Addresses stand in it as in a command (postconf(5) info_log_address_format = external): in quotes, what a stranger
+    has written into one is no other field.
+    """
     original = recipient.original
-    orig = f" orig_to=<{original}>," if original and original.lower() != recipient.address.lower() else ""
+    other = original and original.lower() != recipient.address.lower()
+    orig = f" orig_to=<{quote_address(original)}>," if other else ""
     use = f" conn_use={result.conn_use}," if result.conn_use > 1 else ""
     write(
         service,
-        f"{queue_id}: to=<{recipient.address}>,{orig} relay={result.relay},{use} {delays}, "
+        f"{queue_id}: to=<{quote_address(recipient.address)}>,{orig} relay={result.relay},{use} {delays}, "
         f"dsn={result.reply.enhanced}, status={STATUS[result.reply.code // 100]} ({result.text})",
     )

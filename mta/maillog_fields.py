@@ -15,20 +15,23 @@ _SEVERITY = {"warning": WARNING, "error": ERROR, "fatal": CRITICAL, "panic": CRI
 _LEVEL = re.compile(r"(warning|error|fatal|panic): ")
 _DIGIT = "[0-9B-DF-HJ-NP-TV-Zb-df-hj-np-tv-y]"  # of a long queue id
 _QUEUE_ID = re.compile(rf"([0-9A-F]{{6,20}}|{_DIGIT}{{10,}}z{_DIGIT}+): ")
+_ADDRESS = r'(?:"(?:[^"\\]|\\.)*"[^">]*|[^">]*)'  # as it stands in a command
 _CLIENT = r"(?P<CLIENT>[^\[\]\s]+\[[^\]]*\](?::\d+)?)"
 _PATTERNS = tuple(
     re.compile(pattern)
     for pattern in (
-        r"to=<(?P<TO>.*?)>,(?: orig_to=<(?P<ORIG_TO>.*?)>,)? relay=(?P<RELAY>[^,]+),(?: conn_use=(?P<CONN_USE>\d+),)? "
+        rf"to=<(?P<TO>{_ADDRESS})>,(?: orig_to=<(?P<ORIG_TO>{_ADDRESS})>,)? "
+        r"relay=(?P<RELAY>[^,]+),(?: conn_use=(?P<CONN_USE>\d+),)? "
         r"delay=(?P<DELAY>[\d.]+), delays=(?P<DELAYS>[\d./]+), dsn=(?P<DSN>[\d.]+), status=(?P<STATUS>[\w-]+) ",
-        r"from=<(?P<FROM>.*)>, "
+        rf"from=<(?P<FROM>{_ADDRESS})>, "
         r"(?:size=(?P<SIZE>\d+), nrcpt=(?P<NRCPT>\d+) \(queue active\)|status=(?P<STATUS>[\w-]+),)",
         rf"client={_CLIENT}(?:,|$)",
         r"(?:resent-)?message-id=(?P<MESSAGE_ID>.*)$",
-        r"uid=(?P<UID>\d+) from=<?(?P<FROM>[^>]*)>?$",
+        rf"uid=(?P<UID>\d+) from=<?(?P<FROM>{_ADDRESS})>?$",
         rf"(?:NOQUEUE: )?(?P<ACTION>reject|hold|discard|redirect|filter|warn|info): (?P<STAGE>[\w-]+) from {_CLIENT}: "
         r"(?:(?P<REPLY>\d{3}) )?(?:(?P<DSN>[245]\.\d+\.\d+) )?"
-        r".*?(?:; from=<(?P<FROM>.*?)>(?: to=<(?P<TO>.*?)>)?(?: proto=(?P<PROTO>\w+))?(?: helo=<(?P<HELO>.*)>)?)?$",
+        rf".*?(?:; from=<(?P<FROM>{_ADDRESS})>(?: to=<(?P<TO>{_ADDRESS})>)?"
+        r"(?: proto=(?P<PROTO>\w+))?(?: helo=<(?P<HELO>.*)>)?)?$",
         rf"(?:dis)?connect from {_CLIENT}(?: |$)",
         rf"(?:lost connection|timeout|too many errors) after (?P<STAGE>[\w-]+)(?: \([^)]*\))? from {_CLIENT}",
         r"(?:sender|postmaster) (?P<NOTICE>[\w -]+) notification: (?P<CHILD_ID>\w+)$",

@@ -11,6 +11,7 @@ from mta.clock import Clock, others_run
 from mta.envelope import Envelope, Origin
 from mta.maillog import Maillog
 from mta.queue.api import Draft, Parent
+from mta.smtp.path import quote_address
 from mta.smtp.reply import Reply
 from mta.submit_prepare import Steps, Submission
 
@@ -60,7 +61,7 @@ async def open_local(
     sender = envelope.sender
     origin = Origin("pickup", uid=uid, rewrite_local=local, protocol=via[0], helo=via[1])
     intake = await cleanup.open(origin, envelope, attributes=attributes)
-    log.write("pickup", f"{intake.queue_id}: uid={uid} from=<{sender}>")
+    log.write("pickup", f"{intake.queue_id}: uid={uid} from=<{quote_address(sender)}>")
     return intake
 
 

@@ -18,6 +18,7 @@ from mta.envelope import Envelope, Notify, Origin, Recipient, verp_sender, wants
 from mta.maillog import Delays, Maillog, delivery
 from mta.queue.api import Draft, Job, Parent, QueueError, QueueStore, Reason
 from mta.record import dataclass
+from mta.smtp.path import quote_address
 from mta.smtp.reply import Reply
 
 INTERNAL_ERROR = Reply(451, "4.3.0", "internal error, will try again")
@@ -178,7 +179,7 @@ class Attempt:
         """Bounce what failed (and, expired, what is still deferred), send notices, mark what is answered for."""
         if expired and self.select(lambda r: r.reply.is_temporary):
             status = "force-expired" if self.job.force_expire else "expired"
-            sender = self.job.envelope.sender
+            sender = quote_address(self.job.envelope.sender)
             self.log.write("qmgr", f"{self.job.queue_id}: from=<{sender}>, status={status}, returned to sender")
         failed = self.select(lambda r: r.reply.is_permanent or (expired and r.reply.is_temporary))
         parts = {"bounce": failed} if failed else {}

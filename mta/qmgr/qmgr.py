@@ -18,6 +18,7 @@ See also: mta/INTERNALS.md "settle", qmgr(8)
 
 import asyncio
 import contextlib
+import re
 import traceback
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Protocol
@@ -32,6 +33,7 @@ from mta.qmgr.intake import AT_ONCE, Intake
 from mta.qmgr.scheduler import Entry, Scheduler
 from mta.queue.api import FencedError, Job, Queue, QueueError, QueueStore
 from mta.record import dataclass
+from mta.smtp.path import quote_address
 from mta.smtp.reply import Reply
 
 SUSPECT = 3  # attempts that never ended; from then on a message is tried alone among its like
@@ -54,6 +56,7 @@ class QmgrSettings:
     qmgr_message_active_limit: int
     soft_bounce: bool
     defer_transports: tuple[str, ...]
+    recipient_delimiter: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +80,13 @@ class Agents(Protocol):
 
     def get(self, transport: str) -> DeliveryAgent | None:
         """The agent, None when master.cf has no such transport."""
+
+
+def _mailbox(address: str, delimiters: str) -> str:
+    """Whose deliveries take turns: however its mail is addressed, a mailbox that is locked takes no more than its share
+    of those who write mailboxes."""
+    user = address.rpartition("@")[0].lower() or address.lower()
+    return user[0] + re.split(f"[{re.escape(delimiters)}]", user[1:], maxsplit=1)[0] if delimiters and user else user
 
 
 class QueueManager:
@@ -286,9 +296,8 @@ class QueueManager:
         )  # fmt: skip
         self._active[job.queue_id] = attempt
         todo = job.todo
-        self._log.write(
-            "qmgr", f"{job.queue_id}: from=<{envelope.sender}>, size={job.size}, nrcpt={len(todo)} (queue active)"
-        )
+        size = f"size={job.size}, nrcpt={len(todo)} (queue active)"
+        self._log.write("qmgr", f"{job.queue_id}: from=<{quote_address(envelope.sender)}>, {size}")
         entries = await self._entries(attempt, todo)
         await self._run_entries(attempt, entries)
         if self._draining and len(attempt.results) < len(todo):
@@ -315,7 +324,9 @@ class QueueManager:
             if target.recipient and target.recipient != recipient.address:
                 recipient = attempt.resolved(recipient, target.recipient)
             one_by_one = self._scheduler.limits(target.transport).recipients == 1
-            key = f"{target.nexthop}\0{recipient.address}" if one_by_one else target.nexthop
+            key = target.nexthop
+            if one_by_one:
+                key += "\0" + _mailbox(recipient.address, self._settings.recipient_delimiter)
             groups.setdefault((target.transport, target.nexthop, key), []).append(recipient)
         entries = []
         for (transport, nexthop, key), recipients in groups.items():

@@ -1,5 +1,6 @@
 """What the SMTP server says: every fixed reply, with Postfix's words, and how its log lines are put together."""
 
+from mta.smtp.path import quote_address
 from mta.smtp.reply import Reply
 from mta.smtpd.facts import Facts, Stage
 
@@ -64,9 +65,9 @@ def reject_line(stage: Stage, facts: Facts, reply: Reply) -> str:
     """ "NOQUEUE: reject: RCPT from name[address]: 554 5.7.1 ...; from=<s> to=<r> proto=ESMTP helo=<h>"."""
     about = []
     if facts.sender is not None:
-        about.append(f"from=<{facts.sender}>")
+        about.append(f"from=<{quote_address(facts.sender)}>")
     if facts.recipient:
-        about.append(f"to=<{facts.recipient}>")
+        about.append(f"to=<{quote_address(facts.recipient)}>")
     about.append(f"proto={facts.protocol}")
     if facts.helo:
         about.append(f"helo=<{facts.helo}>")

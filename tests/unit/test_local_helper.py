@@ -182,6 +182,22 @@ async def test_a_delivery_that_waits_for_another_program_does_not_keep_the_next_
         assert [(await one).reply.code for one in both] == [250, 250]
 
 
+async def test_one_user_whose_deliveries_do_not_end_leaves_room_for_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local_helper_child, "TURN", 0.01)
+    desk = Desk(Site(tmp_path, alice=ME, carol=ME + 1))
+    (tmp_path / "mail/alice.lock").touch()
+    patient = {"deliver_lock_attempts": 100_000, "deliver_lock_delay": 0.01, "stale_lock_time": 1e12}
+    desk.settings = replace(desk.settings, **patient)  # type: ignore[arg-type]  # int and float by name
+    async with desk.serving() as connection:
+        waiting = [asyncio.ensure_future(ask(connection, "alice@mx.test")) for _ in range(60)]
+        assert await asyncio.ensure_future(ask(connection, "carol@mx.test"))  # behind them
+        assert not [one.result() for one in waiting if one.done()]
+        (tmp_path / "mail/alice.lock").unlink()
+        assert {(await one).reply.code for one in waiting} == {250}
+
+
 @pytest.mark.parametrize("uid", [0, OWNER_UID])
 async def test_root_and_mail_owner_have_no_mailbox_and_their_mail_waits(tmp_path: Path, uid: int) -> None:
     desk = Desk(Site(tmp_path, root=uid))

@@ -11,6 +11,8 @@ from mta.clock import Clock
 from mta.deliver.request import Result
 from mta.envelope import Recipient
 from mta.maillog import GATHER, Delays, FileSink, Maillog, MaillogSettings, delivery, printable, seconds
+from mta.maillog_fields import fields
+from mta.smtp.path import quote_address
 from mta.smtp.reply import Reply
 
 
@@ -44,6 +46,18 @@ def test_a_delivery_line_is_what_pflogsumm_reads() -> None:
         ("smtp", "4F3: to=<x@y.test>, orig_to=<List@y.test>, relay=mx[10.0.0.1]:25, conn_use=2, delay=0.03, "
                  "delays=0.02/0.01/0/0, dsn=2.0.0, status=sent (250 2.0.0 Ok)")
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("forged", ["x>, relay=local, dsn=2.0.0, status=sent (ok)", '"x>, status=sent', "a b", "x\\"])
+def test_what_a_stranger_writes_into_an_address_is_no_other_field(forged: str) -> None:
+    lines: list[str] = []
+    address = f"{forged}@y.test"
+    result = Result(Reply(550, "5.1.1", "No"), "550 5.1.1 No", "mx[10.0.0.1]:25")
+    delivery(lambda _, t: lines.append(t), "smtp", "4F3A21", Recipient(address, f"1{address}"), result,
+             Delays(0.0, 0.0, 0.0, 0.0))  # fmt: skip
+    found = fields(lines[0])
+    assert found["MTA_STATUS"] == "bounced" and found["MTA_RELAY"] == "mx[10.0.0.1]:25"
+    assert found["MTA_TO"] == quote_address(address) and found["MTA_ORIG_TO"] == quote_address(f"1{address}")
 
 
 async def test_lines_of_one_turn_are_written_together_and_in_order(tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ class Notices:
 class World:
     """A queue manager with everything it needs."""
 
-    def __init__(self, path: Path, clock: Clock, fate: Fate, limit: int = 100) -> None:
+    def __init__(self, path: Path, clock: Clock, fate: Fate, limit: int = 100, recipients: int = 50) -> None:
         settings = StoreSettings(str(path / "spool"), True, ("deferred", "defer"), 1, 10240000, 0, 4000.0, True)
         self.clock = clock
         self.fsio = InlineFsio(aio=False)
@@ -98,8 +98,8 @@ class World:
         self.notices = Notices(self.store, clock)
         backoff = BackoffSettings(300.0, 4000.0, 432000.0, 432000.0)
         self.qmgr = QueueManager(
-            QmgrSettings(300.0, limit, False, ()), backoff, self.store,
-            Scheduler(SchedulerSettings(5, 1, 300.0), {}, TransportLimits(100, 20, 50)),
+            QmgrSettings(300.0, limit, False, (), "+"), backoff, self.store,
+            Scheduler(SchedulerSettings(5, 1, 300.0), {}, TransportLimits(100, 20, recipients)),
             self.resolve, {"smtp": self.agent}, self.notices, self, clock, self.log,
         )  # fmt: skip
         self.store.arrived = lambda queue_id, _: self.qmgr.arrived(queue_id)
@@ -141,11 +141,13 @@ class World:
         return len(await self.store.scan(queue))
 
 
-def simulate(path: Path, fate: Fate, story: Callable[[World], Awaitable[None]], limit: int = 100) -> None:
+def simulate(
+    path: Path, fate: Fate, story: Callable[[World], Awaitable[None]], limit: int = 100, recipients: int = 50
+) -> None:
     """Run a story beside a serving queue manager."""
 
     async def main(clock: Clock) -> None:
-        world = World(path, clock, fate, limit)
+        world = World(path, clock, fate, limit, recipients)
         await world.store.recover()
         task = asyncio.ensure_future(world.qmgr.run())
         try:
@@ -279,6 +281,29 @@ def test_a_table_that_fails_defers_the_recipient(tmp_path: Path) -> None:
         assert [a for a, _ in w.agent.tries] == ["y@b.test", "x@b.test"]
 
     simulate(tmp_path, lambda r, n: OK, story)
+
+
+def test_deliveries_to_one_mailbox_share_its_window_however_it_is_addressed(tmp_path: Path) -> None:
+    async def story(w: World) -> None:
+        waiting, at_once = 0, []
+
+        async def deliver(request: DeliveryRequest) -> None:
+            nonlocal waiting
+            waiting += 1
+            at_once.append(waiting)
+            await w.clock.sleep(10)
+            waiting -= 1
+            request.done(request.recipients[0], OK)
+
+        w.agent.deliver = deliver  # type: ignore[method-assign]
+        for n in range(30):
+            await w.submit(f"{'d' if n % 2 else 'D'}ave+{n}@b.test")
+        await w.clock.sleep(5)
+        assert max(at_once) == 5
+        await w.clock.sleep(100)
+        assert len(at_once) == 30
+
+    simulate(tmp_path, lambda r, n: OK, story, recipients=1)
 
 
 def test_an_expansion_becomes_one_child_with_a_recipient_per_leaf(tmp_path: Path) -> None:
