@@ -106,8 +106,24 @@ def parse_destinations(text: str) -> list[Destination]:
 
 
 def _items(text: str) -> list[str]:
-    """Split at commas and line ends outside quotes, angle brackets and comments."""
-    items, start, quoted, depth, i = [], 0, False, 0, 0
+    """Split at commas and line ends outside quotes, angle brackets and comments; of a group, only its members stay."""
+    items, start, group_end = [], 0, -1
+    separators = _separators(text)
+    ends = _ends_of_groups(separators)
+    for i, c in separators:
+        if c == ":":
+            if i > group_end and ends[i] > i and _is_group_name(text[start:i]):
+                start, group_end = i + 1, ends[i]
+        elif c != ";" or i == group_end:
+            items.append(text[start:i])
+            start = i + 1
+    items.append(text[start:])
+    return [item.strip() for item in items if item.strip()]
+
+
+def _separators(text: str) -> list[tuple[int, str]]:
+    """Where a comma, a line end or a sign of a group stands outside quotes, angle brackets and comments."""
+    found, quoted, depth, i = [], False, 0, 0
     while i < len(text):
         c = text[i]
         if c == "\\":
@@ -118,16 +134,31 @@ def _items(text: str) -> list[str]:
             depth += 1
         elif not quoted and c in ")>":
             depth = max(0, depth - 1)
-        elif c in ",\n" and not quoted and not depth:
-            items.append(text[start:i])
-            start = i + 1
+        elif c in ",\n:;" and not quoted and not depth:
+            found.append((i, c))
         i += 1
     if quoted:
         raise ValueError("unbalanced quotes")
     if depth:
         raise ValueError("unbalanced brackets")
-    items.append(text[start:])
-    return [item.strip() for item in items if item.strip()]
+    return found
+
+
+def _is_group_name(words: str) -> bool:
+    """Can a group begin with this before its ":"?  Not a path, command, :include: or part of a domain literal."""
+    name = words.strip()
+    return bool(name) and name[0] not in "|/:@" and not name.startswith(('"|', '"/')) and "[" not in name
+
+
+def _ends_of_groups(separators: list[tuple[int, str]]) -> dict[int, int]:
+    """For each ":" the place of the next ";" in its line, -1 when there is none: then it begins no group."""
+    ends, end = {}, -1
+    for i, c in reversed(separators):
+        if c == ":":
+            ends[i] = end
+        elif c != ",":
+            end = i if c == ";" else -1
+    return ends
 
 
 def _destinations(item: str) -> list[Destination]:

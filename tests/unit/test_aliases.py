@@ -192,6 +192,14 @@ async def test_a_missing_alias_file_makes_everybody_wait(tmp_path: Path) -> None
         ('":include:/etc/list"', [(INCLUDE, "/etc/list", False)]),
         ("a,,b,", [(ADDRESS, "a", False), (ADDRESS, "b", False)]),
         ("undisclosed:;", []),
+        (
+            "team: alice, bob; , carol",
+            [(ADDRESS, "alice", False), (ADDRESS, "bob", False), (ADDRESS, "carol", False)],
+        ),
+        ("A: alice, :include:/x; B: ;", [(ADDRESS, "alice", False), (INCLUDE, "/x", False)]),
+        ("|/bin/a b: c; d", [(COMMAND, "/bin/a b: c; d", False)]),
+        ("mailto:a@x.test, b\nc;", [(ADDRESS, n, False) for n in ("mailto:a@x.test", "b", "c")]),
+        ("a@[IPv6:::1], t: b;", [(ADDRESS, "a@[IPv6:::1]", False), (ADDRESS, "b", False)]),
     ],
 )
 def test_a_right_hand_side_is_parsed(text: str, expected: list[tuple[DestinationKind, str, bool]]) -> None:
