@@ -108,7 +108,7 @@ class Verifier:
         if member.kind is not DestinationKind.ADDRESS:
             mark = {DestinationKind.COMMAND: "|", DestinationKind.INCLUDE: ":include:"}.get(member.kind, "")
             return [Verdict(f"{mark}{member.value}", "deliverable: mailer local")]
-        if member.direct or depth >= MAX_DEPTH:
+        if depth >= MAX_DEPTH:
             return [Verdict(member.value, f"deliverable: mailer local, user {member.value}")]
         return await self._one(self.complete(member.value), shown=member.value, depth=depth)
 

@@ -5,11 +5,17 @@ addresses elsewhere.  Nothing is delivered here.
 
 - An alias found again inside its own expansion means the user of that name ("alice: alice, bob"), where there is
   one; otherwise it is a loop: said in a warning, and 5.4.6 when nothing else is left.
-- A nested list with an owner-LIST of its own stays one leaf: the child message expands it under its own sender.
+  An :include: file found again inside itself has said everything already.
+- A nested list with an owner-LIST of its own stays one leaf: the child message expands it under its own sender.  So
+  does what is nested too deeply, for the child to go on.
+- A user is one leaf, in whatever way the name is written.
+- A member that can be no address (a control character, too long) becomes an address in a domain that cannot be: the
+  child bounces it, 5.1.3, and the others have their mail.
 - "|command" and /file are not built: the recipient waits, 4.3.5; so does one whose :include: cannot be read or
   trusted.  A table that fails: TableError, the caller says 4.3.0.
 
-A leaf that must not be looked up again is written \\user, as aliases(5) and Postfix's local(8) know it.
+A leaf that must not be looked up again is written \\user, as Postfix's local(8) knows it; in an alias file a
+backslash before a name means nothing.
 
 See also: aliases(5), local(8) "SYSTEM-WIDE AND USER-LEVEL ALIASING"
 """
@@ -20,6 +26,7 @@ from dataclasses import field
 from enum import Enum
 from typing import Protocol
 
+from mta.deliver.local_wire import ADDRESS_LIMIT
 from mta.lookup.address import ExtensionRules, split_extension
 from mta.lookup.lines import Warnings, logical_lines, parse_aliases, text_of
 from mta.lookup.table import Maps
@@ -28,6 +35,8 @@ from mta.record import dataclass
 
 MAX_DEPTH = 100  # nested aliases and :include: files, Postfix's limit too
 MAX_LEAVES = 50_000  # recipients of one alias
+SHOWN = 200  # characters of either side of an impossible address
+MAX_WARNINGS = 20  # lines in the log about bad addresses of one alias
 _INCLUDE = ":include:"
 
 
@@ -42,11 +51,10 @@ class DestinationKind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """value: unquoted address, command, path.  direct: \\user, the mailbox without another look at aliases."""
+    """value: unquoted address, command, path."""
 
     kind: DestinationKind
     value: str
-    direct: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,11 +180,10 @@ def _destinations(item: str) -> list[Destination]:
         if not path.startswith("/"):
             raise ValueError(f'needs an absolute path: "{item}"')
         return [Destination(DestinationKind.INCLUDE, path)]
-    direct = item.startswith("\\")
-    parsed = parse_list(item[1:] if direct else item)
+    parsed = parse_list(item)
     if parsed.malformed:
         raise ValueError(f'{parsed.malformed} in "{item}"')
-    return [Destination(DestinationKind.ADDRESS, address, direct) for address in parsed.addresses if address]
+    return [Destination(DestinationKind.ADDRESS, address) for address in parsed.addresses if address]
 
 
 def _unquoted(item: str) -> str:
@@ -234,12 +241,19 @@ class AliasRules:
 
 @dataclass(slots=True)
 class _State:
-    """Of one expansion.  stack: aliases that are being expanded; done: all that were begun."""
+    """Of one expansion.  stack: aliases that are being expanded; done: all that were begun.
+
+    included: :include: files with the alias they were read for; reading: those that are not at their end.
+    leaves: by user, or address elsewhere.
+    """
 
     stack: list[str] = field(default_factory=list)
     done: set[str] = field(default_factory=set)
+    included: set[tuple[str, str]] = field(default_factory=set)
+    reading: list[str] = field(default_factory=list)
     leaves: dict[str, Leaf] = field(default_factory=dict)
     loops: list[str] = field(default_factory=list)
+    bad: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,8 +305,9 @@ class AliasExpander:
                 raise AliasLoopError(f"alias database loop for {state.loops[0]}")
             raise AliasProblemError(f'alias "{found.name}" has no members')
         owner = await self._owner(found.name) if sender else None
-        warnings = tuple(f"alias database loop for {name}" for name in state.loops)
-        return Expanded(tuple(state.leaves.values()), owner, warnings)
+        warnings = [f"alias database loop for {name}" for name in state.loops]
+        warnings += [f'alias "{found.name}": bad address "{address}"' for address in state.bad[:MAX_WARNINGS]]
+        return Expanded(tuple(state.leaves.values()), owner, tuple(warnings))
 
     async def _owner(self, name: str) -> str | None:
         """The address that gets the errors of a list: owner-NAME, or what that expands to."""
@@ -302,7 +317,7 @@ class AliasExpander:
             return None
         if self._rules.expand_owner_alias:
             addresses = parse_list(value).addresses
-            owner = addresses[0] if addresses else owner
+            owner = addresses[0] if addresses and possible(addresses[0]) else owner
         return self._router.rewrite(owner, local=True)
 
     async def _expand(self, found: Found, state: _State, depth: int) -> None:
@@ -310,8 +325,6 @@ class AliasExpander:
         await self._text(found.name, found.value, extension, state, depth)
 
     async def _text(self, name: str, text: str, extension: str, state: _State, depth: int) -> None:
-        if depth > MAX_DEPTH:
-            raise AliasLoopError(f"alias database loop for {name}")
         try:
             destinations = parse_destinations(text)
         except ValueError as error:
@@ -323,26 +336,41 @@ class AliasExpander:
                 case DestinationKind.FILE:
                     raise AliasProblemError(f'alias "{name}": delivery to a file is not available yet')
                 case DestinationKind.INCLUDE:
-                    included = include_text(await self._read_include(destination.value))
-                    await self._text(destination.value, included, extension, state, depth + 1)
+                    await self._include(destination.value, extension, state, depth)
                 case DestinationKind.ADDRESS:
-                    await self._address(destination, extension, state, depth)
+                    await self._address(destination.value, extension, state, depth)
 
-    async def _address(self, destination: Destination, extension: str, state: _State, depth: int) -> None:
-        address = destination.value
+    async def _include(self, path: str, extension: str, state: _State, depth: int) -> None:
+        if path in state.reading and path not in state.loops:
+            state.loops.append(path)
+        key = (state.stack[-1], path)
+        if key in state.included:
+            return
+        if depth >= MAX_DEPTH:
+            raise AliasProblemError(f"more than {MAX_DEPTH} nested :include: files: {path}")
+        state.included.add(key)
+        state.reading.append(path)
+        await self._text(path, include_text(await self._read_include(path)), extension, state, depth + 1)
+        state.reading.pop()
+
+    async def _address(self, address: str, extension: str, state: _State, depth: int) -> None:
         if extension:
             local, at, domain = address.rpartition("@")
             address = f"{local}{extension}@{domain}" if at else f"{address}{extension}"
         address = self._router.rewrite(address, local=True)
+        if not possible(address):
+            shown = visible(address)
+            state.bad.append(shown)
+            self._add(state, Leaf(f"{shown}.."))  # no domain ends so, and none is made of it
+            return
         route = await self._router.resolve(address)
         if not (route.final and route.transport == self._rules.transport):
             self._add(state, Leaf(address))
             return
         local, _, domain = route.recipient.rpartition("@")
-        found = None if destination.direct else await self.find(local)
+        found = await self.find(local)
         if found is None:
-            direct = destination.direct and await self.find(local) is not None
-            self._add(state, _mailbox(local, domain, direct=direct))
+            self._add(state, _mailbox(local, domain, direct=False))
         elif found.name in state.stack:
             if found.name == state.stack[-1] or await self._user_exists(self._user(local)):
                 self._add(state, _mailbox(local, domain, direct=True))
@@ -353,7 +381,7 @@ class AliasExpander:
 
     async def _nested(self, found: Found, leaf: Leaf, state: _State, depth: int) -> None:
         state.done.add(found.name)
-        if await self._maps.get(f"owner-{found.name}", fixed=True) is not None:
+        if depth >= MAX_DEPTH or await self._maps.get(f"owner-{found.name}", fixed=True) is not None:
             self._add(state, leaf)
             return
         state.stack.append(found.name)
@@ -364,9 +392,20 @@ class AliasExpander:
         return split_extension(local, self._rules.extensions)[0].lower()
 
     def _add(self, state: _State, leaf: Leaf) -> None:
-        state.leaves.setdefault(leaf.address.lower().removeprefix("\\"), leaf)
+        state.leaves.setdefault(f"{leaf.local}@".lower() if leaf.local else leaf.address.lower(), leaf)
         if len(state.leaves) > MAX_LEAVES:
             raise AliasProblemError(f"alias expands to more than {MAX_LEAVES} recipients")
+
+
+def possible(address: str) -> bool:
+    """Could this be an address?  Not with a control character (RFC 5321 s4.1.2) or over ADDRESS_LIMIT characters."""
+    return len(address) <= ADDRESS_LIMIT and not any(c < " " or c == "\x7f" for c in address)
+
+
+def visible(address: str) -> str:
+    """As much of an impossible address as a person needs to find it, fit for a log and a bounce."""
+    local, _, domain = "".join("?" if c < " " or c == "\x7f" else c for c in address).rpartition("@")
+    return f"{local[:SHOWN]}@{domain[:SHOWN].rstrip('.')}"
 
 
 def _mailbox(local: str, domain: str, *, direct: bool) -> Leaf:
