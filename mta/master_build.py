@@ -281,7 +281,7 @@ def build_qmgr(core: Core, helper: HelperConnection | None) -> QueueManager:
 
 
 def transport_limits(config: Config, transport: str) -> TransportLimits:
-    """maxproc of master.cf, <transport>_destination_concurrency_limit and _recipient_limit."""
+    """maxproc of master.cf, <transport>_destination_concurrency_limit and its like."""
     processes = config.integer("default_process_limit")
     for service in config.services:
         if service.name == transport and service.type == "unix" and service.maxproc is not None:
@@ -290,4 +290,6 @@ def transport_limits(config: Config, transport: str) -> TransportLimits:
         processes,
         config.transport_value(transport, "destination_concurrency_limit"),
         config.transport_value(transport, "destination_recipient_limit"),
+        config.transport_value(transport, "initial_destination_concurrency"),
+        config.transport_value(transport, "destination_concurrency_failed_cohort_limit"),
     )

@@ -3,10 +3,11 @@
 Events in (enqueue, finished), decisions out (next).  No I/O and no clock: callers pass `now`, monotonic
 seconds.  A destination is a transport and a next hop.  Each has
 
-- a window: how many deliveries may run at once.  It starts at initial_destination_concurrency, grows by one
+- a window: how many deliveries may run at once.  It starts at initial_destination_concurrency (at most
+  transport_destination_concurrency_limit), grows by one
   after a cohort (one window full) of successes and shrinks by one after a cohort of site failures
   (postconf(5) default_destination_concurrency_positive_feedback = negative_feedback = 1/concurrency);
-- when default_destination_concurrency_failed_cohort_limit cohorts have failed it is dead: nothing is tried
+- when transport_destination_concurrency_failed_cohort_limit cohorts have failed it is dead: nothing is tried
   until minimal_backoff_time has passed, and everything waiting for it is given back with the reason, so that
   its messages are deferred at once instead of each waiting for its own timeout.
 
@@ -28,21 +29,22 @@ from mta.smtp.reply import Reply
 
 @dataclass(frozen=True, slots=True)
 class SchedulerSettings:
-    """postconf(5)."""
+    """postconf(5); seconds."""
 
-    initial_destination_concurrency: int
-    default_destination_concurrency_failed_cohort_limit: int
     minimal_backoff_time: float
 
 
 @dataclass(frozen=True, slots=True)
 class TransportLimits:
     """process_limit: deliveries at once over all destinations of the transport; concurrency: per destination
-    (0 = no limit of its own); recipients: per delivery (0 = no limit)."""
+    (0 = no limit of its own); recipients: per delivery (0 = no limit); initial: per destination at first;
+    failed_cohorts: until a destination is dead (0 = never)."""
 
     process_limit: int
     concurrency: int
     recipients: int
+    initial: int
+    failed_cohorts: int
 
 
 @dataclass(slots=True, eq=False)
@@ -78,6 +80,7 @@ class _Destination:
 @dataclass(slots=True, eq=False)
 class _Transport:
     limits: TransportLimits
+    first_window: float  # of a destination of which nothing is known
     destinations: dict[str, _Destination] = field(default_factory=dict)
     ready: "OrderedDict[str, None]" = field(default_factory=OrderedDict)  # next hops that may start something
     busy: int = 0
@@ -101,12 +104,12 @@ class Scheduler:
         transport = self._transport(entry.transport)
         destination = transport.destinations.get(entry.destination)
         if destination is None:
-            destination = _Destination(window=float(self._settings.initial_destination_concurrency))
+            destination = _Destination(window=transport.first_window)
             transport.destinations[entry.destination] = destination
         if destination.dead_until > now:
             return destination.reason
         if destination.dead_until:
-            self._revive(destination)
+            self._revive(transport, destination)
         destination.jobs.setdefault(entry.job_id, []).append(entry)
         self._set_ready(transport, entry.destination, destination)
         return None
@@ -152,7 +155,7 @@ class Scheduler:
         for transport in self._transports.values():
             for nexthop, destination in list(transport.destinations.items()):
                 if even_if_not_due or destination.dead_until <= now:
-                    self._revive(destination)
+                    self._revive(transport, destination)
                     if not destination.busy and not destination.jobs:
                         del transport.destinations[nexthop]
 
@@ -168,7 +171,9 @@ class Scheduler:
     def _transport(self, name: str) -> _Transport:
         transport = self._transports.get(name)
         if transport is None:
-            transport = self._transports[name] = _Transport(self.limits(name))
+            limits = self.limits(name)
+            first = min(limits.initial, limits.concurrency or limits.initial)
+            transport = self._transports[name] = _Transport(limits, float(first))
         return transport
 
     @staticmethod
@@ -193,10 +198,11 @@ class Scheduler:
         else:
             transport.ready.pop(nexthop, None)
 
-    def _revive(self, destination: _Destination) -> None:
+    @staticmethod
+    def _revive(transport: _Transport, destination: _Destination) -> None:
         destination.dead_until = 0.0
         destination.failed_cohorts = 0.0
-        destination.window = max(destination.window, float(self._settings.initial_destination_concurrency))
+        destination.window = max(destination.window, transport.first_window)
 
     def _succeeded(self, transport: _Transport, destination: _Destination) -> None:
         destination.failed_cohorts = 0.0
@@ -208,7 +214,7 @@ class Scheduler:
     ) -> list[tuple[Entry, Reply]]:
         destination.failed_cohorts += 1.0 / max(1.0, destination.window)
         destination.window = max(1.0, destination.window - 1.0 / max(1.0, destination.window))
-        limit = self._settings.default_destination_concurrency_failed_cohort_limit
+        limit = transport.limits.failed_cohorts
         if not limit or destination.failed_cohorts < limit - 1e-9:
             return []
         destination.dead_until = now + self._settings.minimal_backoff_time

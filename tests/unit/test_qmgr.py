@@ -99,7 +99,7 @@ class World:
         backoff = BackoffSettings(300.0, 4000.0, 432000.0, 432000.0)
         self.qmgr = QueueManager(
             QmgrSettings(300.0, limit, False, (), "+"), backoff, self.store,
-            Scheduler(SchedulerSettings(5, 1, 300.0), {}, TransportLimits(100, 20, recipients)),
+            Scheduler(SchedulerSettings(300.0), {}, TransportLimits(100, 20, recipients, 5, 1)),
             self.resolve, {"smtp": self.agent}, self.notices, self, clock, self.log,
         )  # fmt: skip
         self.store.arrived = lambda queue_id, _: self.qmgr.arrived(queue_id)

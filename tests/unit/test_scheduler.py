@@ -1,17 +1,25 @@
 """Windows, turns and dead destinations of the scheduler."""
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mta.config.config import Config
+from mta.config.main_cf import Setting
 from mta.envelope import Recipient
+from mta.master_build import transport_limits
 from mta.qmgr.scheduler import Entry, Scheduler, SchedulerSettings, TransportLimits
 from mta.smtp.reply import Reply
 
 DOWN = Reply(451, "4.4.1", "connect to mx[10.0.0.1]:25: Connection refused")
 
 
+def limits(concurrency: int = 20, processes: int = 100, initial: int = 5, cohorts: int = 1) -> TransportLimits:
+    return TransportLimits(processes, concurrency, 50, initial, cohorts)
+
+
 def scheduler(concurrency: int = 20, processes: int = 100, initial: int = 5) -> Scheduler:
-    return Scheduler(SchedulerSettings(initial, 1, 300.0), {}, TransportLimits(processes, concurrency, 50))
+    return Scheduler(SchedulerSettings(300.0), {}, limits(concurrency, processes, initial))
 
 
 def entry(job: str, site: str = "a.test") -> Entry:
@@ -42,6 +50,51 @@ def test_the_window_grows_by_one_per_cohort_of_successes_up_to_the_limit() -> No
         s.finished(running.pop(0), 0.0)
         running += drain(s)
     assert len(running) == 7
+
+
+@pytest.mark.parametrize(("limit", "at_once"), [(1, 1), (3, 3), (5, 5), (20, 5), (0, 5)])
+def test_a_destination_starts_with_no_more_than_its_limit(limit: int, at_once: int) -> None:
+    s = scheduler(concurrency=limit)
+    for now in (0.0, 400.0, 800.0):  # a new one, one that was dead, one that is so again
+        for i in range(20):
+            s.enqueue(entry(f"j{i}"), now)
+        running = drain(s)
+        assert len(running) == at_once
+        s.withdraw()
+        for e in running:
+            s.finished(e, now, failure=DOWN)
+        assert s.enqueue(entry("late"), now + 1.0) is not None
+        if now:
+            s.forget_dead(now + 301.0)
+
+
+def test_each_transport_has_its_own_first_window_and_number_of_failures() -> None:
+    own = {"one": limits(initial=1), "hardy": limits(initial=1, cohorts=3), "never": limits(initial=1, cohorts=0)}
+    s = Scheduler(SchedulerSettings(300.0), own, limits())
+    tried = {}
+    for name in ("other", *own):
+        for i in range(20):
+            s.enqueue(Entry(f"j{i}", name, "a.test", (), "a.test"), 0.0)
+        first = len(drain(s))
+        ended = 0
+        while ended < 20 and not s.finished(Entry("", name, "a.test", (), "a.test"), 0.0, failure=DOWN):
+            ended += 1
+            drain(s)
+        tried[name] = (first, ended)
+        s.withdraw()
+    assert {n: first for n, (first, _) in tried.items()} == {"other": 5, "one": 1, "hardy": 1, "never": 1}
+    assert [tried[n][1] for n in own] == [0, 2, 20]
+
+
+def test_limits_of_a_transport_are_its_own_or_the_general_ones() -> None:
+    values = {
+        "slow_destination_concurrency_limit": "1", "slow_initial_destination_concurrency": "2",
+        "slow_destination_concurrency_failed_cohort_limit": "7", "initial_destination_concurrency": "4",
+        "default_destination_concurrency_failed_cohort_limit": "3",
+    }  # fmt: skip
+    config = Config("/etc/mta", {n: Setting(n, v, "main.cf", 1) for n, v in values.items()})
+    assert transport_limits(config, "slow") == TransportLimits(100, 1, 50, 2, 7)
+    assert transport_limits(config, "smtp") == transport_limits(config, "default") == TransportLimits(100, 20, 50, 4, 3)
 
 
 def test_destinations_take_turns_within_the_process_limit() -> None:
