@@ -42,6 +42,7 @@ SUSPECT_DELAY = 10.0  # seconds after the start before suspects are tried: a pro
 MAX_CRASHES = 6  # and after so many it is put on hold: the last ones can hardly be another message's fault
 SETTLE_RETRY = 60.0  # seconds at most between tries to write the end of an attempt to a failing disk ...
 FIRST_SETTLE_RETRY = 1.0  # ... and before the second try, doubled each time: descriptors come back soon
+CUT_OFF = 5.0  # seconds after the time of a shutdown to report what is known where a delivery was cut off
 CLAIM_RETRY = 5.0  # seconds before a message that could not be opened (no descriptors) is claimed again
 CLOCK_JUMP = 3600.0  # seconds that the wall clock gains on the loop's: it was wrong before, or is now
 UNAVAILABLE = Reply(451, "4.3.5", "mail transport unavailable")
@@ -114,7 +115,7 @@ class QueueManager:
         self._scanning = asyncio.Lock()
         self._active: dict[str, Attempt | None] = {}  # None: being claimed
         self._open: dict[str, tuple[int, asyncio.Future[None]]] = {}  # entries outstanding per job
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], str] = {}  # to the queue id
         self._wake = asyncio.Event()
         self._serving = False  # run() has looked at what a predecessor left
         self._suspects = asyncio.Lock()
@@ -122,6 +123,7 @@ class QueueManager:
         self._ahead: float | None = None  # wall clock minus the loop's, at the last look
         self._no_expiry = 0.0  # time of the loop until which nothing is too old
         self._draining = False
+        self._cutting = False  # deliveries that did not end in time are cancelled
         self._called = False  # _begin() is on its way
 
     # -- intake -----------------------------------------------------------------------------------
@@ -220,8 +222,8 @@ class QueueManager:
     def _spawn(self, work: Coroutine[None, None, None], queue_id: str) -> None:
         """Run a task of its own."""
         task = asyncio.get_running_loop().create_task(self._guarded(work, queue_id))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[task] = queue_id
+        task.add_done_callback(self._tasks.pop)
 
     async def _guarded(self, work: Coroutine[None, None, None], queue_id: str) -> None:
         """Run something that ends alone: its bug is logged under the queue id and touches nothing else."""
@@ -281,10 +283,16 @@ class QueueManager:
                 self._go_on()
 
     async def _cut_off(self, job: Job) -> None:
-        """The time of a shutdown is over: no fault of the message.  With children it is left to recover()."""
+        """The time of a shutdown is over: no fault of the message.  Others with children are left to recover()."""
         attempt = self._active.get(job.queue_id)
-        if attempt is None or not attempt.children:
-            with contextlib.suppress(QueueError):
+        with contextlib.suppress(QueueError):
+            if attempt is not None and self._cutting:
+                if left := self._open.get(job.queue_id):  # until they have ended there may be more to know
+                    ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+                    self._open[job.queue_id] = (left[0], ended)
+                    await ended
+                await self._interrupted(attempt)
+            elif attempt is None or not attempt.children:
                 await self._store.give_back(job)
 
     async def _attempt(self, job: Job) -> None:
@@ -479,15 +487,25 @@ class QueueManager:
         return count
 
     async def drain(self, limit: float) -> None:
-        """Start nothing new, let deliveries in flight end within `limit` seconds, give everything back."""
+        """Start nothing new, let deliveries in flight end within `limit` seconds, report and give back the rest.
+
+        CUT_OFF seconds more at most, when the disk hangs: what is not settled then is found at the next start.
+        """
         self._draining = True
         for entry in self._scheduler.withdraw():
             self._entry_done(entry.job_id)
-        try:
+        await self._ended(limit)
+        self._cutting = True
+        for task in [task for task, queue_id in self._tasks.items() if queue_id in self._open]:
+            task.cancel()
+        await self._ended(CUT_OFF)
+        self._cutting = False
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _ended(self, limit: float) -> None:
+        with contextlib.suppress(TimeoutError):
             async with self._clock.timeout(limit):
                 while self._tasks:
                     await asyncio.wait(self._tasks)
-        except TimeoutError:
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)

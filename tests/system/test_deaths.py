@@ -233,17 +233,30 @@ def test_stop_lets_a_transaction_and_a_delivery_end(count: str) -> None:
     sink.close()
 
 
-def test_a_delivery_that_does_not_end_is_given_back_at_a_stop() -> None:
+@pytest.mark.parametrize("verb", ["stop", "reload"])
+def test_a_delivery_that_does_not_end_is_given_back_and_the_success_of_others_reported(verb: str) -> None:
     sink = SlowSink(300)
     with started(smtpd_processes="1", relayhost=f"[127.0.0.1]:{sink.port}") as system:
         with Client(system.port) as client:
-            client.send("a@elsewhere.example", f"b@{DOMAIN}")
+            client.command("EHLO client.test")
+            client.command(f"MAIL FROM:<{USER}>")
+            for recipient in (USER, "a@elsewhere.example"):
+                client.command(f"RCPT TO:<{recipient}> NOTIFY=SUCCESS,FAILURE")
+            client.command("DATA")
+            client.finish()
         assert sink.in_data.wait(30)
+        until(lambda: delivered(system) == 1, "the other recipient's copy")
         begun = time.monotonic()
-        system.must("stop")
-        assert time.monotonic() - begun < 40
-        assert len(queued(system)) == 1
+        system.must(verb)
+        if verb == "stop":
+            assert time.monotonic() - begun < 40
+            assert len(queued(system)) == 2, "the message and the report"
+            system.must("start")
+        until(lambda: b"Subject: Successful Mail Delivery Report" in mailbox_of(system), "the report")
+        until(lambda: len(queued(system)) == 1, "the message alone")
         sink.close()
+        assert mailbox_of(system).count(b"Subject: Successful Mail Delivery Report") == 1
+        assert delivered(system) == 2, "its header is in the report"
         assert "Traceback" not in system.log_text()
 
 

@@ -1,7 +1,9 @@
 """The queue manager with a real spool, on virtual time; delivery agents are the outside world here."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from mta.qmgr.backoff import BackoffSettings
 from mta.qmgr.qmgr import QmgrSettings, QueueManager, Target
 from mta.qmgr.scheduler import Scheduler, SchedulerSettings, TransportLimits
 from mta.queue.api import Draft, Job, Parent, Queue
-from mta.queue.store import SpoolStore, StoreSettings, create_spool
+from mta.queue.store import Claimed, SpoolStore, StoreSettings, create_spool
 from mta.smtp.reply import Reply
 from tests.inline_fsio import InlineFsio
 from tests.virtual_time import run_virtual
@@ -639,6 +641,87 @@ def test_drain_reports_what_is_known_of_a_message_that_is_given_back(tmp_path: P
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         world.fsio.close()
+
+    run_virtual(main, patience=0.0)
+
+
+@pytest.mark.parametrize("hangs", ["x@slow.test", "x@b.test"])
+def test_what_is_known_of_a_delivery_that_is_cut_off_is_reported(tmp_path: Path, hangs: str) -> None:
+    async def main(clock: Clock) -> None:
+        world = World(tmp_path, clock, lambda r, n: OK)
+
+        async def never_ends(request: DeliveryRequest) -> None:
+            for recipient in request.recipients:
+                if recipient.address == "no@b.test":
+                    request.done(recipient, NEVER)
+                elif recipient.address == "list@b.test":
+                    expansion = Expansion(("m@c.test",), "owner@b.test", "")
+                    request.done(recipient, replace(OK, expansion=expansion, action="expanded"))
+                elif recipient.address != hangs:
+                    request.done(recipient, replace(OK, action="relayed"))
+            if any(recipient.address == hangs for recipient in request.recipients):
+                try:
+                    await asyncio.Event().wait()
+                finally:  # as an agent that closes its connection
+                    await clock.sleep(0.5)
+
+        world.agent.deliver = never_ends  # type: ignore[method-assign]  # a peer that hangs
+        task = asyncio.ensure_future(world.qmgr.run())
+        draft = await world.store.draft(clock.now())
+        both = Notify.SUCCESS | Notify.FAILURE
+        people = [Recipient(a, notify=both) for a in ("yes@b.test", "no@b.test", "list@b.test", hangs)]
+        draft.envelope(Envelope("s@a.test", people, clock.now()))
+        await draft.commit()
+        await clock.sleep(1)
+        before = clock.monotonic()
+        await world.qmgr.drain(20.0)
+        assert clock.monotonic() - before < 21
+        reported = ("yes@b.test", "list@b.test")
+        assert (world.notices.succeeded, world.notices.bounced) == ([reported], [("no@b.test",)])
+        await world.store.recover()
+        waiting = [name for name, _ in await world.store.scan(Queue.INCOMING)]
+        assert len(waiting) == 3, "the message, its bounce and its copy for the list"
+        job = await world.store.claim(draft.queue_id)
+        assert job is not None and [r.address for r in job.todo] == [hangs] and job.crashes == 0
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        world.fsio.close()
+
+    run_virtual(main, patience=0.0)
+
+
+def test_a_disk_that_hangs_does_not_keep_a_shutdown_from_ending(tmp_path: Path) -> None:
+    async def main(clock: Clock) -> None:
+        world = World(tmp_path, clock, lambda r, n: OK)
+        hanging, held = asyncio.Event(), list[Job]()
+
+        async def never_ends(request: DeliveryRequest) -> None:
+            request.done(request.recipients[0], NEVER)
+            await hanging.wait()
+
+        async def no_disk(job: Job, failed: Sequence[tuple[Recipient, Result]]) -> Draft | None:
+            held.append(job)
+            await hanging.wait()
+            return None
+
+        world.agent.deliver = never_ends  # type: ignore[method-assign]  # a peer that hangs
+        world.notices.bounce = no_disk  # type: ignore[method-assign]  # a commit that does
+        task = asyncio.ensure_future(world.qmgr.run())
+        queue_id = await world.submit("x@b.test", "y@b.test")
+        await clock.sleep(1)
+        before = clock.monotonic()
+        await world.qmgr.drain(20.0)
+        assert clock.monotonic() - before < 30
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert isinstance(held[0].handle, Claimed)
+        os.close(held[0].handle.fd)  # as the end of the process does
+        world.fsio.close()
+        again = World(tmp_path, clock, lambda r, n: OK)
+        await again.store.recover()
+        job = await again.store.claim(queue_id)
+        assert job is not None and len(job.todo) == 2
+        again.fsio.close()
 
     run_virtual(main, patience=0.0)
 
