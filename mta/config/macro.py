@@ -121,10 +121,10 @@ def _choose(inner: str, at: int, value: str, lookup: Lookup) -> str:
 
 
 def _branch(inner: str, at: int) -> tuple[str, int, bool]:
-    """One alternative: {text}, or all the rest; with the index after it (white space skipped)."""
-    at = _skip(inner, at)
-    if inner[at : at + 1] == "{":
-        text, end = _bracketed(inner, at)
+    """One alternative: {text}, or all the rest with its blanks; and the index after it (white space skipped)."""
+    brace = _skip(inner, at)
+    if inner[brace : brace + 1] == "{":
+        text, end = _bracketed(inner, brace)
         return text, _skip(inner, end), True
     return inner[at:], len(inner), False
 
