@@ -4,7 +4,8 @@ Fatal, the start stops with 78:
 - a malformed value of a parameter that is honoured;
 - a parameter that is not honoured yet, where ignoring it would make mail less safe, set to anything but its
   default (see unsafe_if_ignored in the declarations);
-- values that contradict each other.
+- values that contradict each other;
+- arguments of a service that has none: the rest of a list with blanks that -o has cut off.
 A warning: a name that nobody knows, a Postfix parameter not honoured yet, a setting that does nothing.
 
 See also: postconf(5), docs/parameters.md
@@ -26,6 +27,8 @@ _REQUIRED = ("myhostname", "mydomain", "myorigin", "mail_owner", "queue_director
 _HOSTNAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9_-]{1,63}(?<!-))*")
 _STOPS_RELAYING = {"reject_unauth_destination", "defer_unauth_destination", "reject", "defer", "defer_if_permit",
                    "check_relay_domains"}  # fmt: skip
+_NO_ARGUMENTS = ("smtpd", "smtp", "lmtp", "local", "error", "discard", "pickup", "cleanup", "qmgr", "trivial-rewrite",
+                 "bounce", "showq", "anvil")  # fmt: skip
 _NOT_SERVED = ("postscreen", "qmqpd")  # commands of inet services that we do not have
 
 
@@ -163,6 +166,10 @@ def _service(config: Config, service: Service, used: set[str]) -> Iterator[Probl
     where = f"{service.name}/{service.type}"
     if service.type == "inet" and service.command in _NOT_SERVED:
         text = f"{where}: {service.command} is not honoured yet, nobody would answer on this port"
+        yield Problem(service.file, service.line, text, True)
+    if service.args and service.command in _NO_ARGUMENTS:
+        text = (f"{where}: unexpected command-line argument: {_short(service.args[0])}; no blanks in a value of -o, "
+                "or -o { name = value }")  # fmt: skip
         yield Problem(service.file, service.line, text, True)
     if not service.overrides:
         return

@@ -3,7 +3,7 @@
 Each takes the name, the default exactly as `postconf -d` prints it, and the documentation.  Bounds are Postfix's.
 """
 
-from mta.config.param import Kind, Param
+from mta.config.param import Kind, Param, parse_server
 
 
 def text(name: str, default: str, doc: str) -> Param:
@@ -24,6 +24,11 @@ def word(name: str, default: str, doc: str, *words: str, later: tuple[str, ...] 
 def items(name: str, default: str, doc: str, *words: str, later: tuple[str, ...] = ()) -> Param:
     """A list; with words: of these only."""
     return Param(name, Kind.LIST, default, doc, words=words, later=later)
+
+
+def servers(name: str, default: str, doc: str) -> Param:
+    """A list of address, address:port or [v6]:port."""
+    return Param(name, Kind.LIST, default, doc, item=parse_server)
 
 
 def tables(name: str, default: str, doc: str) -> Param:

@@ -19,6 +19,7 @@ from mta.record import dataclass
 
 TYPES = ("inet", "unix", "unix-dgram", "fifo", "pass")
 _FIELDS = 8
+_VALUED = "imnost"  # options of Postfix's daemons that have a value
 _SPACE = " \t\r\n\v\f"
 
 
@@ -28,8 +29,8 @@ class Service:
 
     private, unprivileged, chroot: the flags, with master(5)'s defaults (chroot: no).  wakeup: seconds, 0 = never;
     wakeup_if_used: the "?" suffix.  maxproc: processes or deliveries at once, 0 = no limit, None = the value of
-    default_process_limit.  command: program name without directory.  args: arguments without the -o overrides.
-    overrides: name -> value as written in -o.
+    default_process_limit.  command: program name without directory.  overrides: name -> value as written in -o.
+    args: what follows the options; only pipe(8) and spawn(8) have any.
     """
 
     name: str
@@ -138,24 +139,37 @@ def _words(line: str) -> list[str]:
 
 
 def _arguments(rest: list[str]) -> tuple[tuple[str, ...], dict[str, str]]:
-    """Split command arguments into what is kept and the -o overrides."""
-    args: list[str] = []
+    """Split what follows the command into its arguments and the -o overrides.
+
+    Read as Postfix's daemons read it: options end at the first word that is none (or after "--"), letters may be
+    joined ("-vo name=value"), and options other than -o mean nothing here.
+    """
     overrides: dict[str, str] = {}
-    pending = iter(rest)
-    for argument in pending:
-        if argument == "-o":
-            setting = next(pending, "")
-        elif argument.startswith("-o"):
-            setting = argument[2:]
-        else:
-            args.append(argument)
+    at = 0
+    while at < len(rest) and rest[at].startswith("-") and rest[at] != "-":
+        letters = rest[at][1:]
+        at += 1
+        if letters == "-":
+            break
+        valued = next((i for i, letter in enumerate(letters) if letter in _VALUED), None)
+        if valued is None:
             continue
-        name, equals, value = setting.partition("=")
-        name = name.strip(_SPACE)
-        if not equals or not name or len(split(name)) != 1:
-            raise ValueError(f'-o {setting}: expected -o name=value or -o {{ name = value }}')
-        overrides[name] = value.strip(_SPACE)
-    return tuple(args), overrides
+        value = letters[valued + 1 :]
+        if not value:
+            value = rest[at] if at < len(rest) else ""
+            at += 1
+        if letters[valued] == "o":
+            name, text = _override(value)
+            overrides[name] = text
+    return tuple(rest[at:]), overrides
+
+
+def _override(setting: str) -> tuple[str, str]:
+    name, equals, value = setting.partition("=")
+    name = name.strip(_SPACE)
+    if not equals or not name or len(split(name)) != 1:
+        raise ValueError(f"-o {setting}: expected -o name=value or -o {{ name = value }}")
+    return name, value.strip(_SPACE)
 
 
 def _flag(text: str, name: str, *, default: bool) -> bool:

@@ -9,14 +9,17 @@ parameter's default, as in Postfix ("delay_warning_time = 4" means hours, "queue
 See also: postconf(5) "time units"
 """
 
+import re
+from collections.abc import Callable
 from enum import Enum
-from typing import NoReturn
+from ipaddress import ip_address
 
 from mta.config.macro import level
 from mta.record import dataclass
 
 SEPARATORS = ", \t\r\n"
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+_TIME = re.compile(r"\+?([0-9]{1,20})(?:([smhdw]).*)?\Z", re.DOTALL)
 _MAX_TIME = 2**31 - 1  # seconds, the range of Postfix's int
 _MAX_INT = 2**31 - 1
 _MAX_SIZE = 2**63 - 1
@@ -55,6 +58,7 @@ class Param:
     Postfix has and we do not act on yet; refused, because the nearest word we have would be less safe.
     noop: accepted in silence because by design nothing here depends on it.  honoured False: one warning.
     unsafe_if_ignored: why a value other than the default stops the start, "" when a warning is enough.
+    item: looks at each item of a LIST; ValueError when it is malformed.
     extension: not a Postfix 3.7.11 name.  postfix_default: Postfix's own default where ours differs, else None.
     """
 
@@ -69,6 +73,7 @@ class Param:
     honoured: bool = True
     noop: bool = False
     unsafe_if_ignored: str = ""
+    item: Callable[[str], object] | None = None
     extension: bool = False
     postfix_default: str | None = None
 
@@ -96,6 +101,8 @@ class Param:
                 items = split(text)
                 for item in items:
                     self._known(item)
+                    if self.item:
+                        self.item(item)
                 return items
             case Kind.WORD:
                 return self._known(text)
@@ -153,18 +160,14 @@ def parse_number(text: str) -> float:
 
 
 def parse_time(text: str, unit: str) -> float:
-    """Seconds of "300s", "5m", "2h", "5d", "1w", or of a bare number in the given unit."""
-    number = text
-    if text[-1:] in _UNITS:
-        number, unit = text[:-1], text[-1]
-    number = number.removeprefix("+")
-    if not (number.isascii() and number.isdigit()) or len(number) > 20:
-        _bad_time()
-    return float(int(number) * _UNITS[unit])
+    """Seconds of "300s", "5m", "2h", "5d", "1w", or of a bare number in the given unit.
 
-
-def _bad_time() -> NoReturn:
-    raise ValueError("expected a time such as 300s, 67m or 4d")
+    As in Postfix only the first letter after the number counts: "4hours" and "5min" are times too.
+    """
+    found = _TIME.match(text)
+    if found is None:
+        raise ValueError("expected a time such as 300s, 67m or 4d")
+    return float(int(found[1]) * _UNITS[found[2] or unit])
 
 
 def parse_code(text: str) -> int:
@@ -172,6 +175,22 @@ def parse_code(text: str) -> int:
     if len(text) != 3 or not text.isascii() or not text.isdigit() or text[0] not in "45":
         raise ValueError("expected an SMTP reply code such as 450 or 550")
     return int(text)
+
+
+def parse_server(text: str) -> tuple[str, int]:
+    """Address and port of "address", "address:port" or "[v6]:port"; port 53 where none is given."""
+    host, port = text, "53"
+    if text.startswith("["):
+        host, bracket, rest = text[1:].partition("]")
+        port = rest.removeprefix(":") or port if bracket else ""
+    elif text.count(":") == 1:
+        host, _, port = text.partition(":")
+    if not (port.isascii() and port.isdigit() and len(port) < 6 and 0 < int(port) < 65536):
+        raise ValueError(f"{text}: expected address, address:port or [v6]:port")
+    try:
+        return str(ip_address(host)), int(port)
+    except ValueError:
+        raise ValueError(f"{text}: expected address, address:port or [v6]:port, not a name") from None
 
 
 def split(text: str) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from mta.config.declare import (
     items,
     not_yet,
     path,
+    servers,
     tables,
     text,
     time,
@@ -93,7 +94,7 @@ PARAMS: tuple[Param, ...] = (
                     "Each with more than 40 clients calls for another. Default: the number of processors.", 0, 256)),
     extension(time("smtpd_processes_max_idle", "2s",
                    "An smtpd worker without a client ends after so long; it is back in some 10 ms when one knocks.")),
-    extension(items("dns_servers", "",
+    extension(servers("dns_servers", "",
                     "DNS servers to ask, as address, address:port or [v6]:port. Default: those of resolv.conf.")),
     ignored_by_design(text("setgid_group", "postdrop", "Not needed: no program here is set-gid.")),
     *not_yet(

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
 from mta.clock import Clock
+from mta.config.param import parse_server as parse_server  # where dns_servers is checked
 from mta.record import dataclass
 
 MAX_FILE = 1 << 20  # octets; more is not looked at
@@ -61,21 +62,6 @@ class WatchedFile(Generic[T]):
         except OSError:
             self._stamp, self._value = None, self._parse("")
         return self._value
-
-
-def parse_server(text: str) -> tuple[str, int]:
-    """Read "address", "address:port" or "[v6]:port" of dns_servers; ValueError when it is none of them."""
-    host, port = text, "53"
-    if text.startswith("["):
-        host, bracket, rest = text[1:].partition("]")
-        port = rest.removeprefix(":") or port
-        if not bracket:
-            raise ValueError(f"missing ] in {text!r}")
-    elif text.count(":") == 1:
-        host, _, port = text.partition(":")
-    if not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
-        raise ValueError(f"bad port in {text!r}")
-    return str(ipaddress.ip_address(host)), int(port)
 
 
 def parse_resolv_conf(text: str) -> Servers:

@@ -123,6 +123,10 @@ def broken_class(system: Instance) -> None:
     system.configure(smtpd_restriction_classes="mine", mine="permit, nonsense", smtpd_helo_restrictions="mine")
 
 
+def broken_name_server(system: Instance) -> None:
+    system.configure(dns_servers="localhost")
+
+
 def no_master(system: Instance) -> None:
     (system.etc / "master.cf").unlink()
 
@@ -137,6 +141,7 @@ def broken_port(system: Instance) -> None:
         (broken_main, ["main.cf:20: maximal_backoff_time = 5x", "main.cf:21: message_size_limit = much", "2 errors"]),
         (broken_restriction, ["master.cf:2: smtpd_client_restrictions: unknown smtpd restriction: reject_nonsense"]),
         (broken_class, ["main.cf:21: mine: unknown smtpd restriction: nonsense"]),
+        (broken_name_server, ["main.cf:20: dns_servers = localhost: localhost: expected address"]),
         (no_master, ["master.cf: open: No such file or directory"]),
         (broken_port, ["master.cf:1: unknown service name: nosuchport"]),
     ],

@@ -154,6 +154,27 @@ def test_settings_of_master_cf_are_checked_with_their_own_line(tmp_path: Path) -
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "3101 inet n - n - - smtpd -o smtpd_client_restrictions=permit_mynetworks, reject",
+        "relay unix - - n - - smtp -o smtp_tls_protocols=TLSv1.2, TLSv1.3",
+        "local unix - n n - - local -v mbox",
+    ],
+)
+def test_words_behind_the_options_of_a_service_that_has_no_arguments_stop_the_start(tmp_path: Path, line: str) -> None:
+    (found,) = [p for p in problems(tmp_path, "", f"{MASTER}{line}\n") if p.startswith("!")]
+    assert found.startswith(f"! master.cf:3: {line.split()[0]}/{line.split()[1]}: unexpected command-line argument: ")
+    assert f": {line.split()[-1]}; " in found and "-o { name = value }" in found
+
+
+@pytest.mark.parametrize("value", ["localhost", "127.0.0.1:99999", "192.0.2.1, [::1]x", "[::1"])
+def test_a_name_server_that_is_no_address_stops_the_start(tmp_path: Path, value: str) -> None:
+    (found,) = problems(tmp_path, f"\ndns_servers = {value}\n")
+    assert found.startswith(f"! main.cf:2: dns_servers = {value}: ")
+    assert "expected address, address:port or [v6]:port" in found
+
+
 def test_a_broken_reference_is_reported_where_it_is_set(tmp_path: Path) -> None:
     assert problems(tmp_path, "mydomain = $mydomain.x\n") == [
         "! main.cf:1: mydomain = $mydomain.x: refers to itself: mydomain -> mydomain"

@@ -25,7 +25,7 @@ submission inet n - y 60? 5 smtpd
     # a comment between
     -o syslog_name=postfix/submission -o { smtpd_banner = $myhostname ESMTP x }
 
-    -osoft_bounce=yes -v flags=DR { user=a b }
+    -osoft_bounce=yes -v -vo always_bcc=x -t 5 -- flags=DR { user=a b } -o c=d
 """
     (service,), problems = parse_master_cf(text, "/etc/mta/master.cf")
     assert not problems
@@ -33,9 +33,17 @@ submission inet n - y 60? 5 smtpd
     assert service.maxproc == 5
     assert service.overrides == {
         "syslog_name": "postfix/submission", "smtpd_banner": "$myhostname ESMTP x", "soft_bounce": "yes",
+        "always_bcc": "x",
     }  # fmt: skip
-    assert service.args == ("-v", "flags=DR", "user=a b")
+    assert service.args == ("flags=DR", "user=a b", "-o", "c=d")
     assert service.origin == "/etc/mta/master.cf:2"
+
+
+def test_what_follows_the_first_word_that_is_no_option_belongs_to_the_command() -> None:
+    argv = "user=spamd argv=/usr/bin/spamc -f -e /usr/sbin/sendmail -oi -f ${sender} ${recipient}"
+    (service,), problems = parse_master_cf(f"spam unix - n n - - pipe -o soft_bounce=yes {argv}\n", "master.cf")
+    assert not problems
+    assert (service.args, service.overrides) == (tuple(argv.split()), {"soft_bounce": "yes"})
 
 
 @pytest.mark.parametrize(

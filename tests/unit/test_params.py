@@ -65,8 +65,9 @@ def test_generated_files_are_what_the_declarations_give(file: str, made: object)
 
 @pytest.mark.parametrize(
     ("text", "unit", "seconds"),
-    [("5", "s", 5), ("5", "d", 432000), ("5m", "d", 300), ("2h", "s", 7200), ("1w", "s", 604800), ("+5", "s", 5)],
-)
+    [("5", "s", 5), ("5", "d", 432000), ("5m", "d", 300), ("2h", "s", 7200), ("1w", "s", 604800), ("+5", "s", 5),
+     ("4hours", "s", 14400), ("5min", "h", 300), ("30seconds", "h", 30), ("1d ago", "s", 86400)],
+)  # fmt: skip
 def test_time_units(text: str, unit: str, seconds: float) -> None:
     assert parse_time(text, unit) == seconds
 
