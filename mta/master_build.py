@@ -18,7 +18,7 @@ from mta.bounce.bounce import BounceSettings, BounceWriter
 from mta.cleanup.cleanup import Cleanup
 from mta.cleanup.settings import CleanupSettings
 from mta.clock import Clock
-from mta.config.config import Config
+from mta.config.config import Config, Service
 from mta.deliver.connector import Connector, NetConnector
 from mta.deliver.local import LocalAgent, OwnMailboxes
 from mta.deliver.local_client import HelperConnection
@@ -44,6 +44,7 @@ from mta.queue.store import SpoolStore, StoreSettings
 from mta.record import dataclass
 from mta.smtpd.anvil import Anvil as AnvilCounters
 from mta.smtpd.anvil import AnvilSettings
+from mta.smtpd.anvil_service import AnvilOfServices, ServiceAnvil
 from mta.smtpd.facts import PERMIT, Facts, Stage, Verdict
 from mta.smtpd.ports import Anvil
 from mta.smtpd.restrict_core import RestrictionSettings
@@ -53,6 +54,8 @@ from mta.smtpd.server_settings import ServerSettings
 from mta.submit_smtp import LocalDoor
 from mta.tls import TlsClientSettings, TlsServerSettings, client_tls, offered_context
 from mta.trivial_rewrite import Rewriter, RewriterSettings
+
+EXCEPTIONS = "smtpd_client_event_limit_exceptions"
 
 
 @dataclass(slots=True)
@@ -150,12 +153,39 @@ def rehearse(config: Config, inet: Sequence[str]) -> None:
 # -- receiving ------------------------------------------------------------------------------------
 
 
-def build_anvil(core: Core) -> AnvilCounters:
-    """The counters of clients: one for the whole mail system."""
-    words = core.config.words("smtpd_client_event_limit_exceptions")
-    exceptions = NetworkList("smtpd_client_event_limit_exceptions", words, core.context)
+def build_anvil(core: Core) -> Anvil:
+    """The counters of clients: one set for the whole mail system, and one for each service with limits of its own."""
+    common = _counters(core, core.config)
+    own = {
+        service.name: _counters(core, core.config.for_service(service))
+        for service in core.config.services
+        if has_own_limits(core.config, service)
+    }
+    return AnvilOfServices(common, own) if own else common
+
+
+def _counters(core: Core, config: Config) -> AnvilCounters:
+    words = config.words(EXCEPTIONS)
     warn = partial(core.log.warning, "anvil")
-    return AnvilCounters(core.config.fill(AnvilSettings), exceptions, core.clock, warn)
+    return AnvilCounters(config.fill(AnvilSettings), NetworkList(EXCEPTIONS, words, core.context), core.clock, warn)
+
+
+def has_own_limits(config: Config, service: Service) -> bool:
+    """Does an smtpd service of master.cf count by other limits than main.cf's?  config: main.cf's."""
+    if service.type != "inet" or service.command != "smtpd":
+        return False
+    own = config.for_service(service)
+    return (own.fill(AnvilSettings), own.words(EXCEPTIONS)) != (config.fill(AnvilSettings), config.words(EXCEPTIONS))
+
+
+def has_rate_limits(config: Config) -> bool:
+    """Does any service limit what a client may do per time unit?"""
+    inet = (service for service in config.services if service.type == "inet")
+    return any(
+        each.integer(f"smtpd_client_{what}_rate_limit")
+        for each in (config, *map(config.for_service, inet))
+        for what in ("connection", "message", "recipient")
+    )
 
 
 class PermitAll:
@@ -197,6 +227,8 @@ def build_smtpd(core: Core, config: Config, anvil: Anvil, service: str) -> SMTPS
     syslog_name = config.text("syslog_name")
     prefix = syslog_name.partition("/")[2]
     name = f"{prefix}/smtpd" if prefix else service
+    if config.service and has_own_limits(core.config, config.service):
+        anvil = ServiceAnvil(anvil, config.service.name)
     return SMTPServer(
         config.fill(ServerSettings), restrictions, core.cleanup, anvil, core.resolver, core.log, core.clock, tls,
         service=name, silent=restrictions.silent, company=core.fsio.company,

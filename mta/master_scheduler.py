@@ -27,7 +27,7 @@ from mta.memory import leave_files
 from mta.pickup import Pickup, PickupSettings
 from mta.queue.store_admin import Administrator
 from mta.record import dataclass
-from mta.smtpd.anvil import Anvil
+from mta.smtpd.ports import Anvil
 from mta.smtpd.server import SMTPServer
 from mta.submit import SubmitServer, SubmitSettings
 from mta.submit_limits import UserLimits, UserLimitSettings

@@ -16,7 +16,7 @@ from collections.abc import Callable, Coroutine
 
 from mta.clock import Clock
 from mta.config.config import Config
-from mta.master_build import build_anvil, build_core
+from mta.master_build import build_anvil, build_core, has_rate_limits
 from mta.master_notify import Notify
 from mta.master_process import Parent
 from mta.master_scheduler import DRAIN, Running, Sockets, listen_smtp, on_rotate, run_loop
@@ -29,7 +29,6 @@ TURNOVER = 5  # connections that come, and that go, within LOOK: a sibling gets 
 BUSY = 4  # looks that must have found it so
 LEAVE = 300.0  # seconds a session may go on after a reload, with the old settings
 LOOK = 0.2
-RATES = ("connection", "message", "recipient")  # what a sibling has counted of these is not told to the others
 
 
 def run_worker(config: Config, sockets: Sockets, parent: Parent, *, first: bool = True) -> int:
@@ -51,7 +50,7 @@ async def _serve(
     on_rotate(core)
     path = os.path.join(config.text("queue_directory"), "private", "qmgr")
     processes = config.integer("smtpd_processes")
-    counts = processes == 1 or not any(config.integer(f"smtpd_client_{what}_rate_limit") for what in RATES)
+    counts = processes == 1 or not has_rate_limits(config)  # what it has counted of rates a sibling is not told
     link = LinkClient(path, core.clock, core.log, build_anvil(core) if counts else None)
     core.store.arrived = link.arrived
     running = Running()

@@ -6,6 +6,7 @@ the listening socket outlives it, so a connection alone does not mean that anybo
     Q <queue-id> <moment>   a message is durable in the spool, which got its name after this moment (Clock.moment;
                             0: unknown); answered "A <queue-id>"
     C|D|M|R <seq> <address> a client connects | disconnects | sends MAIL | sends RCPT; C, M, R are answered
+                            (address/service: at a service with limits of its own, mta/smtpd/anvil_service.py)
     "V <seq> ok" or "V <seq> <code> <enhanced> <text> ;; <for the log>"
     N                       counts anew: nothing is held for this worker
     L                       it listens no more; the link lasts as long as its clients
@@ -30,8 +31,8 @@ from typing import cast
 
 from mta.eager import start
 from mta.maillog import Maillog
-from mta.smtpd.anvil import Anvil
 from mta.smtpd.facts import Verdict
+from mta.smtpd.ports import Anvil
 
 MAX_LINE = 1024  # bytes
 

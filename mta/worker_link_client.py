@@ -9,8 +9,8 @@ import asyncio
 from mta.clock import Clock
 from mta.maillog import Maillog
 from mta.smtp.reply import Reply
-from mta.smtpd.anvil import Anvil
 from mta.smtpd.facts import PERMIT, Verdict
+from mta.smtpd.ports import Anvil
 from mta.worker_link import Lines
 
 RECONNECT = 0.2  # seconds

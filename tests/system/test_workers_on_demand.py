@@ -4,8 +4,11 @@ import contextlib
 import socket
 import time
 
+import pytest
+
 from mta.master_worker import CROWD
-from tests.system.support_lifecycle import Client, crowd, started, until
+from tests.crash.system import free_port
+from tests.system.support_lifecycle import Client, crowd, instance, started, until
 from tests.system.support_system import DOMAIN, local_user, mailbox_of
 
 USER = f"{local_user()}@{DOMAIN}"
@@ -52,6 +55,31 @@ def test_a_client_has_no_more_connections_with_two_workers_than_with_one() -> No
         assert len(clients) == limit
         for client in clients[:5]:
             assert client.send(USER).startswith("250 2.0.0 Ok: queued")
+
+
+@pytest.mark.parametrize("count", ["0", "1", "2"])
+def test_a_service_with_limits_of_its_own_counts_for_itself(count: str) -> None:
+    general = {
+        "smtpd_client_connection_count_limit": "3", "smtpd_client_message_rate_limit": "2",
+        "smtpd_client_event_limit_exceptions": "", "anvil_rate_time_unit": "1h",
+    }  # fmt: skip
+    strict, lifted = free_port(), free_port()
+    with instance(smtpd_processes=count, **general) as system, contextlib.ExitStack() as stack:
+        with (system.etc / "master.cf").open("a") as file:
+            file.write(f"127.0.0.1:{strict} inet n - n - - smtpd -o smtpd_client_connection_count_limit=1\n"
+                       " -o smtpd_client_message_rate_limit=1\n"
+                       f"127.0.0.1:{lifted} inet n - n - - smtpd -o smtpd_client_connection_count_limit=0\n"
+                       " -o smtpd_client_message_rate_limit=0\n")  # fmt: skip
+        system.must("start")
+        for port, connections, messages in ((strict, 1, 1), (system.port, 3, 2), (lifted, 5, 5)):
+            clients = [stack.enter_context(Client(port)) for _ in range(5)]
+            taken = [client for client in clients if client.greeting.startswith("220 ")]
+            assert len(taken) == connections, [client.greeting for client in clients]
+            taken[0].command("EHLO client.test")
+            replies = [taken[0].command("MAIL FROM:<>") for _ in range(5) if taken[0].command("RSET")]
+            assert [reply[:3] for reply in replies] == ["250"] * messages + ["450"] * (5 - messages)
+        with Client(strict) as one_more:
+            assert one_more.greeting.startswith("421 4.7.0 ")
 
 
 def test_a_client_that_stays_keeps_its_worker() -> None:
