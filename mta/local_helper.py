@@ -239,7 +239,7 @@ class Helper:
             async with self._clock.timeout(READ_LIMIT):
                 await asyncio.get_running_loop().sock_sendall(connection, encode_answer(answer))
         except (WireError, TimeoutError, OSError) as error:
-            self._log.warning(SERVICE, f"request refused: {type(error).__name__}")
+            self._log.warning(SERVICE, f"request refused: {type(error).__name__} {error}".rstrip())
         except Exception as error:  # a bug of ours ends one request
             self._log.warning(SERVICE, f"request failed: {error!r}")
         finally:

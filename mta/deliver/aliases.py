@@ -26,7 +26,7 @@ from dataclasses import field
 from enum import Enum
 from typing import Protocol
 
-from mta.deliver.local_wire import ADDRESS_LIMIT
+from mta.deliver.local_wire import possible
 from mta.lookup.address import ExtensionRules, split_extension
 from mta.lookup.lines import Warnings, logical_lines, parse_aliases, text_of
 from mta.lookup.table import Maps
@@ -395,11 +395,6 @@ class AliasExpander:
         state.leaves.setdefault(f"{leaf.local}@".lower() if leaf.local else leaf.address.lower(), leaf)
         if len(state.leaves) > MAX_LEAVES:
             raise AliasProblemError(f"alias expands to more than {MAX_LEAVES} recipients")
-
-
-def possible(address: str) -> bool:
-    """Could this be an address?  Not with a control character (RFC 5321 s4.1.2) or over ADDRESS_LIMIT characters."""
-    return len(address) <= ADDRESS_LIMIT and not any(c < " " or c == "\x7f" for c in address)
 
 
 def visible(address: str) -> str:

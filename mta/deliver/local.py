@@ -21,7 +21,7 @@ from mta.deliver.aliases import AliasProblemError, Router
 from mta.deliver.local_plan import LocalSettings, Planner, ToOthers, ToUser, Users, local_settings
 from mta.deliver.local_trust import UntrustedFileError, read_trusted
 from mta.deliver.local_user import UserDelivery, deliver_to_user
-from mta.deliver.local_wire import Answer, Ask
+from mta.deliver.local_wire import ADDRESS_LIMIT, Answer, Ask, possible
 from mta.deliver.mailbox import Message, System
 from mta.deliver.request import DeliveryRequest, Expansion, Result
 from mta.envelope import Recipient
@@ -39,6 +39,7 @@ with spared("aiofiles.tempfile"):
 
 IN_MEMORY = 1 << 20  # bytes of content kept in a memory file; more goes to the disk
 NO_ROOM = Reply(452, "4.3.0", "no room for a copy of the message")
+BAD_ADDRESS = Reply(550, "5.1.3", "bad address syntax")
 SERVICE = "local"
 
 __all__ = ["LocalAgent", "LocalSettings", "OwnMailboxes", "local_settings"]
@@ -92,9 +93,10 @@ class LocalAgent:
         address = recipient.address
         if content.was_delivered_to(address):
             return self._result(Reply(554, "5.4.6", f"mail forwarding loop for {address}"), started)
-        ask = Ask(
-            request.queue_id, address, recipient.original or address, request.envelope.sender, request.transport
-        )  # fmt: skip
+        if not possible(address):
+            return self._result(BAD_ADDRESS, started)
+        original = recipient.original if 0 < len(recipient.original) <= ADDRESS_LIMIT else address
+        ask = Ask(request.queue_id, address, original, request.envelope.sender, request.transport)
         answer = await self._backend.deliver(ask, content.fd)
         expansion = None
         if answer.recipients:

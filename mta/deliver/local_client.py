@@ -43,7 +43,9 @@ class HelperConnection:
                     return Answer(UNAVAILABLE)
                 async with self._clock.timeout(self._limit):
                     return decode_answer(await _read(sock))
-            except (OSError, TimeoutError, WireError):
+            except WireError as error:
+                return Answer(Reply(451, "4.3.0", f"local delivery: {error}"))
+            except (OSError, TimeoutError):
                 return Answer(UNAVAILABLE)
 
     async def close(self) -> None:

@@ -1,7 +1,8 @@
 """What the daemon and mta-local say to each other, as bytes: one JSON object per line, one request per connection.
 
 The daemon is not trusted by mta-local, and its answer is data to the daemon: both directions are checked to the
-last field.  Addresses are str with surrogates for bytes that are not UTF-8; JSON keeps them.
+last field.  Addresses are str with surrogates for bytes that are not UTF-8; JSON keeps them.  Who sent a message and
+whom it was for at first is only text: control characters are replaced where it becomes a header.
 
 See also: mta/local_helper.py
 """
@@ -13,8 +14,10 @@ from mta.smtp.reply import Reply
 
 REQUEST_LIMIT = 16384  # bytes of a request line
 ANSWER_LIMIT = 32 << 20  # bytes of an answer: the largest expansion with the longest addresses
-ADDRESS_LIMIT = 1024  # characters
+ADDRESS_LIMIT = 2048  # characters; more than any command of SMTP can hold that we take
+TEXT_LIMIT = 8 * ADDRESS_LIMIT  # characters of the text of a reply
 _FIELDS = ("queue_id", "recipient", "original", "sender", "transport")
+_JUST_TEXT = ("original", "sender")
 
 
 class WireError(ValueError):
@@ -41,10 +44,22 @@ class Answer:
     sender: str = ""
 
 
-def _clean(value: object, limit: int) -> str:
-    if not isinstance(value, str) or len(value) > limit or any(c < " " or c == "\x7f" for c in value):
-        raise WireError("malformed text")
+def possible(address: str) -> bool:
+    """Could this be an address?  Not with a control character (RFC 5321 s4.1.2) or over ADDRESS_LIMIT characters."""
+    return len(address) <= ADDRESS_LIMIT and not any(c < " " or c == "\x7f" for c in address)
+
+
+def _text(name: str, value: object, limit: int = ADDRESS_LIMIT) -> str:
+    if not isinstance(value, str) or len(value) > limit:
+        raise WireError(f"malformed {name}")
     return value
+
+
+def _clean(name: str, value: object, limit: int = ADDRESS_LIMIT) -> str:
+    text = _text(name, value, limit)
+    if any(c < " " or c == "\x7f" for c in text):
+        raise WireError(f"malformed {name}")
+    return text
 
 
 def _object(line: bytes) -> dict[str, object]:
@@ -58,8 +73,13 @@ def _object(line: bytes) -> dict[str, object]:
 
 
 def encode_ask(ask: Ask) -> bytes:
-    """One line."""
-    return json.dumps({name: getattr(ask, name) for name in _FIELDS}).encode() + b"\n"
+    """One line; WireError for what would not be taken."""
+    fields = {name: getattr(ask, name) for name in _FIELDS}
+    _checked(fields)
+    line = json.dumps(fields).encode() + b"\n"
+    if len(line) > REQUEST_LIMIT:
+        raise WireError("addresses too long")
+    return line
 
 
 def decode_ask(line: bytes) -> Ask:
@@ -67,7 +87,11 @@ def decode_ask(line: bytes) -> Ask:
     found = _object(line)
     if set(found) != set(_FIELDS):
         raise WireError("wrong fields")
-    ask = Ask(*(_clean(found[name], ADDRESS_LIMIT) for name in _FIELDS))
+    return _checked(found)
+
+
+def _checked(found: dict[str, object]) -> Ask:
+    ask = Ask(*((_text if name in _JUST_TEXT else _clean)(name, found[name]) for name in _FIELDS))
     if not ask.recipient or not ask.transport:
         raise WireError("no recipient")
     return ask
@@ -76,7 +100,7 @@ def decode_ask(line: bytes) -> Ask:
 def encode_answer(answer: Answer) -> bytes:
     """One line."""
     reply = answer.reply
-    text = " ".join(reply.text.split("\n"))
+    text = "".join(" " if c < " " or c == "\x7f" else c for c in reply.text[:TEXT_LIMIT])
     fields = {"code": reply.code, "enhanced": reply.enhanced, "text": text}
     return json.dumps(fields | {"recipients": answer.recipients, "sender": answer.sender}).encode() + b"\n"
 
@@ -87,7 +111,7 @@ def decode_answer(line: bytes) -> Answer:
     code, recipients = found.get("code"), found.get("recipients")
     if not isinstance(code, int) or not 200 <= code <= 599 or not isinstance(recipients, list):
         raise WireError("malformed answer")
-    text = _clean(found.get("text"), ADDRESS_LIMIT * 8)
-    reply = Reply(code, _clean(found.get("enhanced"), 16), text)
-    addresses = tuple(_clean(address, ADDRESS_LIMIT) for address in recipients)
-    return Answer(reply, addresses, _clean(found.get("sender"), ADDRESS_LIMIT))
+    text = _clean("text", found.get("text"), TEXT_LIMIT)
+    reply = Reply(code, _clean("enhanced", found.get("enhanced"), 16), text)
+    addresses = tuple(_clean("recipients", address) for address in recipients)
+    return Answer(reply, addresses, _text("sender", found.get("sender")))

@@ -115,6 +115,13 @@ async def test_mail_that_was_here_before_is_a_loop(tmp_path: Path, header: str) 
     assert other.reply.code == 250
 
 
+@pytest.mark.parametrize("address", ["alice+\t@mx.test", "alice+\nX-Y: z@mx.test", "alice+" + "e" * 3000 + "@mx.test"])
+async def test_what_can_be_no_address_is_a_bad_address(tmp_path: Path, address: str) -> None:
+    desk = Desk(Site(tmp_path))
+    bad, good = await desk.send(address, "alice@mx.test")
+    assert (bad.reply, good.reply.code) == (Reply(550, "5.1.3", "bad address syntax"), 250)
+
+
 async def test_a_delivered_to_in_the_body_is_only_text(tmp_path: Path) -> None:
     desk = Desk(Site(tmp_path))
     (result,) = await desk.send("alice@mx.test", content=CONTENT + b"\nDelivered-To: alice@mx.test\n")

@@ -74,11 +74,13 @@ class Desk:
             self.log.flush()
 
 
-async def ask(connection: HelperConnection, recipient: str, content: bytes = CONTENT) -> Answer:
+async def ask(
+    connection: HelperConnection, recipient: str, content: bytes = CONTENT, sender: str = "s@src.test"
+) -> Answer:
     fd = os.memfd_create("content")
     try:
         os.write(fd, content)
-        return await connection.deliver(Ask("4F1", recipient, recipient, "s@src.test", "local"), fd)
+        return await connection.deliver(Ask("4F1", recipient, recipient, sender, "local"), fd)
     finally:
         os.close(fd)
 
@@ -91,6 +93,8 @@ def test_requests_and_answers_survive_the_wire() -> None:
     assert decode_ask(encode_ask(question)) == question
     answer = Answer(Reply(250, "2.0.0", "x"), ("a@b", "\\c@d"), "owner-x@y")
     assert decode_answer(encode_answer(answer)) == answer
+    long = decode_answer(encode_answer(Answer(Reply(451, "4.3.5", 'odd "a\nb\0c"' + "x" * 99_999))))
+    assert long.reply.text.startswith('odd "a b c"x')
 
 
 @pytest.mark.parametrize(
@@ -104,7 +108,7 @@ def test_requests_and_answers_survive_the_wire() -> None:
         b"[" * 100_000,
         json.dumps({"queue_id": "", "recipient": "a\nb", "original": "", "sender": "", "transport": "local"}).encode(),
         json.dumps({"queue_id": "", "recipient": "", "original": "", "sender": "", "transport": "local"}).encode(),
-        json.dumps({"queue_id": "", "recipient": "a" * 2000, "original": "", "sender": "", "transport": "l"}).encode(),
+        json.dumps({"queue_id": "", "recipient": "a" * 3000, "original": "", "sender": "", "transport": "l"}).encode(),
         json.dumps({"queue_id": "", "recipient": "a", "original": [], "sender": {}, "transport": "l"}).encode(),
     ],
 )
@@ -141,6 +145,19 @@ async def test_aliases_come_back_as_addresses(tmp_path: Path) -> None:
         large = await ask(connection, "long@mx.test")
     assert small.recipients == ("alice@mx.test", "x@ok.test") and small.sender == "s@src.test"
     assert len(large.recipients) == 5000  # more than one packet
+
+
+@pytest.mark.parametrize("sender", ["s" * 1100 + "@src.test", "\u00f6" * 700 + "@src.test", "a\tb\n\x7f@src.test"])
+async def test_an_odd_sender_keeps_nobody_from_having_the_message(tmp_path: Path, sender: str) -> None:
+    desk = Desk(people(tmp_path, "list: alice, x@ok.test\n"))
+    async with desk.serving() as connection:
+        assert (await ask(connection, "bob@mx.test", sender=sender)).reply.code == 250
+        assert (await ask(connection, "bob+" + "e" * 1100 + "@mx.test")).reply.code == 250
+        assert (await ask(connection, "list@mx.test", sender=sender)).sender == sender
+        refused = await ask(connection, "bob@mx.test", sender="s" * 3000)
+    assert refused.reply == Reply(451, "4.3.0", "local delivery: malformed sender")
+    head = (tmp_path / "mail/bob").read_bytes().split(b"\n\n")[0].split(b"\n")
+    assert [line.partition(b":")[0][:4] for line in head] == [b"From", b"Retu", b"X-Or", b"Deli", b"Subj"]
 
 
 async def test_many_requests_at_once_are_all_answered(tmp_path: Path) -> None:
