@@ -2,7 +2,9 @@
 
 State: the parsed value, the file's signature (inode, size, mtime, ctime) and when to look again.  stat(2) at
 most once a second, and only when somebody asks.  A file that changed less than a second ago is read when it
-has rested, because an editor may be in the middle of writing it; until then the old content answers.  A file
+has rested, because an editor may be in the middle of writing it; until then the old content answers.  Where there
+is none, the first look waits: FIRST_REST, or CHECK_INTERVAL when the file is empty or ends in the middle of a line, in
+which it must not change; LONGEST_REST at most, then every lookup fails.  A file
 that is missing or cannot be read fails every lookup (TableError), it is never "nothing in there": a mistyped
 name must not turn existing users into unknown ones.
 """
@@ -20,8 +22,18 @@ from mta.lookup.table import TableError
 T = TypeVar("T")
 
 CHECK_INTERVAL = 1.0  # seconds between two looks at the file, and how long a changed file must rest
+FIRST_REST = 0.1  # seconds that a file just written must rest before it is believed by who knows nothing yet
+LONGEST_REST = 3.0  # seconds to wait for that
 MAX_SIZE = 1 << 30  # octets of a table source
 _Signature = tuple[int, int, int, int]
+
+
+class _RestlessError(Exception):
+    """The file was written a moment ago.  rest: seconds after which it must have the same signature."""
+
+    def __init__(self, signature: _Signature, rest: float) -> None:
+        super().__init__()
+        self.signature, self.rest = signature, rest
 
 
 class Source(Generic[T]):
@@ -56,10 +68,9 @@ class Source(Generic[T]):
             task.exception()
 
     async def _refresh(self) -> None:
-        now = self._context.clock.now()
         warnings = Warnings(self._path)
         try:
-            found = await self._context.fsio.run(self._load, self._signature, now, warnings)
+            found = await self._rested(warnings)
         except (OSError, MemoryError, RecursionError) as error:
             self._failed(_describe(error, self._path))
         else:
@@ -72,16 +83,35 @@ class Source(Generic[T]):
         if warnings.more:
             self._context.warn(f"{self._path}: {warnings.more} more warnings of this kind")
 
+    async def _rested(self, warnings: Warnings) -> tuple[_Signature, T] | None:
+        """As _load(), when nobody is writing."""
+        clock, seen = self._context.clock, None
+        end = clock.monotonic() + LONGEST_REST
+        while True:
+            try:
+                return await self._context.fsio.run(self._load, self._signature, seen, clock.now(), warnings)
+            except _RestlessError as error:
+                if clock.monotonic() >= end:
+                    raise OSError(f"{self._path} is being written") from None
+                seen, rest = error.signature, error.rest
+            await clock.sleep(rest)
+
     def _failed(self, error: str) -> None:
         if error != self._error:
             self._context.warn(f"{self._name} is unavailable. {error}")
         self._value, self._signature, self._error = None, None, error
 
-    def _load(self, known: _Signature | None, now: float, warnings: Warnings) -> tuple[_Signature, T] | None:
-        """In a worker: None when the content in memory still stands, else (signature, value)."""
+    def _load(
+        self, known: _Signature | None, seen: _Signature | None, now: float, warnings: Warnings
+    ) -> tuple[_Signature, T] | None:
+        """In a worker: None when the content in memory still stands, else (signature, value).
+
+        seen: of the look before, when that was one of a file just written; _RestlessError: look again.
+        """
         info = os.stat(self._path)
         signature = _signature(info)
-        if signature == known or (known is not None and 0 <= now - info.st_mtime < CHECK_INTERVAL):
+        young = 0 <= now - info.st_mtime < CHECK_INTERVAL
+        if signature == known or (known is not None and young):
             return None
         if not stat.S_ISREG(info.st_mode):
             raise OSError(f"{self._path} is not a regular file")
@@ -89,7 +119,13 @@ class Source(Generic[T]):
             raise OSError(f"{self._path} is too large")
         with open(self._path, "rb") as file:
             data = file.read(MAX_SIZE)
-            signature = _signature(os.fstat(file.fileno()))
+            after = _signature(os.fstat(file.fileno()))
+        if young and signature != seen:
+            raise _RestlessError(signature, FIRST_REST if data.endswith(b"\n") else CHECK_INTERVAL)
+        if after != signature:  # somebody has begun to write, or put another file there
+            if known is not None:
+                return None
+            raise _RestlessError(signature, CHECK_INTERVAL)
         return signature, self._parse(data, warnings)
 
 

@@ -62,6 +62,7 @@ class Site:
         for name in ("mail", "home", "data", "spool"):
             (directory / name).mkdir(exist_ok=True)
         (directory / "aliases").write_text(aliases)
+        os.utime(directory / "aliases", (0, 0))  # nobody is at it
         (directory / "main.cf").write_text(MAIN_CF.format(directory=directory) + main_cf)
         (directory / "master.cf").write_text(MASTER_CF)
         self.config: Config = load(str(directory), host=HostFacts("mx.test"))

@@ -1,5 +1,6 @@
 """Text tables: what postmap(1) and postalias(1) say of the same files, reloading, and failures."""
 
+import asyncio
 import os
 from pathlib import Path
 
@@ -181,6 +182,58 @@ def test_a_file_just_being_written_does_not_replace_what_is_known(tmp_path: Path
         assert await table.get("a") == "1"
         await clock.sleep(2)
         assert await table.get("a") is None
+
+    run_virtual(main)
+
+
+def write_at(path: Path, clock: Clock, text: str) -> None:
+    path.write_text(text)
+    os.utime(path, (clock.now(), clock.now()))
+
+
+@pytest.mark.parametrize(("gap", "pieces"), [(0.05, ["a 1\n", "b 2\n", "c 3\n"]), (0.5, ["", "a 1\nb", " 2\nc 3\n"])])
+def test_a_file_just_being_written_is_not_believed_at_the_first_look(
+    tmp_path: Path, gap: float, pieces: list[str]
+) -> None:
+    path = tmp_path / "m"
+
+    async def main(clock: Clock) -> None:
+        async def edit() -> None:
+            for n in range(len(pieces)):
+                write_at(path, clock, "".join(pieces[: n + 1]))
+                await clock.sleep(gap)
+
+        editor = asyncio.ensure_future(edit())
+        await clock.sleep(gap / 2)
+        assert await open_table(f"hash:{path}", World(clock=clock).context).get("c") == "3"
+        await editor
+
+    run_virtual(main)
+
+
+def test_a_file_that_never_rests_fails_every_lookup_and_one_at_rest_answers_soon(tmp_path: Path) -> None:
+    path = tmp_path / "m"
+
+    async def main(clock: Clock) -> None:
+        async def edit() -> None:
+            for n in range(80):
+                write_at(path, clock, "a 1\n" * n)
+                await clock.sleep(0.05)
+
+        editor = asyncio.ensure_future(edit())
+        await clock.sleep(0.1)
+        table = open_table(f"hash:{path}", World(clock=clock).context)
+        with pytest.raises(TableError, match="is being written"):
+            await table.get("b")
+        await editor
+        write_at(path, clock, "a 1\n")
+        started = clock.monotonic()
+        assert await open_table(f"hash:{path}", World(clock=clock).context).get("a") == "1"
+        assert clock.monotonic() - started < 0.2
+        os.utime(path, (clock.now() + 900, clock.now() + 900))  # the clock was set back
+        started = clock.monotonic()
+        assert await open_table(f"hash:{path}", World(clock=clock).context).get("a") == "1"
+        assert clock.monotonic() == started
 
     run_virtual(main)
 
