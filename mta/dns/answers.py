@@ -4,10 +4,14 @@ No I/O and no state: a datagram is judged against the question it may answer, an
 a tuple of texts, with the seconds it may be kept.  What is not a clear answer is never "does not exist": it is an
 exception of this module (another server, or TCP, may know) or DnsTemporary.
 
+Parsing is slow, and whoever owns a zone decides how much there is of it.  So an answer that is too long for the
+records we keep is none, and no more records than these are parsed.
+
 See also: RFC 1035, RFC 2308 (negative answers)
 """
 
 import re
+import struct
 
 import dns.exception
 import dns.flags
@@ -28,8 +32,12 @@ import dns.rrset
 from mta.dns.mx import MX, DnsError, DnsNoData, DnsNotFound, DnsTemporary, MXAnswer
 from mta.dns.system import is_address
 
-MAX_RECORDS = 100  # of one answer that are kept
+MAX_RECORDS = 150  # of one answer that are kept
+MAX_SIZE = 16384  # octets of an answer: MAX_RECORDS with names of 90 octets
+MAX_ADDRESSES = 100  # of one host
+MAX_BESIDE = 50  # records that are read of what stands beside the answer
 MAX_CNAMES = 8
+_COUNTS = struct.Struct("!4x4H")  # RFC 1035 s4.1.1: how many records the sections have, after the question
 MAX_TTL = 600.0  # seconds an answer is kept at most: a local caching resolver knows better than we do
 MAX_NEGATIVE_TTL = 60.0
 _DOTS = re.compile("[.\u3002\uff0e\uff61]")  # RFC 3490 s3.1
@@ -54,8 +62,12 @@ class RefusedError(Exception):
 def judge(query: dns.message.Message, wire: bytes, *, tcp: bool) -> dns.message.Message | None:
     """Return the message when it is an answer to the question, None when it is something else.
 
+    TC is set in a message that is not whole: it came over TCP that way, or has more than we read.
     Raises TruncatedError, or RefusedError when the server answered that it cannot.
     """
+    if len(wire) > MAX_SIZE:
+        return None
+    wire, cut = _bounded(wire)
     try:
         answer = dns.message.from_wire(wire, ignore_trailing=True)
     except (dns.exception.DNSException, ValueError, LookupError):
@@ -74,10 +86,30 @@ def judge(query: dns.message.Message, wire: bytes, *, tcp: bool) -> dns.message.
         raise TruncatedError
     if rcode not in (dns.rcode.NOERROR, dns.rcode.NXDOMAIN):
         raise RefusedError
+    if cut:
+        answer.flags |= dns.flags.TC
     referral = any(rrset.rdtype == dns.rdatatype.NS for rrset in answer.authority) and not _soa(answer)
     if rcode == dns.rcode.NOERROR and not answer.answer and referral:
         raise RefusedError  # this server neither knows nor asks on our behalf (lame)
     return answer
+
+
+def _bounded(wire: bytes) -> tuple[bytes, bool]:
+    """The message with as many records as we are willing to read, and whether that left some out.
+
+    The parser goes by the counts in front, so nothing but these is changed.
+    """
+    if len(wire) < _COUNTS.size:
+        return wire, False
+    found = _COUNTS.unpack_from(wire)
+    kept: list[int] = []
+    limits = (1, MAX_RECORDS + MAX_CNAMES, MAX_BESIDE, MAX_BESIDE)
+    for count, limit in zip(found, limits, strict=True):
+        whole = kept == list(found[: len(kept)])  # a section is found only where those before it are read
+        kept.append(min(count, limit) if whole else 0)
+    if kept == list(found):
+        return wire, False
+    return wire[:4] + struct.pack("!4H", *kept) + wire[_COUNTS.size :], True
 
 
 def _looks_cut(query: dns.message.Message, wire: bytes) -> bool:
@@ -95,18 +127,19 @@ def _soa(answer: dns.message.Message) -> dns.rrset.RRset | None:
 def read(answer: dns.message.Message, name: dns.name.Name, kind: str) -> tuple[Answer | None, dns.name.Name, float]:
     """-> (answer, the name at the end of the CNAME chain, seconds to keep this); None: ask for that name.
 
-    Raises DnsTemporary for an answer section that has nothing to do with the question, or CNAMEs without end.
+    Raises DnsTemporary for a message that is not whole and has not what was wanted, for an answer section that has
+    nothing to do with the question, and for CNAMEs without end.
     """
-    wanted = dns.rdatatype.from_text(kind)
+    wanted, cut = dns.rdatatype.from_text(kind), bool(answer.flags & dns.flags.TC)
     by_name: dict[tuple[dns.name.Name, int], dns.rrset.RRset] = {}
-    for rrset in answer.answer[: MAX_RECORDS + MAX_CNAMES]:
+    for rrset in answer.answer:
         if rrset.rdclass == dns.rdataclass.IN:
             by_name.setdefault((rrset.name, int(rrset.rdtype)), rrset)
     ttl, end = MAX_TTL, name
     for _ in range(MAX_CNAMES + 1):
         records = by_name.get((end, int(wanted)))
         if records is not None:
-            return _values(records), end, min(ttl, records.ttl)
+            return _values(records, cut=cut), end, min(ttl, records.ttl)
         alias = by_name.get((end, int(dns.rdatatype.CNAME)))
         if alias is None:
             break
@@ -116,13 +149,19 @@ def read(answer: dns.message.Message, name: dns.name.Name, kind: str) -> tuple[A
             end = target.target
     else:
         raise DnsTemporary(name.to_text(), kind)
-    if answer.rcode() == dns.rcode.NXDOMAIN:
+    if answer.rcode() == dns.rcode.NXDOMAIN and not cut:
         return DnsNotFound, end, min(ttl, _negative_ttl(answer))
     if end != name and not _soa(answer):
         return None, end, ttl
-    if end == name and answer.answer:
+    if cut or (end == name and answer.answer and not _is_about(answer, name)):
         raise DnsTemporary(name.to_text(), kind)
     return DnsNoData, end, min(ttl, _negative_ttl(answer))
+
+
+def _is_about(answer: dns.message.Message, name: dns.name.Name) -> bool:
+    """Other records of this name and no others, from a server that knows the name or has asked for us."""
+    knows = bool(answer.flags & (dns.flags.AA | dns.flags.RA))
+    return knows and all(rrset.name == name and rrset.rdclass == dns.rdataclass.IN for rrset in answer.answer)
 
 
 def _negative_ttl(answer: dns.message.Message) -> float:
@@ -134,7 +173,7 @@ def _negative_ttl(answer: dns.message.Message) -> float:
     return float(min(rrset.ttl, first.minimum, MAX_NEGATIVE_TTL))
 
 
-def _values(rrset: dns.rrset.RRset) -> Found:
+def _values(rrset: dns.rrset.RRset, *, cut: bool) -> Found:
     """Our own small values of an RRset: an MXAnswer, or texts."""
     texts: list[str] = []
     records: list[MX] = []
@@ -148,11 +187,11 @@ def _values(rrset: dns.rrset.RRset) -> Found:
         elif isinstance(rdata, dns.rdtypes.IN.A.A | dns.rdtypes.IN.AAAA.AAAA):
             texts.append(rdata.address)
     if rrset.rdtype != dns.rdatatype.MX:
-        return tuple(texts[:MAX_RECORDS])
+        return tuple(texts[:MAX_ADDRESSES])
     if len(records) > 1:
         records = [record for record in records if record.host]  # "." says nothing beside others
     records.sort(key=lambda record: record.preference)
-    return MXAnswer(tuple(records[:MAX_RECORDS]))
+    return MXAnswer(tuple(records[:MAX_RECORDS]), cut or len(records) > MAX_RECORDS)
 
 
 def texts(found: Found) -> list[str]:

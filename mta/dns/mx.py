@@ -55,14 +55,15 @@ class MX:
 
 @dataclass(frozen=True, slots=True)
 class MXAnswer:
-    """MX records of a domain, best preference first; empty = none of them can be used."""
+    """MX records of a domain, best preference first; empty = none of them can be used.  cut: there are more."""
 
     records: tuple[MX, ...]
+    cut: bool = False
 
     @property
     def is_null(self) -> bool:
         """RFC 7505: the domain says that it takes no mail.  Only when "." is the only record."""
-        return len(self.records) == 1 and not self.records[0].host
+        return len(self.records) == 1 and not self.records[0].host and not self.cut
 
 
 @dataclass(frozen=True, slots=True)

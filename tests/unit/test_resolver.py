@@ -8,17 +8,18 @@ from pathlib import Path
 
 import dns.flags
 import dns.message
+import dns.rdata
 import dns.rrset
 import pytest
 
 from mta.clock import Clock
 from mta.deliver.connector import NetConnector
-from mta.dns.answers import wire_name
+from mta.dns.answers import MAX_BESIDE, MAX_CNAMES, MAX_RECORDS, judge, read, wire_name
 from mta.dns.mx import MX, DnsNoData, DnsNotFound, DnsTemporary
 from mta.dns.resolver import ClientName, Resolver, ResolverSettings
 from mta.dns.system import parse_hosts, parse_resolv_conf, parse_server
 from mta.maillog import Maillog, MaillogSettings
-from tests.dns_server import DnsServer
+from tests.dns_server import SOA, DnsServer
 
 
 class Lines:
@@ -134,7 +135,70 @@ async def test_a_server_without_edns_is_asked_again_without(net: Net) -> None:
 async def test_a_truncated_answer_is_fetched_over_tcp_and_bounded(net: Net) -> None:
     net.server.add("big.test", "MX", *(f"{n} mx{n}.big.test." for n in range(500)))
     answer = await net.resolver.mx("big.test")
-    assert len(answer.records) == 100 and answer.records[0] == MX(0, "mx0.big.test")
+    assert len(answer.records) == MAX_RECORDS and answer.cut
+
+
+async def test_an_answer_that_stays_truncated_is_never_no_data(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = net.server.respond
+
+    def cut(query: dns.message.Message) -> dns.message.Message:
+        answer = whole(query)
+        answer.flags |= dns.flags.TC
+        return answer
+
+    monkeypatch.setattr(net.server, "respond", cut)
+    net.server.add("none.test", "TXT", "x")
+    net.server.add("some.test", "MX", "10 mx.some.test.")
+    for name in ("none.test", "nowhere.test"):
+        with pytest.raises(DnsTemporary):
+            await net.resolver.mx(name)
+    answer = await net.resolver.mx("some.test")
+    assert answer.cut and answer.records == (MX(10, "mx.some.test"),)
+
+
+@pytest.mark.parametrize("section", ["answer", "authority", "additional"])
+def test_no_more_records_are_parsed_than_are_kept(monkeypatch: pytest.MonkeyPatch, section: str) -> None:
+    parsed: list[object] = []
+    parse = dns.rdata.from_wire_parser
+    monkeypatch.setattr(dns.rdata, "from_wire_parser", lambda *args: parsed.append(args) or parse(*args))  # type: ignore[func-returns-value]
+    query = dns.message.make_query("d.test", "MX")
+    answer = dns.message.make_response(query)
+    getattr(answer, section).append(dns.rrset.from_text("d.test.", 30, "IN", "A", *(f"10.1.2.{n}" for n in range(250))))
+    answer.authority.append(dns.rrset.from_text("d.test.", 30, "IN", "SOA", SOA))
+    judged = judge(query, answer.to_wire(), tcp=True)
+    assert judged is not None and len(parsed) <= MAX_RECORDS + MAX_CNAMES + 2 * MAX_BESIDE
+    with pytest.raises(DnsTemporary):
+        read(judged, query.question[0].name, "MX")
+
+
+async def test_an_answer_beyond_all_measure_is_temporary(net: Net) -> None:
+    net.server.add("huge.test", "MX", *(f"{n} mx{n}.huge.test." for n in range(3000)))
+    with pytest.raises(DnsTemporary):
+        await net.resolver.mx("huge.test")
+
+
+async def test_a_long_list_of_long_names_is_whole(net: Net) -> None:
+    names = [f"{n}.{'x' * 60}.test" for n in range(130)]
+    net.server.add("long.test", "MX", *(f"10 {name}." for name in names))
+    answer = await net.resolver.mx("long.test")
+    assert len(answer.records) == 130 and not answer.cut
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"), [("TXT", "x"), ("RRSIG", "MX 8 2 300 20300101000000 20200101000000 1 test. AAAA")]
+)
+async def test_other_records_of_the_name_alone_are_no_data(net: Net, kind: str, value: str) -> None:
+    def other(query: dns.message.Message, *, recursive: bool) -> bytes:
+        answer = dns.message.make_response(query, recursion_available=recursive)
+        answer.answer.append(dns.rrset.from_text(query.question[0].name, 60, "IN", kind, value))
+        return answer.to_wire()
+
+    net.server.special("odd.test", lambda query: other(query, recursive=True))
+    net.server.special("lame.test", lambda query: other(query, recursive=False))
+    with pytest.raises(DnsNoData):
+        await net.resolver.mx("odd.test")
+    with pytest.raises(DnsTemporary):
+        await net.resolver.mx("lame.test")
 
 
 async def test_truncated_without_tcp_is_temporary(net: Net) -> None:
