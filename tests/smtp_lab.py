@@ -78,6 +78,7 @@ def settings(**changes: object) -> SmtpSettings:
         "smtp_tcp_port": "smtp", "smtp_helo_name": "client.test", "smtp_always_send_ehlo": True,
         "smtp_never_send_ehlo": False, "smtp_discard_ehlo_keywords": (), "smtp_skip_5xx_greeting": True,
         "smtp_bind_address": "", "smtp_bind_address6": "", "smtp_address_preference": "any",
+        "smtp_host_lookup": ("dns",),
         "smtp_balance_inet_protocols": True, "smtp_randomize_addresses": True, "smtp_mx_address_limit": 5,
         "smtp_mx_session_limit": 2, "smtp_fallback_relay": (), "smtp_line_length_limit": 998,
         "smtp_defer_if_no_mx_address_found": False, "ignore_mx_lookup_error": False, "disable_dns_lookups": False,
@@ -114,11 +115,11 @@ class Lab:
         self.log = Maillog(MaillogSettings("", "postfix", "client.test"), self.clock, self.sink)
         self.ports: dict[tuple[str, int], int] = {}
         self.connector = MappedConnector(self.clock, self.ports)
-        resolv = tmp_path / "resolv.conf"
-        resolv.write_text("options timeout:1 attempts:1\n")
+        self.resolv = tmp_path / "resolv.conf"
+        self.resolv.write_text("options timeout:1 attempts:1\n")
         self.resolver = Resolver(
             ResolverSettings((dns_server,), ("all",)), self.connector, self.clock, self.log,
-            resolv_conf=str(resolv), hosts=str(tmp_path / "hosts"),
+            resolv_conf=str(self.resolv), hosts=str(tmp_path / "hosts"),
         )  # fmt: skip
         self.agent = SmtpAgent(
             settings(**(options or {})), self.resolver, self.connector, tls or ClientTls("none", None),

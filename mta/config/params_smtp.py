@@ -22,6 +22,10 @@ CLIENT: tuple[Param, ...] = (
     text("smtp_tcp_port", "smtp", "Port used when the next hop names none."),
     text("smtp_bind_address", "", "Source IPv4 address of connections."),
     text("smtp_bind_address6", "", "Source IPv6 address of connections."),
+    items("smtp_host_lookup", "dns",
+          "Where hosts are looked up: dns, native (/etc/hosts, then DNS), or both: DNS, and /etc/hosts for a name that "
+          "DNS does not know. Other than in Postfix, dns alone does this too for a next hop in [] and for LMTP, and "
+          "looks for such a localhost in /etc/hosts first.", "dns", "native"),
     word("smtp_address_preference", "any", "Protocol tried first.", "any", "ipv4", "ipv6"),
     yes_no("smtp_balance_inet_protocols", "yes", "Mix IPv4 and IPv6 addresses when many are known."),
     yes_no("smtp_randomize_addresses", "yes", "Shuffle addresses of equal preference."),
@@ -45,7 +49,6 @@ CLIENT: tuple[Param, ...] = (
         yes_no("smtp_skip_quit_response", "yes", "Do not wait for the reply to QUIT."),
         tables("smtp_discard_ehlo_keyword_address_maps", "", "The same by server address."),
         yes_no("smtp_quote_rfc821_envelope", "yes", "Quote addresses in MAIL and RCPT as RFC 5321 demands."),
-        items("smtp_host_lookup", "dns", "How host names become addresses.", "dns", "native"),
         tables("smtp_generic_maps", "", "Rewrites addresses of mail that leaves by SMTP, see generic(5)."),
         items("smtp_connection_cache_destinations", "", "Destinations whose connections are always kept."),
         yes_no("smtp_send_xforward_command", "no", "Tell the server about our client (XFORWARD)."),

@@ -194,7 +194,6 @@ class _Attempt:
                 reply = error.reply
                 self._note(Failure(reply, reply.text, site=reply.is_temporary))
                 return
-        best = targets[0].preference
         if len(targets) > 1:
             pool, port = self._agent.pool, destination.port
             targets.sort(key=lambda t: not pool.has((t.host, t.address, port)))
@@ -202,7 +201,7 @@ class _Attempt:
         sessions = 0
         for target in targets:
             last_target = last and target is targets[-1]
-            session = await self._get_session(destination, target, last=last_target, best=target.preference == best)
+            session = await self._get_session(destination, target, last=last_target)
             if session is None:
                 continue
             sessions += 1
@@ -211,7 +210,7 @@ class _Attempt:
             if enough or not self._left:
                 return
 
-    async def _get_session(self, destination: Destination, target: Target, *, last: bool, best: bool) -> Session | None:
+    async def _get_session(self, destination: Destination, target: Target, *, last: bool) -> Session | None:
         """A connection that is ready for a message: a waiting one, else a new one, if need be without TLS."""
         agent = self._agent
         cached = agent.pool.take(_key(destination, target))
@@ -227,7 +226,7 @@ class _Attempt:
                 return None
             failure = await session.open(agent.tls.context)
             if failure is None:
-                failure = self._loop(session, destination, best=best)
+                failure = self._loop(session, destination, best=target.best)
             if failure is None:
                 self._log_tls(session)
                 return session
@@ -287,7 +286,7 @@ class _Attempt:
         failure = await self._send(session)
         if failure is not None and session.uses > 1 and not self._heard_something:
             # The server had closed the waiting connection: that says nothing about this message.
-            fresh = await self._get_session(destination, target, last=final, best=True)
+            fresh = await self._get_session(destination, target, last=final)
             if fresh is None:
                 return
             session, failure = fresh, await self._send(fresh)

@@ -1,9 +1,12 @@
 """Next hop -> addresses to try: the walk through MX and address records.
 
 Hosts are looked up one MX preference at a time, best first, and no further than needed: a domain with a hundred
-MX records costs as many lookups as there are addresses to try.
+MX records costs as many lookups as there are addresses to try.  While nothing is found, several preferences are looked
+up at once, to the end of the list: mail is returned only when no host has an address.
 
-See also: mta/dns/mx.py (the decisions), RFC 5321 s5.1, postconf(5) smtp_mx_address_limit
+Whether this host is among them is told by addresses alone; the greeting tells the rest (mta/deliver/smtp.py).
+
+See also: mta/dns/mx.py (the decisions), RFC 5321 s5.1, postconf(5) smtp_mx_address_limit, smtp_host_lookup
 """
 
 import asyncio
@@ -15,6 +18,7 @@ from mta.dns.mx import (
     DnsError,
     DnsNoData,
     DnsTemporary,
+    MXAnswer,
     Shuffle,
     Target,
     groups,
@@ -26,12 +30,11 @@ from mta.dns.mx import (
     null_mx,
     order,
 )
-from mta.dns.resolver import Resolver
+from mta.dns.resolver import HostsFile, Resolver
 from mta.maillog import Maillog
 from mta.smtp.reply import Reply
 
-MAX_HOSTS = 20  # of one preference that are looked up
-MAX_WALK = 50  # hosts of one domain that are looked up
+MAX_HOSTS = 20  # that are looked up at once
 
 
 class RouteError(Exception):
@@ -55,7 +58,11 @@ class Router:
     ) -> None:
         self._settings, self._resolver, self._log = settings, resolver, log
         self._own_addresses = own_addresses
-        self._own_names = frozenset({settings.myhostname.lower()})
+        ways = {word.lower() for word in settings.smtp_host_lookup}
+        native_only = settings.disable_dns_lookups or ways == {"native"}
+        # For the hosts that MX records name, and for those that the administrator names.
+        self._mx_hosts: HostsFile = "first" if native_only else "last" if "native" in ways else "never"
+        self._own_hosts: HostsFile = "first" if native_only else "last"
         self._shuffle = shuffle if settings.smtp_randomize_addresses else None
 
     async def targets(self, destination: Destination) -> list[Target]:
@@ -67,7 +74,8 @@ class Router:
         if destination.lookup_mx:
             found = await self._by_mx(destination.host, detect=detect)
         else:
-            found = await self._by_host(destination.host, detect=detect)
+            hosts: HostsFile = "first" if destination.host.lower() == "localhost" else self._own_hosts  # RFC 6761 s6.3
+            found = await self._by_host(destination.host, hosts, detect=detect)
         settings = self._settings
         return order(
             found,
@@ -77,12 +85,12 @@ class Router:
             shuffle=self._shuffle,
         )
 
-    async def _by_host(self, host: str, *, detect: bool) -> list[Target]:
+    async def _by_host(self, host: str, hosts: HostsFile, *, detect: bool) -> list[Target]:
         try:
-            addresses = await self._resolver.addresses(host)
+            addresses = await self._resolver.addresses(host, hosts=hosts)
         except DnsError as error:
             raise RouteError(lookup_failure(error)) from None
-        if detect and is_own(host, addresses, self._own_names, self._own_addresses):
+        if detect and is_own(addresses, self._own_addresses):
             raise RouteError(loops_back(host))
         return [Target(host, address) for address in addresses]
 
@@ -90,58 +98,62 @@ class Router:
         try:
             answer = await self._resolver.mx(domain)
         except DnsNoData:
-            return await self._by_host(domain, detect=detect)  # RFC 5321 s5.1: the implicit MX
+            return await self._by_host(domain, self._mx_hosts, detect=detect)  # RFC 5321 s5.1: the implicit MX
         except DnsError as error:
             if isinstance(error, DnsTemporary) and self._settings.ignore_mx_lookup_error:
-                return await self._by_host(domain, detect=detect)
+                return await self._by_host(domain, self._mx_hosts, detect=detect)
             raise RouteError(lookup_failure(error)) from None
         if answer.is_null:
             raise RouteError(null_mx(domain))
         if not answer.records:
             raise RouteError(malformed_mx(domain))
-        return await self._walk(domain, groups(answer, self._shuffle), detect=detect)
+        return await self._walk(domain, answer, detect=detect)
 
-    async def _walk(self, domain: str, ordered: list[list[MX]], *, detect: bool) -> list[Target]:
+    async def _walk(self, domain: str, answer: MXAnswer, *, detect: bool) -> list[Target]:
+        records = [record for group in groups(answer, self._shuffle) for record in group]
         found: list[Target] = []
         failure: Reply | None = None
         limit = self._settings.smtp_mx_address_limit or MAX_HOSTS
-        asked = 0
-        for number, group in enumerate(ordered):
-            hosts = [record.host for record in group[:MAX_HOSTS]]
-            asked += len(hosts)
-            answers = await asyncio.gather(*(self._addresses(host) for host in hosts))
-            if detect and self._includes_us(hosts, answers):
+        position = 0
+        while position < len(records) and len(found) < limit:
+            batch = _next(records, position, one_preference=bool(found) or not position)
+            position += len(batch)
+            ours: int | None = None  # the best preference at which this host appears
+            for record, known in zip(batch, await asyncio.gather(*map(self._addresses, batch)), strict=True):
+                if isinstance(known, Reply):
+                    failure = known if failure is None or known.is_temporary else failure
+                    continue
+                best = record.preference == records[0].preference and not answer.cut
+                found += [Target(record.host, address, record.preference, best) for address in known]
+                if ours is None and detect and is_own(known, self._own_addresses):
+                    ours = record.preference
+            if ours is not None:
                 # Whoever is not better than ourselves would send it back to us.
+                found = [target for target in found if target.preference < ours]
                 if found:
                     break
-                raise RouteError(no_primary(domain) if number else loops_back(domain))
-            for host, answer in zip(hosts, answers, strict=True):
-                if isinstance(answer, Reply):
-                    failure = answer if failure is None or answer.is_temporary else failure
-                else:
-                    found += [Target(host, address, group[0].preference) for address in answer]
-            if len(found) >= limit or asked >= MAX_WALK:
-                break
+                is_best = ours == records[0].preference and not answer.cut
+                raise RouteError(loops_back(domain) if is_best else no_primary(domain))
         if not found:
-            raise RouteError(self._no_address(domain, failure))
+            raise RouteError(self._no_address(domain, failure, cut=answer.cut))
         return found
 
-    async def _addresses(self, host: str) -> list[str] | Reply:
+    async def _addresses(self, record: MX) -> list[str] | Reply:
         try:
-            return await self._resolver.addresses(host)
+            return await self._resolver.addresses(record.host, hosts=self._mx_hosts)
         except DnsError as error:
             return lookup_failure(error)
 
-    def _includes_us(self, hosts: Sequence[str], answers: Sequence[list[str] | Reply]) -> bool:
-        return any(
-            is_own(host, [] if isinstance(answer, Reply) else answer, self._own_names, self._own_addresses)
-            for host, answer in zip(hosts, answers, strict=True)
-        )
-
-    def _no_address(self, domain: str, failure: Reply | None) -> Reply:
+    def _no_address(self, domain: str, failure: Reply | None, *, cut: bool) -> Reply:
         self._log.warning("smtp", f"no MX host for {domain} has a valid address record")
         if failure is None:
             return malformed_mx(domain)
-        if failure.is_permanent and self._settings.smtp_defer_if_no_mx_address_found:
+        if failure.is_permanent and (cut or self._settings.smtp_defer_if_no_mx_address_found):
             return Reply(451, f"4{failure.enhanced[1:]}", failure.text)
         return failure
+
+
+def _next(records: Sequence[MX], start: int, *, one_preference: bool) -> list[MX]:
+    """The hosts to look up together."""
+    batch = records[start : start + MAX_HOSTS]
+    return [record for record in batch if not one_preference or record.preference == batch[0].preference]

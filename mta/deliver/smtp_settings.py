@@ -31,6 +31,7 @@ class SmtpSettings:
     smtp_skip_5xx_greeting: bool
     smtp_bind_address: str
     smtp_bind_address6: str
+    smtp_host_lookup: tuple[str, ...]
     smtp_address_preference: str
     smtp_balance_inet_protocols: bool
     smtp_randomize_addresses: bool
@@ -66,6 +67,7 @@ class LmtpSettings:
     lmtp_discard_lhlo_keywords: tuple[str, ...]
     lmtp_bind_address: str
     lmtp_bind_address6: str
+    lmtp_host_lookup: tuple[str, ...]
     lmtp_line_length_limit: int
     lmtp_mx_address_limit: int
     lmtp_mx_session_limit: int

@@ -68,11 +68,15 @@ class MXAnswer:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One address to try.  host: name for the log, TLS and Remote-MTA; address: numeric."""
+    """One address to try.  host: name for the log, TLS and Remote-MTA; address: numeric.
+
+    best: no MX of the domain is better, be it one whose address is not known.
+    """
 
     host: str
     address: str
     preference: int = 0
+    best: bool = True
 
     @property
     def is_ipv6(self) -> bool:
@@ -93,15 +97,19 @@ def groups(answer: MXAnswer, shuffle: Shuffle | None) -> list[list[MX]]:
     return found
 
 
-def is_own(host: str, addresses: Sequence[str], own_names: frozenset[str], own_addresses: frozenset[str]) -> bool:
-    """True when this MX is ourselves: by name, by address, or by an address that always means "this host"."""
-    if host.lower().rstrip(".") in own_names:
-        return True
-    return any(a in own_addresses or _means_this_host(a) for a in addresses)
+def is_own(addresses: Sequence[str], own_addresses: frozenset[str]) -> bool:
+    """True when one of the addresses leads to one that this host receives mail on.
+
+    Neither a name nor another loopback address tells: a domain may list such a host beside good ones, and who is
+    behind it says so in its greeting.
+    """
+    return any(_reached(address) in own_addresses for address in addresses)
 
 
-def _means_this_host(address: str) -> bool:
-    return address.startswith(("127.", "::ffff:127.")) or address in ("0.0.0.0", "::", "::1")  # noqa: S104
+def _reached(address: str) -> str:
+    """Where a connection to this address ends: Linux takes the unspecified one for loopback, a mapped one for IPv4."""
+    address = address.removeprefix("::ffff:") if "." in address else address
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)  # noqa: S104
 
 
 def order(

@@ -7,7 +7,7 @@ What is not a clear answer is DnsTemporary: timeout, SERVFAIL, REFUSED, a referr
 retry fails, an answer about another name, a CNAME chain that is too long.  Nothing of that ever looks like "does
 not exist".
 
-/etc/hosts is asked before DNS for addresses and for names of addresses, never for MX.
+/etc/hosts is never asked for MX; for names of addresses it comes before DNS, for addresses as the caller says.
 
 State: the cache and the lookups in flight, of one process.
 
@@ -16,6 +16,7 @@ See also: mta/dns/exchange.py (asking), mta/dns/answers.py (reading), mta/dns/mx
 
 import asyncio
 from collections.abc import Sequence
+from typing import Literal
 
 from mta.clock import Clock
 from mta.deliver.connector import Connector
@@ -51,6 +52,7 @@ class ClientName:
     reverse_status: int
 
 
+HostsFile = Literal["first", "last", "never"]  # when /etc/hosts is asked; last: when DNS knows that there is none
 UNKNOWN = ClientName("unknown", "unknown", 5, 5)
 
 
@@ -94,18 +96,29 @@ class Resolver:
             raise DnsTemporary(domain, "MX")
         return found
 
-    async def addresses(self, host: str, wanted: Sequence[int] = ()) -> list[str]:
+    async def addresses(self, host: str, wanted: Sequence[int] = (), *, hosts: HostsFile = "first") -> list[str]:
         """Addresses of a host: IPv4 first, then IPv6 (wanted: 4, 6; default inet_protocols).
 
         DnsNotFound/DnsNoData only when no family has any; DnsTemporary when one fails and none has an answer.
         """
         kinds = [("A" if family == 4 else "AAAA") for family in (wanted or self.families)]
-        local = self._hosts.get().addresses.get(host.lower().rstrip("."), ())
-        found = [a for a in local if ("AAAA" if ":" in a else "A") in kinds]
-        if found:
-            return found
+        if hosts == "first" and (local := self._local(host, kinds)):
+            return local
+        try:
+            return await self._addresses(host, kinds)
+        except (DnsNoData, DnsNotFound):
+            if hosts == "last" and (local := self._local(host, kinds)):
+                return local
+            raise
+
+    def _local(self, host: str, kinds: Sequence[str]) -> list[str]:
+        known = self._hosts.get().addresses.get(host.lower().rstrip("."), ())
+        return [a for a in known if ("AAAA" if ":" in a else "A") in kinds]
+
+    async def _addresses(self, host: str, kinds: Sequence[str]) -> list[str]:
         if len(kinds) == 1:
             return texts(await self._lookup(host, kinds[0]))
+        found: list[str] = []
         failure: DnsError | None = None
         for answer in await asyncio.gather(*(self._lookup(host, kind) for kind in kinds), return_exceptions=True):
             if isinstance(answer, DnsError):
@@ -133,9 +146,9 @@ class Resolver:
             return False
 
     async def host_exists(self, name: str) -> bool:
-        """Has this name an address, of whatever family?  Raises DnsTemporary when unknown."""
+        """Has this name an address in DNS, of whatever family?  Raises DnsTemporary when unknown."""
         try:
-            return bool(await self.addresses(name, (4, 6)))
+            return bool(await self.addresses(name, (4, 6), hosts="never"))
         except (DnsNoData, DnsNotFound):
             return False
 

@@ -373,6 +373,24 @@ async def test_hosts_file_comes_first_and_is_read_again(net: Net, monkeypatch: p
     assert await net.resolver.addresses("printer.test") == ["192.0.2.78"]
 
 
+async def test_hosts_file_comes_last_or_never_where_dns_decides(net: Net) -> None:
+    net.hosts.write_text("127.0.1.1 both.test only.test bare.test sick.test\n")
+    net.server.add("both.test", "A", "192.0.2.1")
+    net.server.add("bare.test", "TXT", "x")
+    net.server.rcode("sick.test", "SERVFAIL")
+    ask = net.resolver.addresses
+    assert await ask("both.test", hosts="last") == await ask("both.test", hosts="never") == ["192.0.2.1"]
+    for name, error in (("only.test", DnsNotFound), ("bare.test", DnsNoData)):
+        assert await ask(name, hosts="last") == ["127.0.1.1"]
+        with pytest.raises(error):
+            await ask(name, hosts="never")
+        assert not await net.resolver.host_exists(name)
+    with pytest.raises(DnsTemporary):
+        await ask("sick.test", hosts="last")
+    with pytest.raises(DnsTemporary):
+        await net.resolver.host_exists("sick.test")
+
+
 async def test_resolv_conf_is_used_and_read_again(tmp_path: Path) -> None:
     server = await DnsServer.start()
     net = Net(server, tmp_path)
