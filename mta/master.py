@@ -3,7 +3,7 @@
 Order, and what a failure at each step leaves behind:
 
  1. directories of the spool are made or repaired          (nothing but directories)
- 2. the locks are taken; a second start ends here          (nothing)
+ 2. the locks are taken; a second start ends here; the queue of another mail_owner is given to this one
  3. `start` only: fork; the parent waits until 7.          (nothing)
  4. sockets: inherited from systemd, else bound; as root also ports below 1024
  5. as root: mta-local is forked, which stays root         (dies with us)
@@ -41,7 +41,7 @@ from mta.master_listen import open_sockets, refreshed
 from mta.master_local import serve_channel
 from mta.master_lock import ALREADY_RUNNING, AlreadyRunningError, take, write_pid
 from mta.master_notify import Keeper, Notify
-from mta.master_owner import OwnerProblemError, drop_privileges, find_owner
+from mta.master_owner import OwnerProblemError, drop_privileges, find_owner, take_over
 from mta.master_process import ChildSpec, Supervisor, die_with_parent, leave_terminal
 from mta.master_scheduler import RELOAD, TOLD, Hooks, Sockets, loop_factory, run_scheduler
 from mta.master_sockets import SocketProblemError, close_unix, inherited
@@ -188,6 +188,7 @@ def _start(config: Config, *, foreground: bool, overrides: Mapping[str, str]) ->
         create_spool(config.fill(StoreSettings), Fsio(aio=False), owner=(owner.uid, owner.gid) if owner else None)
         make_data_directory(config.text("data_directory"), owner)
         locks = lock(config, clock)
+        take_over(config.text("queue_directory"), owner)
     except OSError as error:
         raise StartProblemError(f"{error.filename or 'spool'}: {error.strerror}", EX_OSERR) from None
     tell = None if foreground else daemonize(locks[0])

@@ -21,7 +21,7 @@ from mta.lookup.simple import HELP
 from mta.lookup.table import TableError
 from mta.lookup.unix import UserLookup
 from mta.master_listen import tcp_services
-from mta.master_owner import OwnerProblemError, acting_as, find_owner, problem_at
+from mta.master_owner import OURS, QUEUE_LOCK, OwnerProblemError, acting_as, find_owner, problem_at
 from mta.queue.store_spool import DIRECTORIES
 from mta.smtpd.restrictions import unknown_restrictions
 from mta.tls import TlsClientSettings, TlsError, TlsServerSettings, client_tls, offered_context
@@ -129,7 +129,13 @@ def _problems(config: Config) -> Iterator[Problem]:
         return
     if top.st_mode & 0o022:
         yield _fatal(*where, f"{spool} is writable by others; chmod 755 {spool}")
-    owner = top.st_uid
+    owner = _owner(config, top.st_uid)
+    if top.st_uid != owner:
+        yield _fatal(*where, f"{spool} is owned by uid {top.st_uid}, not {owner}; `mta start` as root gives it to that")
+    lock = _stat(os.path.join(spool, "pid", QUEUE_LOCK))
+    if lock is not None and lock.st_uid != owner:
+        text = f"{spool}/pid/{QUEUE_LOCK} is owned by uid {lock.st_uid}, not {owner}"
+        yield _fatal(*where, f"{text}; `mta start` as root gives it to that, and what else uid {lock.st_uid} has there")
     for name, mode in DIRECTORIES.items():
         path = os.path.join(spool, name)
         info = _stat(path)
@@ -137,6 +143,10 @@ def _problems(config: Config) -> Iterator[Problem]:
             continue
         if info.st_uid != owner:
             yield _fatal(*where, f"{path} is owned by uid {info.st_uid}, not {owner}; chown it")
+        given = lock is not None and lock.st_uid not in (owner, 0)  # at the next start, see take_over()
+        if name in OURS and not given and (count := _foreign(path, owner)):
+            text = f"{count} file{'s' * (count != 1)} in {path} not owned by uid {owner} cannot be used; stop, then"
+            yield _fatal(*where, f"{text} find {path} -links 1 -type f ! -user {owner} -exec chown -h {owner} {{}} +")
         if info.st_mode & 0o077 & ~mode:
             yield _warning(*where, f"{path} has mode {stat.S_IMODE(info.st_mode):o}; chmod {mode:o} {path}")
     maildrop = _stat(os.path.join(spool, "maildrop"))
@@ -147,6 +157,21 @@ def _problems(config: Config) -> Iterator[Problem]:
     info = _stat(data)
     if info is not None and info.st_mode & 0o022:
         yield _fatal("data_directory", data, f"{data} is writable by others")
+
+
+def _owner(config: Config, found: int) -> int:
+    """Whose the queue has to be; who is not root may run one of his own."""
+    try:
+        owner = find_owner(config, UserLookup())
+    except (OwnerProblemError, TableError):  # check_services says why
+        return found
+    return owner.uid if owner else found
+
+
+def _foreign(path: str, owner: int) -> int:
+    """How many files below are somebody else's."""
+    files = (_stat(os.path.join(where, name)) for where, _, names in os.walk(path) for name in names)
+    return sum(1 for file in files if file is not None and stat.S_ISREG(file.st_mode) and file.st_uid != owner)
 
 
 def _stat(path: str) -> os.stat_result | None:

@@ -1,12 +1,20 @@
-"""mail_owner: who it is, becoming it for good, and opening files as it for a moment."""
+"""mail_owner: who it is, becoming it for good, opening files as it for a moment, giving it the queue of another."""
 
 import contextlib
 import os
+import stat
 from collections.abc import Iterator
 
 from mta.config.config import Config, Problem
 from mta.lookup.unix import User, UserLookup
 from mta.maillog import FileSink, MaillogSettings, Sink, sink_for
+from mta.queue.store_spool import DIRECTORIES
+
+QUEUE_LOCK = "unix.qmgr"  # in pid/: its owner is who ran the queue last
+OURS = [name for name in DIRECTORIES if name not in ("maildrop", "pid", "private", "public")]
+"""Directories in which every file is mail_owner's."""
+LEVELS = 16  # of hash directories, hash_queue_depth at most
+_LOOK = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class OwnerProblemError(Exception):
@@ -84,3 +92,72 @@ def log_sink(settings: MaillogSettings, owner: User | None) -> Sink:
     if owner is None or settings.maillog_file in ("", "/dev/stdout"):
         return sink_for(settings)
     return OwnersFileSink(settings.maillog_file, owner)
+
+
+# -- the queue of another mail_owner --------------------------------------------------------------------
+
+
+def take_over(queue_directory: str, owner: User | None) -> None:
+    """Give mail_owner the files of who was it when the queue was last run.  owner: when root calls.
+
+    Nobody else may run the queue meanwhile.  It is given when its lock file is another user's, and the lock file comes
+    last, so that a start that was interrupted is repeated.  Those who can write there may be hostile: no link is
+    followed, and a file is given only when it has one name and was that user's, never root's.  In maildrop files stay
+    their users', and get the group that may read them.  OSError: what names the lock file cannot be opened.
+    """
+    path = os.path.join(queue_directory, "pid", QUEUE_LOCK)
+    if owner is None:
+        with contextlib.suppress(FileNotFoundError, IsADirectoryError):
+            os.close(os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC))
+        return
+    top = os.open(queue_directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with _opened(top, "pid") as pid, _opened(pid, QUEUE_LOCK) as lock:
+            found = os.fstat(lock)
+            if stat.S_ISREG(found.st_mode) and found.st_nlink == 1 and found.st_uid != owner.uid:
+                _give_queue(top, found, owner)
+                os.fchown(lock, owner.uid, owner.gid)
+    except FileNotFoundError:  # nobody has run it
+        return
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from None
+    finally:
+        os.close(top)
+
+
+def _give_queue(top: int, before: os.stat_result, owner: User) -> None:
+    for name in OURS if before.st_uid else ():
+        with _opened(top, name) as directory:
+            _give(directory, before.st_uid, owner, LEVELS)
+    with _opened(top, "maildrop") as directory:
+        _let_read(directory, before.st_gid, owner)
+
+
+@contextlib.contextmanager
+def _opened(directory: int, name: str) -> Iterator[int]:
+    """What has a name in a directory, links not followed.  OSError."""
+    fd = os.open(name, _LOOK, dir_fd=directory)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _give(directory: int, before: int, owner: User, levels: int) -> None:
+    for name in os.listdir(directory):
+        with contextlib.suppress(OSError), _opened(directory, name) as fd:  # links, sockets, what is gone
+            found = os.fstat(fd)
+            if stat.S_ISDIR(found.st_mode) and levels:
+                _give(fd, before, owner, levels - 1)
+            elif not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
+                continue
+            if found.st_uid == before:
+                os.fchown(fd, owner.uid, owner.gid)
+
+
+def _let_read(maildrop: int, before: int, owner: User) -> None:
+    for name in os.listdir(maildrop):
+        with contextlib.suppress(OSError), _opened(maildrop, name) as fd:
+            found = os.fstat(fd)
+            if stat.S_ISREG(found.st_mode) and found.st_nlink == 1 and found.st_gid == before:
+                os.fchown(fd, -1, owner.gid)

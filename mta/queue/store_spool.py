@@ -5,6 +5,7 @@ See also: mta/INTERNALS.md (table of directories)
 
 import errno
 import os
+import stat
 from typing import Protocol
 
 from mta.fsio import Fsio
@@ -135,6 +136,8 @@ class Spool:
     def _repair(self, path: str, mode: int, owner: tuple[int, int] | None) -> None:
         self._mkdir(path, mode)
         found = self.fsio.lstat(path)
+        if path != self.root and not stat.S_ISDIR(found.st_mode):  # mail_owner's link to what root shall not change
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
         if owner is not None and (found.st_uid, found.st_gid) != owner:
             self.fsio.chown(path, *owner)
             found = self.fsio.lstat(path)  # chown clears the set-gid bit

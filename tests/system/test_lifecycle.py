@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -11,10 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from mta.master_owner import OURS
 from tests.crash.system import ROOT, free_port
 from tests.system.support_lifecycle import Client, Instance, hold_lock, instance, knocking, started, until
 from tests.system.support_system import DOMAIN, local_user, mailbox_of
 
+USER = f"{local_user()}@{DOMAIN}"
 ALREADY = "postfix/postfix-script: fatal: the Postfix mail system is already running\n"
 NOT = "the Postfix mail system is not running\n"
 AS_ROOT = os.getuid() == 0
@@ -183,6 +187,81 @@ def test_root_needs_a_mail_owner(name: str, text: str) -> None:
         assert done.returncode == 78
         assert f"mail_owner = {name}: {text}" in done.stderr
         assert "main.cf:" in done.stderr
+
+
+def _owners(system: Instance) -> dict[str, str]:
+    return {str(p.relative_to(system.spool)): p.owner() for p in system.spool.rglob("*") if not p.is_socket()}
+
+
+@pytest.mark.needs_root
+@pytest.mark.parametrize("how", ["mail_owner", "chown"])
+def test_a_queue_of_another_owner_is_named_and_taken_over_at_the_start(how: str, tmp_path: Path) -> None:
+    with instance(defer_transports="local", smtpd_processes="1") as system:
+        system.must("start")
+        for _ in range(3):
+            with Client(system.port) as client:
+                client.send(USER)
+        until(lambda: len(list((system.spool / "deferred").rglob("?*"))) >= 16 + 3, "deferred mail")
+        system.must("stop")
+        users_file, elsewhere = system.spool / "maildrop" / "ABCDEF", tmp_path / "elsewhere"
+        users_file.write_text("not for this test")
+        users_file.chmod(0o600)
+        shutil.chown(users_file, local_user(), "nogroup" if how == "mail_owner" else "daemon")
+        if how == "mail_owner":
+            system.configure(mail_owner="daemon")
+            before, after = "nobody", "daemon"
+        else:
+            subprocess.run(["chown", "-R", "daemon", *OURS, "pid"], cwd=system.spool, check=True)
+            before, after = "daemon", "nobody"
+        elsewhere.write_text("a file elsewhere")
+        os.chmod(tmp_path, 0o755)
+        shutil.chown(elsewhere, before)
+        (system.spool / "hold" / "link").symlink_to(elsewhere)
+        os.link(elsewhere, system.spool / "hold" / "second-name")
+        checked = system.mta("check")
+        assert checked.returncode == 78 and "pid/unix.qmgr is owned by uid" in checked.stderr
+        system.must("start")
+        assert elsewhere.owner() == before, "neither a link nor another name of a file leads root there"
+        assert users_file.owner() == local_user()
+        for name in ("link", "second-name"):
+            (system.spool / "hold" / name).unlink()
+        wrong = {path: who for path, who in _owners(system).items() if who != after and path != "maildrop/ABCDEF"}
+        assert wrong == {}
+        users_file.unlink()
+        assert system.mta("check").returncode == 0
+        system.must("stop")
+        system.configure(defer_transports="")
+        system.must("start")
+        system.must("flush")
+        until(lambda: mailbox_of(system).count(b"Subject: t") == 3, "delivery")
+        assert "Traceback" not in system.log_text()
+
+
+@pytest.mark.needs_root
+def test_a_message_of_another_owner_is_named_with_the_command_that_gives_it_back() -> None:
+    with instance() as system:
+        system.must("start")
+        system.must("stop")
+        lost = system.spool / "deferred" / "lost"
+        lost.write_text("")
+        done = system.mta("check")
+        assert done.returncode == 78
+        command = re.search(r"stop, then (find .*)", done.stderr)
+        assert command and f"1 file in {system.spool}/deferred not owned" in done.stderr
+        subprocess.run(command[1], shell=True, check=True)  # noqa: S602  (as the administrator does)
+        assert lost.owner() == "nobody" and system.mta("check").returncode == 0
+
+
+def test_a_link_in_the_queue_does_not_lead_the_start_elsewhere(tmp_path: Path) -> None:
+    with instance() as system:
+        system.must("start")
+        system.must("stop")
+        tmp_path.chmod(0o755)
+        (system.spool / "bounce").rmdir()
+        (system.spool / "bounce").symlink_to(tmp_path)
+        done = system.mta("start")
+        assert (done.returncode, done.stderr) == (71, f"mta: fatal: {system.spool}/bounce: Not a directory\n")
+        assert tmp_path.stat().st_mode & 0o777 == 0o755
 
 
 @pytest.mark.parametrize("verb", ["start", "start-fg"])
