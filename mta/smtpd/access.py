@@ -96,7 +96,7 @@ class AccessTable:
         except TableError as error:
             ask.tools.warn(f"{self.table.name} lookup error for {quoted_key(key)}: {error}")
             code, dsn, text = CONFIGURATION_ERROR
-            return ask.reject(code, dsn, f"<{name}>: {kind} rejected: {text}")
+            return ask.fault(code, dsn, f"<{name}>: {kind} rejected: {text}")
         return Status.DUNNO
 
     def _host_keys(self, host: str) -> list[str]:

@@ -42,9 +42,18 @@ def _reverse_client_access(table: AccessTable) -> Check:
     async def check(ask: Ask, name: str, kind: str) -> Status:
         host = ask.facts.reverse_client_name
         status = await table.domain(ask, host, host, REVERSE_CLIENT)
-        return Status.DUNNO if status is Status.OK else status  # a name anybody can claim permits nothing
+        return _permits_nothing(ask, status, "check_reverse_client_hostname_access", host)
 
     return check
+
+
+def _permits_nothing(ask: Ask, status: Status, restriction: str, target: str) -> Status:
+    """Names that anybody can claim, and the DNS of a stranger, open no door; DISCARD does not either."""
+    if status is Status.OK and not ask.discard:
+        ask.tools.warn(f'restriction {restriction} returns OK for "{target}"')
+        ask.tools.warn("this is not allowed for security reasons")
+        raise ServerError("use DUNNO instead of OK if you want to make an exception")
+    return status
 
 
 def _helo_access(table: AccessTable) -> Check:
@@ -107,9 +116,6 @@ def _access_by_host(table: AccessTable, what: str, how: str) -> Check:
             "etrn": (name, name, ETRN),
         }[what]
         status = await judge_hosts(table, ask, domain, how, about, kind)
-        if status is Status.OK:  # DNS of a stranger permits nothing
-            ask.tools.warn(f'restriction check_{what}_{how}_access returns OK for "{domain}"')
-            raise ServerError("this is not allowed for security reasons")
-        return status
+        return _permits_nothing(ask, status, f"check_{what}_{how}_access", domain)
 
     return check

@@ -18,7 +18,7 @@ from mta.lookup.table import Maps
 from mta.record import dataclass
 from mta.smtp.path import quote_address
 from mta.smtp.reply import Reply
-from mta.smtpd.facts import Facts, Stage
+from mta.smtpd.facts import Deferral, Facts, Stage
 from mta.trivial_rewrite import Rewriter, Route
 
 
@@ -138,15 +138,6 @@ class Tools:
         return self.rewriter.extension_rules
 
 
-@dataclass(frozen=True, slots=True)
-class Deferral:
-    """A refusal that waits for what the rest of the lists says."""
-
-    code: int
-    dsn: str
-    text: str
-
-
 @dataclass(slots=True)
 class Ask:
     """One command being judged.
@@ -187,10 +178,10 @@ class Ask:
     def reject(self, code: int, dsn: str, text: str) -> Status:
         """Refuse: REJECT, or DUNNO and a log line when warn_if_reject is active.
 
-        An earlier DEFER_IF_REJECT takes the place of this refusal.  The first digit of dsn follows the code.
+        An earlier DEFER_IF_REJECT takes the place of a refusal for good.  The first digit of dsn follows the code.
         """
         deferral = self.defer_if_reject
-        if deferral is not None and not self.warning:
+        if deferral is not None and not self.warning and code >= 500:
             self.defer_if_reject = None
             code, dsn, text = deferral.code, deferral.dsn, deferral.text
         if not 400 <= code <= 599:
@@ -206,6 +197,11 @@ class Ask:
         self.reply = reply
         return Status.REJECT
 
+    def fault(self, code: int, dsn: str, text: str) -> Status:
+        """Refuse because of a fault of ours, which warn_if_reject does not turn into a warning."""
+        self.warning = 0
+        return self.reject(code, dsn, text)
+
     def defer_later(self, code: int, dsn: str, text: str) -> Status:
         """DEFER_IF_PERMIT: refuse unless something else does so for good.  Only the first one counts."""
         if self.warning:
@@ -215,8 +211,8 @@ class Ask:
         return Status.DUNNO
 
     def soften(self, code: int, dsn: str, text: str) -> Status:
-        """DEFER_IF_REJECT: a later refusal becomes this one."""
-        if not self.warning and self.defer_if_reject is None:
+        """DEFER_IF_REJECT: a later refusal becomes this one, after warn_if_reject too."""
+        if self.defer_if_reject is None:
             self.defer_if_reject = Deferral(code, dsn, text)
         return Status.DUNNO
 

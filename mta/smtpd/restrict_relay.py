@@ -80,7 +80,7 @@ async def _unlisted(ask: Ask, address: str, kind: str) -> Status:
             return Status.DUNNO
     except TableError as error:
         tools.warn(str(error))
-        return ask.reject(451, "4.3.0", f"<{address}>: Temporary lookup failure")
+        return ask.fault(451, "4.3.0", f"<{address}>: Temporary lookup failure")
     where = f" in {table} table" if settings.show_user_unknown_table_name else ""
     code: int = getattr(settings, parameter)
     return ask.reject(code, dsn, f"{said}: User unknown{where}")

@@ -4,8 +4,8 @@ With smtpd_delay_reject the client, helo and sender lists are evaluated at RCPT,
 restrictions; OK ends one list, REJECT ends all.  What a client may not learn stays in the log: a table that
 fails is 451 4.3.0 or 4.3.5, a name nobody knows 451 4.3.5, and neither is ever taken for "no".
 
-State: compiled lists only.  A verdict depends on the facts handed in; nothing is remembered between commands,
-so with smtpd_delay_reject = no a DEFER_IF_PERMIT of an earlier command is not carried to RCPT.
+State: compiled lists only.  A verdict depends on the facts handed in; what is to be remembered between commands
+(with smtpd_delay_reject = no a DEFER_IF_PERMIT, and a DISCARD) is in the verdict, and comes back with the facts.
 
 See also: SMTPD_ACCESS_README, postconf(5), mta/smtpd/facts.py
 """
@@ -190,23 +190,28 @@ class Restrictions:
             sender = facts.sender or ""
             if not sender or self._tools.rewriter.is_faultless(sender):
                 return PERMIT
-        ask = Ask(self._tools, stage, facts)
+        ask = Ask(self._tools, stage, facts, discard=facts.discard)
         match stage:
             case Stage.RCPT | Stage.VRFY:
                 await self._recipient(ask, facts.recipient)
             case Stage.MAIL:
                 await self._syntax(ask, facts.sender or "", BAD_SENDER)
                 if ask.reply is None and not s.smtpd_delay_reject:
+                    ask.defer_if_permit = facts.postponed_client or facts.postponed_helo
                     await self._judge_sender(ask)
             case Stage.CONNECT if not s.smtpd_delay_reject:
                 await self._run(self._client, ask, facts.client, CLIENT)
             case Stage.HELO | Stage.EHLO if not s.smtpd_delay_reject:
+                ask.defer_if_permit = facts.postponed_client
                 await self._run(self._helo, ask, facts.helo, HELO)
             case Stage.DATA:
+                ask.recipient = facts.recipient or None
                 await self._whole(self._data, ask, "DATA", DATA)
             case Stage.END_OF_MESSAGE:
+                ask.recipient = facts.recipient or None
                 await self._whole(self._end_of_data, ask, "END-OF-MESSAGE", END_OF_DATA)
             case Stage.ETRN:
+                ask.defer_if_permit = facts.postponed_client or facts.postponed_helo
                 if not s.smtpd_delay_reject or await self._delayed(ask):
                     await self._whole(self._etrn, ask, facts.etrn_or_vrfy or facts.recipient, ETRN)
         return _verdict(ask)
@@ -227,12 +232,13 @@ class Restrictions:
         await self._syntax(ask, recipient, BAD_RECIPIENT)
         if ask.reply is not None or (self._settings.smtpd_delay_reject and not await self._delayed(ask)):
             return
+        ask.defer_if_permit = ask.defer_if_permit or ask.facts.postponed_sender
+        ask.defer_if_reject = None
         for restrictions in self._at_rcpt:
-            if not await self._run(restrictions, ask, recipient, RECIPIENT):
+            if not await self._list(restrictions, ask, recipient, RECIPIENT):
                 return
         if self._forced(ask) or ask.discard or not self._settings.smtpd_reject_unlisted_recipient:
             return
-        ask.warning, ask.defer_if_reject = 0, None
         await self._guard(reject_unlisted_recipient, ask, recipient, RECIPIENT)
 
     async def _delayed(self, ask: Ask) -> bool:
@@ -267,8 +273,13 @@ class Restrictions:
         return True
 
     async def _run(self, restrictions: Sequence[Restriction], ask: Ask, name: str, kind: str) -> bool:
-        """Evaluate one list from a fresh start; False when it refuses."""
-        ask.warning, ask.defer_if_reject = 0, None
+        """Evaluate the list of one command; False when it refuses."""
+        ask.defer_if_reject = None
+        return await self._list(restrictions, ask, name, kind)
+
+    async def _list(self, restrictions: Sequence[Restriction], ask: Ask, name: str, kind: str) -> bool:
+        """Evaluate one list; an earlier one of the same command may have said DEFER_IF_REJECT."""
+        ask.warning = 0
         if not restrictions:
             return True
         try:
@@ -278,7 +289,8 @@ class Restrictions:
         return ask.reply is None
 
     async def _guard(self, check: Check, ask: Ask, name: str, kind: str) -> None:
-        """One check that is in no list."""
+        """One check that is in no list, as if it were the last of the list before."""
+        ask.warning = 0
         try:
             await check(ask, name, kind)
         except (TableError, ServerError) as error:
@@ -288,16 +300,17 @@ class Restrictions:
         """Turn what stops an evaluation into a reply."""
         self._tools.warn(str(error))
         if isinstance(error, TableError):
-            ask.reject(451, "4.3.0", f"<{name}>: Temporary lookup failure")
+            ask.fault(451, "4.3.0", f"<{name}>: Temporary lookup failure")
         else:
-            ask.reject(*CONFIGURATION_ERROR)
+            ask.fault(*CONFIGURATION_ERROR)
 
 
 def _verdict(ask: Ask) -> Verdict:
     log = tuple(ask.log)
     if ask.reply is not None:
         return Verdict(ask.reply, close=ask.reply.code in (421, 521), log=log)
-    if not (log or ask.hold or ask.discard or ask.redirect or ask.bcc or ask.prepend or ask.filter):
+    effects = ask.hold or ask.discard or ask.redirect or ask.bcc or ask.prepend or ask.filter
+    if not (log or effects or ask.defer_if_permit):
         return PERMIT
     return Verdict(
         hold=ask.hold,
@@ -306,6 +319,7 @@ def _verdict(ask: Ask) -> Verdict:
         bcc=ask.bcc,
         prepend=tuple(ask.prepend),
         filter=ask.filter,
+        postponed=ask.defer_if_permit,
         log=log,
     )
 

@@ -82,6 +82,7 @@ class Session(Machine):
     def _take_effects(self, verdict: Verdict) -> None:
         if self.transaction is not None:
             _apply(verdict, self.transaction)
+            self.facts.discard = self.transaction.discard
         elif verdict.hold or verdict.discard or verdict.redirect or verdict.bcc or verdict.prepend or verdict.filter:
             self._effects = (*self._effects, verdict)
 
@@ -89,6 +90,7 @@ class Session(Machine):
 
     def _greet(self, verdict: Verdict, events: list[Event]) -> None:
         refusal = self._refused(verdict, events)
+        self.facts.postponed_client = verdict.postponed
         if self._at < len(self._input) and self._not_in_sync("CONNECT", events):
             return
         self._denied = refusal
@@ -118,6 +120,7 @@ class Session(Machine):
                 self._finish(refusal, later, ok=False)
                 return
             self._drop(later)
+            self.facts.postponed_helo = verdict.postponed
             if stage is Stage.HELO:
                 self._finish(Reply(250, "", self.plan.settings.myhostname), later)
             else:
@@ -154,8 +157,10 @@ class Session(Machine):
                 self._drop(later)
                 self._finish(refusal, later, ok=False)
                 return
+            facts.postponed_sender = verdict.postponed
             for verdict in self._effects:
                 _apply(verdict, transaction)
+            facts.discard = transaction.discard
             self._finish(OK_MAIL, later)
 
         self._ask(Stage.MAIL, go_on, events)
@@ -199,8 +204,8 @@ class Session(Machine):
         if argument:
             self._finish(DATA_SYNTAX, events, ok=False)
             return
-        if self.facts.recipient_count > 1:
-            self.facts.recipient = ""
+        recipients = cast(Transaction, self.transaction).recipients  # its row has checked that
+        self.facts.recipient = recipients[0].address if len(recipients) == 1 else ""
         self._ask(Stage.DATA, self._data_permitted, events)
 
     def _data_permitted(self, verdict: Verdict, events: list[Event]) -> None:

@@ -439,8 +439,9 @@ class Machine(ABC):
         facts.sender = None
         facts.recipient = ""
         facts.recipient_count = facts.size = 0
-        facts.smtputf8 = False
+        facts.smtputf8 = facts.discard = False
         facts.queue_id = ""
+        facts.postponed_sender = None
 
     def _whereabouts(self) -> str:
         received = self._receiver

@@ -3,6 +3,7 @@
 import pytest
 
 from mta.smtpd.access import fit_dsn, split_dsn
+from mta.smtpd.facts import Stage
 from mta.smtpd.restrict_core import HELO, RECIPIENT, SENDER
 from tests.unit.policy_fixture import PARENTS, Site
 
@@ -81,9 +82,9 @@ async def test_an_action_without_what_it_needs_is_ignored_with_a_warning(result:
 
 
 async def test_what_a_client_claims_permits_nothing() -> None:
-    site = Site(
-        smtpd_client_restrictions=("check_reverse_client_hostname_access inline:{ptr.example=OK}", "reject"),
-    )
-    assert (await site.rcpt(reverse_client_name="ptr.example")).startswith("554 ")
+    table = "check_reverse_client_hostname_access inline:{ptr.example=OK,ptr2.example=DISCARD}"
+    site = Site(smtpd_client_restrictions=(table, "reject"))
+    assert await site.rcpt(reverse_client_name="ptr.example") == "451 4.3.5 Server configuration error"
+    assert (await site.check(Stage.RCPT, reverse_client_name="ptr2.example")).discard
     mx = Site(smtpd_sender_restrictions=("check_sender_mx_access cidr:{{203.0.113.0/24 OK}}",))
     assert await mx.rcpt(sender="a@good.example") == "451 4.3.5 Server configuration error"
