@@ -223,21 +223,22 @@ def build_stdin_smtpd(core: Core) -> SMTPServer:
 
 def build_smtpd(core: Core, config: Config, anvil: Anvil, service: str) -> SMTPServer:
     """The server of one inet service; config: with that service's -o settings."""
-    restrictions, tls = _server_parts(core, config)
     syslog_name = config.text("syslog_name")
     prefix = syslog_name.partition("/")[2]
     name = f"{prefix}/smtpd" if prefix else service
     if config.service and has_own_limits(core.config, config.service):
         anvil = ServiceAnvil(anvil, config.service.name)
+    restrictions, tls = _server_parts(core, config, name)
     return SMTPServer(
         config.fill(ServerSettings), restrictions, core.cleanup, anvil, core.resolver, core.log, core.clock, tls,
         service=name, silent=restrictions.silent, company=core.fsio.company,
     )  # fmt: skip
 
 
-def _server_parts(core: Core, config: Config) -> tuple[Restrictions, SSLContext | None]:
+def _server_parts(core: Core, config: Config, name: str = "smtpd") -> tuple[Restrictions, SSLContext | None]:
+    context = replace(core.context, service=name)  # of tables that others have opened, too, what it says is ours
     restrictions = Restrictions(
-        config.fill(RestrictionSettings), core.rewriter, core.context, core.resolver,
+        config.fill(RestrictionSettings), core.rewriter, context, core.resolver,
         classes=config.restriction_classes(), own_addresses=config.own_addresses(),
     )  # fmt: skip
     return restrictions, offered_context(config.fill(TlsServerSettings))[0]  # master_check said why, when it is None

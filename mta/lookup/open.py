@@ -11,7 +11,7 @@ from mta.lookup.cdb_table import CdbTable
 from mta.lookup.cidr import cidr_table
 from mta.lookup.context import LookupContext
 from mta.lookup.regexp import regexp_table
-from mta.lookup.rules import braced
+from mta.lookup.rules import braced, inline_rules
 from mta.lookup.simple import (
     EnvironTable,
     InlineTable,
@@ -86,8 +86,7 @@ def _open(spec: str, context: LookupContext, *, aliases: bool) -> Table:
             case "unix":
                 return UnavailableTable(full, f"unknown map; there are {', '.join(UNIX_MAPS)}")
             case "unionmap" | "pipemap":
-                parts = braced(name.strip()[1:-1])
-                tables = tuple(open_table(part, context, aliases=aliases) for part in parts)
+                tables = tuple(open_table(part, context, aliases=aliases) for part in braced(name))
                 return UnionTable(full, tables) if kind == "unionmap" else PipeTable(full, tables)
             case "cdb":
                 return CdbTable(full, name, context, aliases=aliases)
@@ -112,11 +111,22 @@ def problems(spec: str | Iterable[str], default_database_type: str = "hash") -> 
             found.append(f"{word}: {unsupported(word, kind)}")
         elif kind == "unix" and name not in UNIX_MAPS:
             found.append(f"{word}: unknown map; there are {', '.join(UNIX_MAPS)}")
-        elif kind == "inline":
+        else:
             try:
-                InlineTable(word, name)
+                found += _text_problems(kind, word, name, default_database_type)
             except ValueError as error:
-                found.append(str(error))
-        elif kind in ("unionmap", "pipemap"):
-            found += problems(braced(name.strip()[1:-1]), default_database_type)
+                found.append(str(error) if kind == "inline" else f"{word}: {error}")
     return found
+
+
+def _text_problems(kind: str, word: str, name: str, default_database_type: str) -> list[str]:
+    """The same about a table whose text is in its name; ValueError: it has not the form of one."""
+    if kind == "inline":
+        InlineTable(word, name)
+    elif kind == "static":
+        StaticTable(word, name)
+    elif kind in ("cidr", "regexp", "pcre") and name.startswith("{"):
+        inline_rules(name)
+    elif kind in ("unionmap", "pipemap"):
+        return problems(braced(name), default_database_type)
+    return []

@@ -100,7 +100,7 @@ class Never:
 
 
 class RuleTable(Generic[Key]):
-    """A file (or text in the table's name) of rules."""
+    """A file (or text in the table's name) of rules.  ValueError: that text has not the form of a table."""
 
     pattern = True
 
@@ -132,14 +132,30 @@ class RuleTable(Generic[Key]):
 
 
 def inline_rules(text: str) -> bytes:
-    """Return the lines of "{ {rule-1}, {rule-2} ... }", as Postfix 3.7 puts them into a file in memory."""
-    return "\n".join(group.strip() for group in braced(text[1:].rstrip().removesuffix("}"))).encode(
-        "utf-8", "surrogateescape"
-    )
+    """Return the lines of "{ {rule-1}, {rule-2} ... }", as Postfix 3.7 puts them into a file in memory.
+
+    ValueError: braces are missing.  A rule that is left out would let through what it is there to stop.
+    """
+    rules = [unbraced(item).strip() for item in split_items(unbraced(text.rstrip()))]
+    return "\n".join(rules).encode("utf-8", "surrogateescape")
 
 
-def braced(text: str) -> list[str]:
-    """Split at commas and white space outside { }; one pair of braces around an item is taken off."""
+def unbraced(text: str) -> str:
+    """Return what is between the braces around a text; ValueError: there is no such pair."""
+    if not text.startswith("{"):
+        raise ValueError(f"no '{{' at start of text in \"{text}\"")
+    depth = 0
+    for i, c in enumerate(text):
+        depth += (c == "{") - (c == "}")
+        if depth == 0:
+            if i + 1 < len(text):
+                raise ValueError(f"syntax error after '}}' in \"{text}\"")
+            return text[1:-1]
+    raise ValueError(f"missing '}}' in \"{text}\"")
+
+
+def split_items(text: str) -> list[str]:
+    """Split at commas and white space outside { }."""
     items, item, depth = [], "", 0
     for c in text:
         if depth == 0 and c in ", \t\r\n":
@@ -147,8 +163,14 @@ def braced(text: str) -> list[str]:
                 items.append(item)
             item = ""
             continue
-        depth += (c == "{") - (c == "}")
+        depth = max(0, depth + (c == "{") - (c == "}"))
         item += c
-    if item:
-        items.append(item)
-    return [i[1:-1] if i.startswith("{") and i.endswith("}") else i for i in items]
+    return [*items, item] if item else items
+
+
+def braced(text: str) -> list[str]:
+    """The items of "{ item, { item with blanks } ... }"; ValueError: braces that do not fit, or nothing in them."""
+    items = [unbraced(item) if item.startswith("{") else item for item in split_items(unbraced(text.strip()))]
+    if not items:
+        raise ValueError(f'nothing in "{text}"')
+    return items

@@ -4,7 +4,7 @@ See also: DATABASE_README, postconf(1) -m
 """
 
 from mta.lookup.context import LookupContext
-from mta.lookup.rules import braced
+from mta.lookup.rules import braced, unbraced
 from mta.lookup.table import Table, TableError
 from mta.lookup.unix import UserDb
 
@@ -25,17 +25,16 @@ class InlineTable:
 
     def __init__(self, name: str, text: str) -> None:
         self.name = name
-        body = text.strip()
-        if not (body.startswith("{") and body.endswith("}")):
-            raise ValueError(f"{name}: expected inline:{{ key=value, ... }}")
         self._index: dict[str, str] = {}
-        for item in braced(body[1:-1]):
+        try:
+            items = braced(text)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}; expected inline:{{ key=value, ... }}") from None
+        for item in items:
             key, equals, value = item.partition("=")
             if not equals or not key.strip():
                 raise ValueError(f'{name}: missing "=" in "{item}"')
             self._index.setdefault(key.strip().lower(), value.strip())
-        if not self._index:
-            raise ValueError(f"{name}: empty inline map")
 
     async def get(self, key: str) -> str | None:
         """Look up key, folded."""
@@ -47,7 +46,7 @@ class StaticTable:
 
     def __init__(self, name: str, text: str) -> None:
         self.name = name
-        self._value = text.strip()[1:-1].strip() if text.strip().startswith("{") else text
+        self._value = unbraced(text.strip()).strip() if text.strip().startswith("{") else text
 
     async def get(self, key: str) -> str | None:
         """The text."""

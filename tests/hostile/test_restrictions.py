@@ -94,6 +94,17 @@ async def test_a_discarded_message_may_be_for_anybody(tmp_path: Path, more: str)
     assert replies[7].startswith("250 " if "sender" in more else "454 "), "the next message is judged for itself"
 
 
+@pytest.mark.parametrize("table", ["cidr:{127.0.0.0/8 REJECT}", "regexp:{/^127/ REJECT}"])
+async def test_a_table_whose_text_has_no_form_lets_nobody_in(tmp_path: Path, table: str) -> None:
+    replies, log = await dialogue(
+        tmp_path, f"smtpd_client_restrictions = check_client_access {table}\n", EHLO, MAIL, USER
+    )
+    assert replies[-1] == (
+        "451 4.3.5 <client.example[127.0.0.1]>: Client host rejected: Server configuration error"
+    )
+    assert any("no '{' at start of text" in line for line in log)
+
+
 @pytest.mark.parametrize("entry", ["600 x", "DELAY", "nosuch"])
 async def test_a_fault_of_the_configuration_is_no_warning(tmp_path: Path, entry: str) -> None:
     table = f"inline:{{ {{ user@test.example = {entry} }} }}"

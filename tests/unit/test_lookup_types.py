@@ -235,8 +235,17 @@ async def test_small_types() -> None:
         assert {key: await open_table(spec, context).get(key) for key in expected} == expected, spec
 
 
+BROKEN_TEXTS = (
+    *("cidr:{127.0.0.0/8 REJECT}", "regexp:{/^127/ REJECT}", "pcre:{ {/a/ b} x }", "cidr:{ {::/0 a}"),
+    *("regexp:{{/a/ b}c}", "cidr:{ {::/0 a} } }", "inline:{a=b} c=d}", "inline:{ {a=b}c }", "inline:{}"),
+    *("static:{ a", "static:{a} b", "unionmap:{}", "unionmap:inline:{a=b}", "pipemap:{inline:{a=b}"),
+    "pipemap:static:x",
+)
+
+
 @pytest.mark.parametrize(
-    "spec", ["mysql:/x", "nosuch:/x", "fail:x", "unix:nope", "inline:x", "inline:{a}", "tcp:1.2.3.4:5", "ldap:x"]
+    "spec",
+    [*("mysql:/x", "nosuch:/x", "fail:x", "unix:nope", "inline:x", "inline:{a}", "tcp:1.2.3.4:5"), *BROKEN_TEXTS],
 )
 async def test_a_table_that_cannot_work_fails_and_never_says_not_found(spec: str) -> None:
     with pytest.raises(TableError):
@@ -256,6 +265,7 @@ def test_problems_are_known_before_the_first_lookup_with_what_helps() -> None:
     assert problems("mysql:/etc/x.cf") == [
         "mysql:/etc/x.cf: unsupported dictionary type: mysql; export it with a query to a texthash: file"
     ]
+    assert all(problems(spec) for spec in BROKEN_TEXTS if split_list(spec) == [spec])
     assert len(problems(("pgsql:/x", "unionmap:{mysql:/y}", "unix:z", "inline:{a}"))) == 4
 
 
