@@ -38,7 +38,8 @@ from mta.lookup.unix import UserDb
 from mta.maillog import Maillog, MaillogSettings
 from mta.memory import settle
 from mta.qmgr.backoff import BackoffSettings
-from mta.qmgr.qmgr import QmgrSettings, QueueManager, Target
+from mta.qmgr.grouping import Target
+from mta.qmgr.qmgr import QmgrSettings, QueueManager
 from mta.qmgr.scheduler import Scheduler, SchedulerSettings, TransportLimits
 from mta.queue.store import SpoolStore, StoreSettings
 from mta.record import dataclass

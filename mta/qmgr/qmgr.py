@@ -18,7 +18,6 @@ See also: mta/INTERNALS.md "settle", qmgr(8)
 
 import asyncio
 import contextlib
-import re
 import traceback
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Protocol
@@ -29,6 +28,7 @@ from mta.envelope import Recipient, wants_verp
 from mta.maillog import Maillog
 from mta.qmgr.attempt import Attempt, Bounces, Injector, request_for
 from mta.qmgr.backoff import BackoffSettings, due, expired, next_attempt
+from mta.qmgr.grouping import Grouping, Target
 from mta.qmgr.intake import AT_ONCE, Intake
 from mta.qmgr.scheduler import Entry, Scheduler
 from mta.queue.api import FencedError, Job, Queue, QueueError, QueueStore
@@ -60,18 +60,6 @@ class QmgrSettings:
     recipient_delimiter: str
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
-    """Where a recipient goes: trivial-rewrite's Route as the queue manager needs it.
-
-    recipient: the address to deliver to, "" = as it stands; "user%far@us" is "user@far".
-    """
-
-    transport: str
-    nexthop: str
-    recipient: str = ""
-
-
 Resolve = Callable[[Recipient, str], Awaitable[Target]]  # (recipient, sender); TableError and friends = temporary
 FILTER = "content_filter"  # attribute of a message that all goes to one transport:nexthop (access(5) FILTER)
 
@@ -81,13 +69,6 @@ class Agents(Protocol):
 
     def get(self, transport: str) -> DeliveryAgent | None:
         """The agent, None when master.cf has no such transport."""
-
-
-def _mailbox(address: str, delimiters: str) -> str:
-    """Whose deliveries take turns: however its mail is addressed, a mailbox that is locked takes no more than its share
-    of those who write mailboxes."""
-    user = address.rpartition("@")[0].lower() or address.lower()
-    return user[0] + re.split(f"[{re.escape(delimiters)}]", user[1:], maxsplit=1)[0] if delimiters and user else user
 
 
 class QueueManager:
@@ -315,7 +296,7 @@ class QueueManager:
 
     async def _entries(self, attempt: Attempt, todo: Sequence[Recipient]) -> list[Entry]:
         """Resolve recipients and group them by destination, at most so many per delivery."""
-        groups: dict[tuple[str, str, str], list[Recipient]] = {}
+        groups = Grouping(self._scheduler.limits, self._settings.recipient_delimiter)
         sender, verp = attempt.job.envelope.sender, wants_verp(attempt.job.envelope)
         transport, colon, nexthop = attempt.job.envelope.attributes.get(FILTER, "").partition(":")
         filtered = Target(transport, nexthop) if colon else None
@@ -331,17 +312,8 @@ class QueueManager:
                 continue
             if target.recipient and target.recipient != recipient.address:
                 recipient = attempt.resolved(recipient, target.recipient)
-            one_by_one = self._scheduler.limits(target.transport).recipients == 1
-            key = target.nexthop
-            if one_by_one:
-                key += "\0" + _mailbox(recipient.address, self._settings.recipient_delimiter)
-            groups.setdefault((target.transport, target.nexthop, key), []).append(recipient)
-        entries = []
-        for (transport, nexthop, key), recipients in groups.items():
-            size = 1 if verp else self._scheduler.limits(transport).recipients or len(recipients)
-            for i in range(0, len(recipients), size):
-                entries.append(Entry(attempt.job.queue_id, transport, nexthop, tuple(recipients[i : i + size]), key))
-        return entries
+            groups.add(recipient, target)
+        return groups.entries(attempt.job.queue_id, one_by_one=verp)
 
     def _refuse(self, attempt: Attempt, recipient: Recipient, reply: Reply, service: str = "qmgr") -> None:
         attempt.record(recipient, Result(reply, reply.text), service, self._clock.monotonic())

@@ -14,7 +14,8 @@ from mta.deliver.request import DeliveryRequest, Expansion, Result
 from mta.envelope import Envelope, Notify, Origin, Recipient, wants_verp
 from mta.maillog import FileSink, Maillog, MaillogSettings
 from mta.qmgr.backoff import BackoffSettings
-from mta.qmgr.qmgr import QmgrSettings, QueueManager, Target
+from mta.qmgr.grouping import Target
+from mta.qmgr.qmgr import QmgrSettings, QueueManager
 from mta.qmgr.scheduler import Scheduler, SchedulerSettings, TransportLimits
 from mta.queue.api import Draft, Job, Parent, Queue
 from mta.queue.store import Claimed, SpoolStore, StoreSettings, create_spool
