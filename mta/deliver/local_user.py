@@ -3,7 +3,8 @@
 Who runs this has become the user (the child of mta-local), or is the one user that the whole MTA runs as.
 
 A .forward that exists and is not empty makes the recipient wait, 4.3.5, until forwarding for users is built: the
-user has said that the mailbox is the wrong place.  An empty one means "do not forward" (local(8)).
+user has said that the mailbox is the wrong place.  One that is empty or all comments means "do not forward"
+(local(8)), and where the user may not look there is none.
 
 See also: mta/deliver/mbox.py, mta/deliver/maildir.py
 """
@@ -15,13 +16,14 @@ from dataclasses import replace
 
 from mta.config.macro import MacroError, expand
 from mta.deliver.local_plan import LocalSettings, ToUser
-from mta.deliver.mailbox import MailboxError, MailboxSettings, Message, System, failure
+from mta.deliver.mailbox import FLAGS, MailboxError, MailboxSettings, Message, System, failure
 from mta.deliver.maildir import Maildir
 from mta.deliver.mbox import Mbox
 from mta.lookup.unix import User
 from mta.record import dataclass
 from mta.smtp.reply import Reply
 
+COMMENTS = 8192  # bytes of a .forward that are looked through for something that is no comment
 _SAFE = frozenset(
     "1234567890!@%-_=+:,./abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 )  # forward_expansion_filter
@@ -45,7 +47,7 @@ def deliver_to_user(delivery: UserDelivery, system: System) -> Reply:
     if settings.require_home_directory and not os.path.isdir(user.home):
         return Reply(451, "4.3.0", f"home directory of {user.name} is not there")
     try:
-        forward = _forward_file(delivery, user)
+        forward = _forward_file(delivery, user, system.uid)
     except MailboxError as error:
         return error.reply
     if forward:
@@ -81,8 +83,8 @@ def mailbox_path(settings: LocalSettings, user: User) -> str:
     return f"{directory}{user.name}/" if directory.endswith("/") else f"{directory}/{user.name}"
 
 
-def _forward_file(delivery: UserDelivery, user: User) -> str:
-    """The first file of forward_path that says something, "" when there is none."""
+def _forward_file(delivery: UserDelivery, user: User, uid: int) -> str:
+    """The first file of forward_path that says something, "" when there is none.  uid: of this process."""
     if not user.home:
         return ""
     for path in forward_paths(delivery.settings, delivery.plan, delivery.recipient):
@@ -91,10 +93,29 @@ def _forward_file(delivery: UserDelivery, user: User) -> str:
         except (FileNotFoundError, NotADirectoryError):
             continue
         except OSError as error:
+            if isinstance(error, PermissionError) and user.uid == uid:  # else the user could, and we cannot tell
+                continue
             raise failure(error, f"cannot look for {path}") from error
-        if not stat.S_ISREG(found.st_mode) or found.st_size:
+        if not stat.S_ISDIR(found.st_mode) and not (stat.S_ISREG(found.st_mode) and _says_nothing(path, found)):
             return path
     return ""
+
+
+def _says_nothing(path: str, found: os.stat_result) -> bool:
+    """Is this regular file empty, or all comments?  False when that cannot be told."""
+    if not found.st_size:
+        return True
+    if found.st_size > COMMENTS:
+        return False
+    try:
+        fd = os.open(path, os.O_RDONLY | FLAGS)
+        try:
+            text = os.read(fd, COMMENTS + 1) if os.path.samestat(os.fstat(fd), found) else b"?"
+        finally:
+            os.close(fd)
+    except OSError:
+        return False
+    return len(text) == found.st_size and all(line[:1] == b"#" or not line.strip() for line in text.split(b"\n"))
 
 
 def forward_paths(settings: LocalSettings, plan: ToUser, recipient: str) -> list[str]:

@@ -172,6 +172,29 @@ async def test_an_empty_forward_file_forwards_nothing(tmp_path: Path) -> None:
     assert result.reply.code == 250
 
 
+@pytest.mark.parametrize("text", ["\n \n", "# x@ok.test\n\n# y\n", None])
+async def test_a_forward_file_that_says_nothing_forwards_nothing(tmp_path: Path, text: str | None) -> None:
+    desk = Desk(Site(tmp_path))
+    forward = tmp_path / "home/alice/.forward"
+    forward.parent.mkdir()
+    if text is None:
+        forward.mkdir()
+    else:
+        forward.write_text(text)
+    (result,) = await desk.send("alice@mx.test")
+    assert result.reply.code == 250
+
+
+@pytest.mark.parametrize("text", ["#\nx@ok.test", " # a\n", "#" * 99_999, "\0", "\\alice\n", "|cat"])
+async def test_a_forward_file_that_says_something_or_more_than_is_read_waits(tmp_path: Path, text: str) -> None:
+    desk = Desk(Site(tmp_path))
+    (tmp_path / "home/alice").mkdir()
+    (tmp_path / "home/alice/.forward").write_text(text)
+    os.symlink("/dev/null", tmp_path / "home/alice/.forward+link")
+    for result in await desk.send("alice@mx.test", "alice+link@mx.test"):
+        assert result.reply.enhanced == "4.3.5"
+
+
 async def test_an_extension_cannot_walk_through_directories(tmp_path: Path) -> None:
     desk = Desk(Site(tmp_path))
     (tmp_path / "home/alice/.forward+..").mkdir(parents=True)

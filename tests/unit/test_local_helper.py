@@ -395,6 +395,22 @@ async def test_as_root_the_mailbox_is_written_by_its_user(tmp_path: Path) -> Non
 
 
 @needs_root
+async def test_as_root_a_home_that_its_user_may_not_enter_holds_no_forward_file(tmp_path: Path) -> None:
+    let_in(tmp_path)
+    site = Site(tmp_path, alice=60001)
+    (tmp_path / "mail").chmod(0o1777)
+    home = tmp_path / "home/alice"
+    home.mkdir()
+    (home / ".forward").write_text("x@ok.test\n")
+    home.chmod(0)
+    desk = Desk(site, become=None)
+    async with desk.serving() as connection:
+        assert (await ask(connection, "alice@mx.test")).reply.code == 250
+        home.chmod(0o755)
+        assert (await ask(connection, "alice@mx.test")).reply.enhanced == "4.3.5"
+
+
+@needs_root
 async def test_as_root_a_home_that_only_its_user_may_enter_works(tmp_path: Path) -> None:
     let_in(tmp_path)
     site = Site(tmp_path, main_cf="home_mailbox = Maildir/\n", alice=60001)
