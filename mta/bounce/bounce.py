@@ -5,11 +5,11 @@ so a crash repeats none.  Its sender is the null sender, so it can never be answ
 
 - mail with a sender: a report to the sender, as NOTIFY allows;
 - mail from the null sender (a notice that failed): a double bounce to the postmaster, if notify_classes has
-  2bounce, from double-bounce@myhostname;
+  2bounce or bounce, from double-bounce@myhostname, with all of the notice: only there is who was to get what;
 - mail from double-bounce@myhostname that failed: dropped, with one warning.
 
-Copies for the postmaster (notify_classes bounce, delay) are separate messages without a parent, committed after
-the sender's report: a crash can repeat or lose such a copy, never the report.
+Copies for the postmaster (notify_classes bounce, delay) return the header only.  They are separate messages without
+a parent, committed after the sender's report: a crash can repeat or lose such a copy, never the report.
 
 When the original cannot be read (damaged, queue error) the notice goes out without it.
 
@@ -98,10 +98,10 @@ class BounceWriter:
             self._log.warning(SERVICE, f"{job.queue_id}: undeliverable postmaster notification discarded")
             return None
         if not sender:
-            if "2bounce" not in self._settings.notify_classes:
+            if not {"2bounce", "bounce"}.intersection(self._settings.notify_classes):
                 return None
-            to = self._settings._2bounce_notice_recipient
-            return await self._postmaster(job, Kind.FAILURE, failed, to, _parent("double-bounce", job, failed))
+            to, parent = self._settings._2bounce_notice_recipient, _parent("double-bounce", job, failed)
+            return await self._postmaster(job, Kind.FAILURE, failed, to, parent, headers_only=False)
         wanted = [(r, x) for r, x in failed if not r.notify or r.notify & Notify.FAILURE]
         child = None
         if wanted:
@@ -112,13 +112,13 @@ class BounceWriter:
         return child
 
     async def delay_notice(self, job: Job, delayed: Sequence[tuple[Recipient, Result]]) -> Draft | None:
-        """Tell the sender that it takes longer."""
+        """Tell the sender that it takes longer; of the null sender's mail nobody is told."""
         sender = job.envelope.sender
-        if self._is_double_bounce(sender):
+        if not sender or self._is_double_bounce(sender):
             return None
         wanted = [(r, x) for r, x in delayed if not r.notify or r.notify & Notify.DELAY]
         child = None
-        if wanted and sender:
+        if wanted:
             child = await self._tell(job, Kind.DELAY, wanted, "delay", headers_only=True)
             self._note(job, "sender delay notification", child)
         await self._copy(job, Kind.DELAY, delayed, "delay", self._settings.delay_notice_recipient, child)
@@ -155,16 +155,17 @@ class BounceWriter:
         if error_class not in self._settings.notify_classes:
             return
         try:
-            await self._postmaster(job, kind, about, to, None)
+            await self._postmaster(job, kind, about, to, None, headers_only=True)
         except BaseException:
             if child is not None:
                 child.abort()
             raise
 
     async def _postmaster(
-        self, job: Job, kind: Kind, about: Sequence[tuple[Recipient, Result]], to: str, parent: Parent | None
-    ) -> Draft:
-        original = await self._original(job, headers_only=True)
+        self, job: Job, kind: Kind, about: Sequence[tuple[Recipient, Result]], to: str, parent: Parent | None, *,
+        headers_only: bool,
+    ) -> Draft:  # fmt: skip
+        original = await self._original(job, headers_only=headers_only)
         report = self._report(job, kind, about, to, original, postmaster=True)
         envelope = Envelope(self._double_bounce(), [Recipient(to)], self._clock.now(), smtputf8=report.utf8)
         child = await self._inject(job, report, original, envelope, parent)

@@ -49,8 +49,8 @@ _POSTMASTER_SUBJECT = {
 }
 _DESCRIPTION = {
     Kind.FAILURE: "Undelivered Message",
-    Kind.DELAY: "Delayed Message",
-    Kind.SUCCESS: "Delivered Message",
+    Kind.DELAY: "Undelivered Message",
+    Kind.SUCCESS: "Message",
 }
 _ACTIONS = ("failed", "delayed", "delivered", "relayed", "expanded")
 

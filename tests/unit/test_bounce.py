@@ -162,15 +162,33 @@ async def test_a_bounce_is_never_bounced(office: Office) -> None:
     assert await office.others(job) == []
 
 
-async def test_a_bounce_that_fails_goes_to_the_postmaster_when_he_wants_it(tmp_path: Path) -> None:
-    office = Office(tmp_path, "notify_classes = 2bounce\n")
+@pytest.mark.parametrize("wanted", ["2bounce", "bounce"])  # postconf(5): bounce implies 2bounce
+async def test_a_bounce_that_fails_goes_whole_to_the_postmaster_when_he_wants_it(tmp_path: Path, wanted: str) -> None:
+    office = Office(tmp_path, f"notify_classes = {wanted}\n")
     job = await office.job(sender="")
     envelope, message, raw = await office.read(await office.writer.bounce(job, about(job, REFUSED)))
     assert envelope.sender == "double-bounce@mx.test"
     assert [r.address for r in envelope.recipients] == ["postmaster@mx.test"]
     assert message["Subject"] == "Postmaster Copy: Undelivered Mail"
-    assert b"text/rfc822-headers" in raw
+    assert b"Content-Description: Undelivered Message\nContent-Type: message/rfc822\n" in raw
+    assert b"Hello" in raw, "what failed there is in the text of the report"
     assert "postmaster non-delivery notification" in office.lines()[0]
+    office.fsio.close()
+
+
+async def test_a_bounce_that_fails_and_is_large_goes_to_the_postmaster_as_its_header(tmp_path: Path) -> None:
+    office = Office(tmp_path, "notify_classes = 2bounce\nbounce_size_limit = 1\n")
+    job = await office.job(sender="")
+    _, _, raw = await office.read(await office.writer.bounce(job, about(job, REFUSED)))
+    assert b"text/rfc822-headers" in raw and b"Hello" not in raw
+    office.fsio.close()
+
+
+async def test_nobody_is_told_that_a_bounce_is_late(tmp_path: Path) -> None:
+    office = Office(tmp_path, "notify_classes = 2bounce, bounce, delay\n")
+    job = await office.job(sender="")
+    assert await office.writer.delay_notice(job, about(job, DEFERRED)) is None
+    assert await office.others(job) == []
     office.fsio.close()
 
 
@@ -189,8 +207,9 @@ async def test_the_postmaster_gets_copies_of_what_he_asked_for(tmp_path: Path) -
     job = await office.job()
     child = await office.writer.bounce(job, about(job, REFUSED))
     (copy,) = await office.others(job, child)
-    envelope, message, _ = await office.claim(copy)
+    envelope, message, raw = await office.claim(copy)
     assert envelope.sender == "double-bounce@mx.test" and message["Subject"] == "Postmaster Copy: Undelivered Mail"
+    assert b"text/rfc822-headers" in raw and b"Hello" not in raw
     assert office.lines()[1] == f"{job.queue_id}: postmaster non-delivery notification: {copy}"
     office.fsio.close()
 
