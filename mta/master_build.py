@@ -215,7 +215,9 @@ class PermitAll:
 def build_stdin_smtpd(core: Core) -> SMTPServer:
     """The server behind `sendmail -bs`: the same dialogue, trusted, on the submit socket."""
     filled = core.config.fill(ServerSettings)
-    settings = replace(filled, smtpd_peername_lookup=False, smtpd_forbid_unauth_pipelining=False)
+    settings = replace(
+        filled, smtpd_peername_lookup=False, smtpd_forbid_unauth_pipelining=False, smtpd_tls_wrappermode=False
+    )
     door, everything = LocalDoor(core.cleanup), PermitAll()
     return SMTPServer(
         settings, everything, door, everything, core.resolver, core.log, core.clock, silent=frozenset(Stage)

@@ -132,11 +132,7 @@ async def listen_smtp(running: Running, core: Core, anvil: Anvil | LinkClient, s
         config = core.config.for_service(services[name])
         server = build_smtpd(core, config, anvil, "smtpd")
         running.smtpd.append(server)
-        tls = server.tls if config.boolean("smtpd_tls_wrappermode") else None
-        limit = server.settings.smtpd_starttls_timeout if tls else None
-        running.servers.append(
-            await loop.create_server(server.factory, sock=sock.dup(), ssl=tls, ssl_handshake_timeout=limit)
-        )
+        running.servers.append(await loop.create_server(server.factory, sock=sock.dup()))
 
 
 def run_scheduler(

@@ -64,6 +64,7 @@ SETTINGS = ServerSettings(
     smtpd_starttls_timeout=300.0,
     smtpd_min_data_rate=500,
     smtpd_peername_lookup=True,
+    smtpd_tls_wrappermode=False,
     smtpd_tls_loglevel=1,
     smtpd_client_message_rate_limit=0,
     smtpd_client_recipient_rate_limit=0,
@@ -237,8 +238,9 @@ async def serving(
     """A server on an ephemeral port of loopback; wrapper: TLS from the start."""
     log = MemoryLog()
     policy, cleanup, anvil = policy or LocalPolicy(), cleanup or MemoryCleanup(), anvil or FreeAnvil()
+    settings = replace(settings, smtpd_tls_wrappermode=wrapper)
     server = SMTPServer(settings, policy, cleanup, anvil, names or FixedNames(), log, clock or Clock(), tls)
-    listener = await server.loop.create_server(server.factory, "127.0.0.1", 0, ssl=tls if wrapper else None)
+    listener = await server.loop.create_server(server.factory, "127.0.0.1", 0)
     try:
         yield Rooms(server, listener.sockets[0].getsockname()[1], log, policy, cleanup, anvil)
     finally:

@@ -8,7 +8,7 @@ costs more than a message; what it would set is taken once from a template and s
 No other module imports aiosmtpd.  tests/unit/test_aiosmtpd_contract.py names every attribute relied upon.
 
     server = SMTPServer(settings, policy, cleanup, anvil, names, log, clock, tls)
-    await loop.create_server(server.factory, sock=listener)          (wrapper mode: ssl=tls)
+    await loop.create_server(server.factory, sock=listener)          (wrapper mode too: see Connection)
     ...
     await server.drain(30); server.close()
 """

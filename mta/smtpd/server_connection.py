@@ -14,7 +14,7 @@ See also: mta/smtpd/session.py; postconf(5) smtpd_timeout, smtpd_min_data_rate
 
 import asyncio
 import traceback
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
@@ -24,7 +24,7 @@ from mta.smtp.reply import Reply
 from mta.smtpd.facts import PERMIT, Facts, Verdict
 from mta.smtpd.ports import Intake
 from mta.smtpd.server_facts import address_of, no_delay, tls_description
-from mta.smtpd.server_steps import exceeded, handshake, judge, make_durable, open_message, why_no_tls
+from mta.smtpd.server_steps import handshake, introduce, judge, make_durable, open_message, why_no_tls
 from mta.smtpd.session import Session
 from mta.smtpd.session_events import (
     Abort,
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
 INPUT_LIMIT = 65536  # octets kept unparsed before reading pauses
 CLOSING_TIME = 10.0  # seconds for a client to take our last words
+HANDSHAKE_AT_STOP = 2.0  # seconds that a handshake may still take when the server goes down
 T = TypeVar("T")
 
 
@@ -60,18 +61,20 @@ class Connection(asyncio.BufferedProtocol):
     _timer: asyncio.TimerHandle | None = None
     _pause: asyncio.TimerHandle | None = None  # of a Wait
     _deadline = 0.0  # monotonic seconds; what the timer looks at
-    _counted = False  # the counters know of this connection
+    counted = False  # the counters know of this connection
     _eof = False  # the client has closed its sending side
     _reading_paused = False
     _writing_paused = False
     _in_text = False
     _handshaking = False
+    mute = False  # wrapper mode, and TLS does not listen yet: nothing is said or heard in the clear
+    early = b""  # what came while mute: the beginning of the handshake
     _broken = False  # the open message cannot be completed: its commit is answered 451
 
     # asyncio's side
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """A client has connected, or TLS stands from the start (wrapper mode)."""
+        """A client has connected; in wrapper mode it is counted before TLS stands."""
         server = self.server
         server.awake.heard()
         self.transport = transport  # type: ignore[assignment]  # TCP: always a full Transport
@@ -80,10 +83,8 @@ class Connection(asyncio.BufferedProtocol):
         sock = transport.get_extra_info("socket")
         if server.sets_no_delay:
             no_delay(sock)
-        tls = transport.get_extra_info("ssl_object")
-        if tls is not None:
-            facts.tls = tls_description(tls)
-        self.dialogue = Session(server.plan, facts, in_tls=tls is not None)
+        self.dialogue = Session(server.plan, facts)
+        self.mute = server.settings.smtpd_tls_wrappermode
         server.connections.add(self)
         server.accepted += 1
         server.peak = max(server.peak, len(server.connections))
@@ -94,7 +95,7 @@ class Connection(asyncio.BufferedProtocol):
             server.crowded(facts)
             self._introduced(Verdict(BUSY, close=True))
             return
-        verdict = self._start(self._introduce(), PERMIT)
+        verdict = self._start(introduce(server, self), PERMIT)
         if isinstance(verdict, Done):
             self._introduced(verdict.value)
         else:
@@ -112,6 +113,11 @@ class Connection(asyncio.BufferedProtocol):
     def data_received(self, data: bytes) -> None:
         """Input; uvloop calls this itself (it does not see that we have a buffer)."""
         session = self.dialogue
+        if self.mute and self.transport is not None:
+            self.early += data
+            self._reading_paused = True
+            self.transport.pause_reading()
+            return
         in_text = session.receiving
         self.server.company.here(self)
         self.server.awake.heard()
@@ -127,7 +133,7 @@ class Connection(asyncio.BufferedProtocol):
             self._deadline = min(now + server.settings.smtpd_timeout, self._deadline + earned)
         if events:
             self._run(events)
-        elif (session.waiting or not session.started) and session.buffered > INPUT_LIMIT:
+        elif (session.waiting or not session.started) and session.buffered > INPUT_LIMIT and not self._handshaking:
             self._pause_reading()
 
     def eof_received(self) -> bool:
@@ -135,11 +141,13 @@ class Connection(asyncio.BufferedProtocol):
         self._eof = True
         if self.dialogue.idle and not self._handshaking:
             self._run(self.dialogue.lost())
-        return not self.dialogue.in_tls and self.transport is not None
+        return not (self.dialogue.in_tls or self._handshaking or self.mute or self.transport is None)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Nothing can be said any more.  A question is dropped, a commit goes on."""
         self.transport = None
+        if self._handshaking:  # _secured() is called in any case, and says why before it ends
+            return
         session = self.dialogue
         committing = session.committing
         self._run(session.lost())
@@ -198,7 +206,7 @@ class Connection(asyncio.BufferedProtocol):
                 self._pause = self.server.clock.call_later(seconds, partial(self._waited, token))
             case StartTls():
                 self._write(out)
-                self._start_tls(event)
+                self._start_tls(partial(self.dialogue.tls_started, event.token))
             case Close():
                 self._write(out)
                 self._close()
@@ -211,7 +219,7 @@ class Connection(asyncio.BufferedProtocol):
         (server.log.warning if event.warning else server.log.write)(server.service, event.text)
 
     def _write(self, out: list[bytes]) -> None:
-        if out and self.transport is not None:
+        if out and self.transport is not None and not self.mute:
             self.server.outbox.write(self.transport, out[0] if len(out) == 1 else b"".join(out))
         out.clear()
 
@@ -258,23 +266,6 @@ class Connection(asyncio.BufferedProtocol):
             self._log_bug()
             return fallback
 
-    async def _introduce(self) -> Verdict:
-        """Find out who the client is, and whether it has too many connections already."""
-        server = self.server
-        facts = self.dialogue.facts
-        if server.settings.smtpd_peername_lookup:
-            found = await server.names.client_name(facts.client_address)
-            facts.client_name, facts.client_name_status = found.name, found.name_status
-            facts.reverse_client_name, facts.reverse_name_status = found.reverse_name, found.reverse_status
-        if self.transport is None:
-            return PERMIT
-        server.log.write(server.service, f"connect from {facts.client}")
-        if facts.tls and server.settings.smtpd_tls_loglevel:  # wrapper mode
-            text = f"Anonymous TLS connection established from {facts.client}: {facts.tls}"
-            server.log.write(server.service, text)
-        self._counted = True
-        return exceeded(server, facts, await server.anvil.connect(facts.client_address))
-
     def _introduced(self, verdict: Verdict) -> None:
         session = self.dialogue
         if session.closed:
@@ -284,8 +275,14 @@ class Connection(asyncio.BufferedProtocol):
             self._run(session.refuse())
         elif self.server.draining:
             self._run(session.shutdown())
-        else:
+        elif not self.mute:
             self._run(session.start())
+        elif self.server.tls is None:
+            text = f"{session.facts.client}: no usable certificate for smtpd_tls_wrappermode = yes: connection closed"
+            self.server.log.warning(self.server.service, text)
+            self._run(session.refuse())
+        else:
+            self._start_tls(self._greet_in_tls)
 
     def _introduced_later(self, task: asyncio.Task[Verdict]) -> None:
         self._task = None
@@ -372,29 +369,37 @@ class Connection(asyncio.BufferedProtocol):
 
     # TLS
 
-    def _start_tls(self, event: StartTls) -> None:
+    def _start_tls(self, go_on: Callable[[str], list[Event]]) -> None:
+        """Begin the handshake; go_on gets the description of the TLS that stands then."""
         self._handshaking = True
+        self._pause_reading()  # what comes from now on is for TLS
         self.server.outbox.flush()
         task = self.server.loop.create_task(handshake(self.server, self, self.transport))
         self.server.handshakes.add(task)
-        task.add_done_callback(partial(self._secured, event.token))
+        task.add_done_callback(partial(self._secured, go_on))
 
-    def _secured(self, token: int, task: "asyncio.Task[asyncio.Transport | None]") -> None:
+    def _greet_in_tls(self, description: str) -> list[Event]:
+        self.dialogue.secured(description)
+        return self.dialogue.shutdown() if self.server.draining else self.dialogue.start()
+
+    def _secured(
+        self, go_on: Callable[[str], list[Event]], task: "asyncio.Task[asyncio.Transport | None]"
+    ) -> None:
         self.server.handshakes.discard(task)
         self._handshaking = False
         session = self.dialogue
         try:
             transport = None if task.cancelled() else task.result()
+            why = "lost connection"
         except (OSError, TimeoutError, ValueError) as error:
-            text = f"SSL_accept error from {session.facts.client}: {why_no_tls(error)}"
-            self.server.log.write(self.server.service, text)
-            transport = None
+            transport, why = None, why_no_tls(error)
         except Exception:
             self._log_bug()
-            transport = None
-        if transport is None or self.transport is None:
-            self._run(session.lost())
+            transport, why = None, "internal error"
+        if transport is None or self.transport is None or self.transport.is_closing():
+            self.server.log.write(self.server.service, f"SSL_accept error from {session.facts.client}: {why}")
             self._hang_up()
+            self.connection_lost(None)  # the loops do not say it of a transport that was in a handshake
             return
         self.transport = transport
         self._reading_paused = False
@@ -402,7 +407,7 @@ class Connection(asyncio.BufferedProtocol):
         if self.server.settings.smtpd_tls_loglevel:
             text = f"Anonymous TLS connection established from {session.facts.client}: {description}"
             self.server.log.write(self.server.service, text)
-        self._run(session.tls_started(token, description))
+        self._run(go_on(description))
 
     # The end
 
@@ -452,7 +457,7 @@ class Connection(asyncio.BufferedProtocol):
             return
         server.connections.discard(self)
         server.company.gone(self)
-        if self._counted:
+        if self.counted:
             server.anvil.disconnect(self.dialogue.facts.client_address)
             server.log.write(server.service, self.dialogue.disconnect_line())
         server.connection_ended()
@@ -481,8 +486,14 @@ class Connection(asyncio.BufferedProtocol):
 
     def shutdown(self) -> None:
         """The server is going down: say so at the first moment between transactions."""
-        if self._counted and not self._handshaking:
+        if self._handshaking:
+            self.server.clock.call_later(HANDSHAKE_AT_STOP, self._give_up_handshake)
+        elif self.counted:
             self._run(self.dialogue.shutdown())
+
+    def _give_up_handshake(self) -> None:
+        if self._handshaking:
+            self._hang_up()
 
 
 _INTERNAL = Verdict(INTERNAL_ERROR)

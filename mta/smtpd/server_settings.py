@@ -17,6 +17,7 @@ class ServerSettings(SessionSettings):
     smtpd_starttls_timeout: float
     smtpd_min_data_rate: int
     smtpd_peername_lookup: bool
+    smtpd_tls_wrappermode: bool
     smtpd_tls_loglevel: int
     smtpd_client_message_rate_limit: int
     smtpd_client_recipient_rate_limit: int

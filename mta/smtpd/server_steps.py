@@ -1,4 +1,4 @@
-"""What other rooms do for a connection: judge it, take its message, make that durable, secure it.
+"""What other rooms do for a connection: name it, judge it, take its message, make that durable, secure it.
 
 No state: what a step gives belongs to the connection that asked (mta/smtpd/server_connection.py).  A step that fails
 is answered 4xx and logged; an exception that comes out of one is a bug of ours, which the connection answers likewise.
@@ -8,11 +8,11 @@ import asyncio
 import ssl
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from mta.queue.api import QueueError, QueueFullError
 from mta.smtp.reply import Reply
-from mta.smtpd.facts import Facts, Stage, Verdict
+from mta.smtpd.facts import PERMIT, Facts, Stage, Verdict
 from mta.smtpd.ports import Intake
 from mta.smtpd.server_facts import describe
 from mta.smtpd.session_events import Transaction
@@ -20,6 +20,21 @@ from mta.smtpd.session_text import CONFIGURATION_ERROR, QUEUE_ERROR, QUEUE_FULL
 
 if TYPE_CHECKING:
     from mta.smtpd.server import SMTPServer
+    from mta.smtpd.server_connection import Connection
+
+
+async def introduce(server: "SMTPServer", connection: "Connection") -> Verdict:
+    """Find out who the client is, and whether it has too many connections already."""
+    facts = connection.dialogue.facts
+    if server.settings.smtpd_peername_lookup:
+        found = await server.names.client_name(facts.client_address)
+        facts.client_name, facts.client_name_status = found.name, found.name_status
+        facts.reverse_client_name, facts.reverse_name_status = found.reverse_name, found.reverse_status
+    if connection.transport is None:
+        return PERMIT
+    server.log.write(server.service, f"connect from {facts.client}")
+    connection.counted = True
+    return exceeded(server, facts, await server.anvil.connect(facts.client_address))
 
 
 def exceeded(server: "SMTPServer", facts: Facts, verdict: Verdict) -> Verdict:
@@ -78,17 +93,42 @@ async def make_durable(server: "SMTPServer", intake: Intake, log_bug: Callable[[
 
 
 async def handshake(
-    server: "SMTPServer", protocol: asyncio.BaseProtocol, transport: asyncio.Transport | None
+    server: "SMTPServer", connection: "Connection", transport: asyncio.Transport | None
 ) -> asyncio.Transport | None:
-    """STARTTLS: the transport with TLS, None when there can be none; OSError and others as start_tls raises them."""
-    if server.tls is None or transport is None:
+    """The transport with TLS, None when there can be none; OSError and others as start_tls raises them.
+
+    What the client has sent too early for that (wrapper mode) is taken from the connection when TLS listens: it must
+    come before what is read next, so in the turn in which start_tls begins to read again.
+    """
+    loop = server.loop
+    if server.tls is None or transport is None or transport.is_closing():
         return None
     limit = server.settings.smtpd_starttls_timeout
-    return await server.loop.start_tls(
-        transport, protocol, server.tls, server_side=True, ssl_handshake_timeout=limit
+    starting = loop.create_task(
+        loop.start_tls(transport, connection, server.tls, server_side=True, ssl_handshake_timeout=limit)
     )
+    loop.call_soon(loop.call_soon, _hand_over, connection, transport)  # behind the two callbacks of start_tls
+    return await starting
+
+
+def _hand_over(connection: "Connection", transport: asyncio.Transport) -> None:
+    connection.mute = False
+    data, connection.early = connection.early, b""
+    while data and not transport.is_closing():
+        tls = cast(asyncio.BufferedProtocol, transport.get_protocol())
+        buffer = memoryview(tls.get_buffer(len(data)))
+        taken = min(len(buffer), len(data))
+        buffer[:taken] = data[:taken]
+        tls.buffer_updated(taken)
+        data = data[taken:]
 
 
 def why_no_tls(error: Exception) -> str:
-    """For the log; ssl.SSLError is an OSError."""
-    return error.reason if isinstance(error, ssl.SSLError) and error.reason else type(error).__name__
+    """For the log, in Postfix's words; ssl.SSLError is an OSError."""
+    if isinstance(error, ssl.SSLError) and error.reason:
+        return error.reason
+    if isinstance(error, ConnectionAbortedError):  # what the loops make of their time limit
+        return "Connection timed out"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return "lost connection" if isinstance(error, ConnectionError) else type(error).__name__

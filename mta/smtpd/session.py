@@ -73,8 +73,8 @@ class Session(Machine):
 
     __slots__ = ("_effects", "_overshoot", "_too_big")
 
-    def __init__(self, plan: SessionPlan, facts: Facts, *, in_tls: bool = False) -> None:
-        super().__init__(plan, facts, in_tls=in_tls)
+    def __init__(self, plan: SessionPlan, facts: Facts) -> None:
+        super().__init__(plan, facts)
         self._effects: tuple[Verdict, ...] = ()  # of verdicts before MAIL, for every message
         self._overshoot = 0  # recipients beyond smtpd_recipient_limit
         self._too_big = False
@@ -358,11 +358,13 @@ class Session(Machine):
         elif not self.plan.offers_tls:
             self._finish(NOT_IMPLEMENTED, events, ok=False)
         else:
+            self._command = None  # counts as a success when TLS stands
             self._finish_now(READY_FOR_TLS, events, ok=True)
             if not self.closed:
                 events.append(StartTls(self._block(self._in_tls_now, events)))
 
     def _in_tls_now(self, value: Answer, events: list[Event]) -> None:
+        self._counts["starttls"][0] += 1
         self._drop(events)
         self.facts.helo = ""
         self.facts.protocol = "SMTP"

@@ -76,10 +76,10 @@ class Machine(ABC):
         *("waiting", "where"),
     )
 
-    def __init__(self, plan: SessionPlan, facts: Facts, *, in_tls: bool = False) -> None:
+    def __init__(self, plan: SessionPlan, facts: Facts) -> None:
         self.plan = plan
         self.facts = facts
-        self.in_tls = in_tls
+        self.in_tls = False
         self.where = "CONNECT"  # the last command, as the log names it
         self.transaction: Transaction | None = None
         self.closed = False  # nothing will be read or said any more
@@ -140,9 +140,13 @@ class Machine(ABC):
 
     def tls_started(self, token: int, description: str) -> list[Event]:
         """The handshake is done; description: for Received:.  All is forgotten that was said in the clear."""
+        self.secured(description)
+        return self._resume(token, None)
+
+    def secured(self, description: str) -> None:
+        """TLS stands; also before start(), in wrapper mode."""
         self.in_tls = True
         self.facts.tls = description
-        return self._resume(token, None)
 
     def expire(self) -> list[Event]:
         """The client was silent or slow for too long."""

@@ -3,6 +3,7 @@
 import smtplib
 import socket
 import ssl
+import time
 
 from tests.smtp_peer import Certificates
 from tests.system.support_lifecycle import instance
@@ -35,6 +36,23 @@ def test_a_port_in_wrapper_mode_speaks_tls_from_the_first_byte_and_takes_mail() 
         system.must("stop")
         assert "postfix/smtps/smtpd[" in system.log_text()
         assert "TLS connection established from" in system.log_text()
+
+
+def test_a_worker_waits_for_a_client_that_has_not_begun_its_handshake() -> None:
+    with instance(smtpd_processes_max_idle="1") as system:
+        chain = Certificates(system.etc).file
+        master = (system.etc / "master.cf").read_text().partition("\n")[2]
+        (system.etc / "master.cf").write_text(
+            SERVICE.format(system.port, "yes", f"-o smtpd_tls_chain_files={chain}") + master
+        )
+        system.must("start")
+        trusting = ssl.create_default_context()
+        trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE
+        with socket.create_connection(("127.0.0.1", system.port), 20) as plain:
+            time.sleep(3)  # longer than an idle worker stays
+            with trusting.wrap_socket(plain) as client:
+                assert client.recv(4096).startswith(b"220 ")
+        system.must("stop")
 
 
 def test_wrapper_mode_without_a_certificate_does_not_start() -> None:
