@@ -35,14 +35,14 @@ from mta.fsio import Fsio
 from mta.lookup.table import TableError
 from mta.lookup.unix import User, UserLookup
 from mta.maillog import Maillog, MaillogSettings
-from mta.master_build import rehearse
+from mta.master_build import certificates, rehearse
 from mta.master_check import check_services
 from mta.master_listen import open_sockets, refreshed
 from mta.master_local import serve_channel
 from mta.master_lock import ALREADY_RUNNING, AlreadyRunningError, take, write_pid
 from mta.master_notify import Keeper, Notify
 from mta.master_owner import OwnerProblemError, drop_privileges, find_owner, take_over
-from mta.master_process import ChildSpec, Supervisor, die_with_parent, leave_terminal
+from mta.master_process import ChildSpec, Parent, Supervisor, die_with_parent, leave_terminal
 from mta.master_scheduler import RELOAD, TOLD, Hooks, Sockets, loop_factory, run_scheduler
 from mta.master_sockets import SocketProblemError, close_unix, inherited
 from mta.master_worker import run_worker
@@ -87,16 +87,20 @@ class Master:
     def specs(self) -> tuple[ChildSpec, ...]:
         """The processes this configuration asks for."""
         config, sockets, helper = self.config, self.sockets, self.helper
-        scheduler = ChildSpec(
-            "scheduler",
-            lambda parent: run_scheduler(config, sockets, helper, Hooks(parent.serving, parent.call), listen=False),
-        )
         count = config.integer("smtpd_processes") if sockets.tcp else 0
+        kept = certificates(config, [name for name, _ in sockets.tcp]) if count else {}
+
+        def schedule(parent: Parent) -> int:
+            kept.clear()  # no keys in a process that has no use for them
+            return run_scheduler(config, sockets, helper, Hooks(parent.serving, parent.call), listen=False)
+
         workers = (
-            ChildSpec(f"smtpd{n}", partial(run_worker, config, sockets, first=n == 0), signal.SIGHUP, when_called=True)
+            ChildSpec(
+                f"smtpd{n}", partial(run_worker, config, sockets, kept, first=n == 0), signal.SIGHUP, when_called=True
+            )
             for n in range(count)
         )
-        return (scheduler, *workers)
+        return (ChildSpec("scheduler", schedule), *workers)
 
     def reread(self) -> bool:
         """Read the configuration again; a broken one, or one that needs a new start, is logged and changes nothing."""

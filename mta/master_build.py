@@ -53,10 +53,12 @@ from mta.smtpd.restrictions import Restrictions
 from mta.smtpd.server import SMTPServer
 from mta.smtpd.server_settings import ServerSettings
 from mta.submit_smtp import LocalDoor
-from mta.tls import TlsClientSettings, TlsServerSettings, client_tls, offered_context
+from mta.tls import CertificateError, TlsClientSettings, TlsError, TlsServerSettings, client_tls, server_context
 from mta.trivial_rewrite import Rewriter, RewriterSettings
 
 EXCEPTIONS = "smtpd_client_event_limit_exceptions"
+Kept = dict[TlsServerSettings, SSLContext]
+"""Certificates as they were at the start or reload."""
 
 
 @dataclass(slots=True)
@@ -144,7 +146,9 @@ def rehearse(config: Config, inet: Sequence[str]) -> None:
     for name in inet:
         own = config.for_service(services[name])
         own.fill(ServerSettings)
-        _server_parts(core, own)
+        _restrictions(core, own)
+        with contextlib.suppress(CertificateError):  # which is no reason not to start, or master_check has said so
+            server_context(own.fill(TlsServerSettings))
     build_qmgr(core, None)
     core.log.close()
     del core
@@ -224,27 +228,49 @@ def build_stdin_smtpd(core: Core) -> SMTPServer:
     )  # fmt: skip
 
 
-def build_smtpd(core: Core, config: Config, anvil: Anvil, service: str) -> SMTPServer:
-    """The server of one inet service; config: with that service's -o settings."""
+def build_smtpd(core: Core, config: Config, anvil: Anvil, service: str, kept: Kept | None = None) -> SMTPServer:
+    """The server of one inet service; config: with that service's -o settings.  kept: when files have gone bad."""
     syslog_name = config.text("syslog_name")
     prefix = syslog_name.partition("/")[2]
     name = f"{prefix}/smtpd" if prefix else service
     if config.service and has_own_limits(core.config, config.service):
         anvil = ServiceAnvil(anvil, config.service.name)
-    restrictions, tls = _server_parts(core, config, name)
+    restrictions = _restrictions(core, config, name)
+    tls = _server_tls(core, config.fill(TlsServerSettings), name, kept or {})
     return SMTPServer(
         config.fill(ServerSettings), restrictions, core.cleanup, anvil, core.resolver, core.log, core.clock, tls,
         service=name, silent=restrictions.silent, company=core.fsio.company,
     )  # fmt: skip
 
 
-def _server_parts(core: Core, config: Config, name: str = "smtpd") -> tuple[Restrictions, SSLContext | None]:
+def certificates(config: Config, inet: Sequence[str]) -> Kept:
+    """Load what is readable now, for workers that find it unreadable later; by mail_owner, who forks them."""
+    services = {service.name: service for service in config.services if service.type == "inet"}
+    kept = {}
+    for settings in {config.for_service(services[name]).fill(TlsServerSettings) for name in inet}:
+        with contextlib.suppress(TlsError):
+            if context := server_context(settings):
+                kept[settings] = context
+    return kept
+
+
+def _server_tls(core: Core, settings: TlsServerSettings, service: str, kept: Kept) -> SSLContext | None:
+    """With the certificate as it is now, else as it was; without any, port 25 goes on in the clear."""
+    try:
+        return server_context(settings)
+    except CertificateError as error:
+        context = kept.get(settings)
+        without = "connections are closed" if settings.smtpd_tls_wrappermode else "STARTTLS is not offered"
+        core.log.warning(service, f"{error}; {'going on with what it was before' if context else without}")
+        return context
+
+
+def _restrictions(core: Core, config: Config, name: str = "smtpd") -> Restrictions:
     context = replace(core.context, service=name)  # of tables that others have opened, too, what it says is ours
-    restrictions = Restrictions(
+    return Restrictions(
         config.fill(RestrictionSettings), core.rewriter, context, core.resolver,
         classes=config.restriction_classes(), own_addresses=config.own_addresses(),
     )  # fmt: skip
-    return restrictions, offered_context(config.fill(TlsServerSettings))[0]  # master_check said why, when it is None
 
 
 # -- delivering -----------------------------------------------------------------------------------

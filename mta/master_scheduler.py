@@ -19,7 +19,7 @@ from mta.control import Control, ControlSettings, guarded
 from mta.deliver.local_client import HelperConnection
 from mta.linux_sched import stay_in_the_background
 from mta.lookup.match_list import DomainList
-from mta.master_build import Core, build_anvil, build_core, build_qmgr, build_smtpd, build_stdin_smtpd
+from mta.master_build import Core, Kept, build_anvil, build_core, build_qmgr, build_smtpd, build_stdin_smtpd
 from mta.master_demand import Demand
 from mta.master_notify import Notify
 from mta.master_watchdog import feed
@@ -124,13 +124,15 @@ class Running:
         await asyncio.gather(*self.tasks, return_exceptions=True)
 
 
-async def listen_smtp(running: Running, core: Core, anvil: Anvil | LinkClient, sockets: Sockets) -> None:
-    """Serve every inet service of master.cf in this process."""
+async def listen_smtp(
+    running: Running, core: Core, anvil: Anvil | LinkClient, sockets: Sockets, kept: Kept | None = None
+) -> None:
+    """Serve every inet service of master.cf in this process; kept: see build_smtpd()."""
     loop = asyncio.get_running_loop()
     services = {service.name: service for service in core.config.services if service.type == "inet"}
     for name, sock in sockets.tcp:
         config = core.config.for_service(services[name])
-        server = build_smtpd(core, config, anvil, "smtpd")
+        server = build_smtpd(core, config, anvil, "smtpd", kept)
         running.smtpd.append(server)
         running.servers.append(await loop.create_server(server.factory, sock=sock.dup()))
 

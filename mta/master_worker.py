@@ -16,7 +16,7 @@ from collections.abc import Callable, Coroutine
 
 from mta.clock import Clock
 from mta.config.config import Config
-from mta.master_build import build_anvil, build_core, has_rate_limits
+from mta.master_build import Kept, build_anvil, build_core, has_rate_limits
 from mta.master_notify import Notify
 from mta.master_process import Parent
 from mta.master_scheduler import DRAIN, Running, Sockets, listen_smtp, on_rotate, run_loop
@@ -31,7 +31,7 @@ LEAVE = 300.0  # seconds a session may go on after a reload, with the old settin
 LOOK = 0.2
 
 
-def run_worker(config: Config, sockets: Sockets, parent: Parent, *, first: bool = True) -> int:
+def run_worker(config: Config, sockets: Sockets, kept: Kept, parent: Parent, *, first: bool = True) -> int:
     """The process's whole life; returns its exit status.  first: stays as long as there is any client."""
     leave = asyncio.Event()
 
@@ -40,11 +40,11 @@ def run_worker(config: Config, sockets: Sockets, parent: Parent, *, first: bool 
         return False
 
     few = 1 if first else FEW
-    return run_loop(lambda stop: _serve(config, sockets, parent, stop, leave, few), hang_up)
+    return run_loop(lambda stop: _serve(config, sockets, kept, parent, stop, leave, few), hang_up)
 
 
 async def _serve(
-    config: Config, sockets: Sockets, parent: Parent, stop: asyncio.Event, leave: asyncio.Event, few: int
+    config: Config, sockets: Sockets, kept: Kept, parent: Parent, stop: asyncio.Event, leave: asyncio.Event, few: int
 ) -> int:
     core = build_core(config, owner=False)
     on_rotate(core)
@@ -58,7 +58,7 @@ async def _serve(
     notify = Notify(os.environ)
     if notify.watchdog:
         running.tasks.append(asyncio.get_running_loop().create_task(guard(notify, core.clock)))
-    await listen_smtp(running, core, link, sockets)
+    await listen_smtp(running, core, link, sockets, kept)
     parent.serving()
     call = parent.call if processes > 1 else _nothing
     looking = _leave_when_idle(running, call, config.seconds("smtpd_processes_max_idle"), few, core.clock)

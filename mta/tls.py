@@ -142,7 +142,8 @@ def server_context(settings: TlsServerSettings) -> ssl.SSLContext | None:
         try:
             context.load_cert_chain(certificate, key, password=_no_password)
         except (OSError, ValueError) as error:
-            raise CertificateError(f"cannot use certificate {certificate} with key {key}: {error}") from None
+            why = _why_unusable(error)
+            raise CertificateError(f"cannot use certificate {certificate} with key {key}: {why}") from None
     _restrict(context, settings.smtpd_tls_protocols, "smtpd_tls_protocols")
     ciphers = _cipher_list(settings.smtpd_tls_ciphers, settings, settings.smtpd_tls_exclude_ciphers)
     _set_ciphers(context, ciphers, "smtpd_tls_ciphers")
@@ -160,7 +161,17 @@ def offered_context(settings: TlsServerSettings) -> tuple[ssl.SSLContext | None,
     except CertificateError as error:
         if settings.smtpd_tls_wrappermode:
             raise
-        return None, f"{error}; STARTTLS is not offered: give mail_owner's account the right to read the key"
+        return None, f"{error}; STARTTLS is not offered"
+
+
+def _why_unusable(error: OSError | ValueError) -> str:
+    if isinstance(error, PermissionError):
+        return f"{error.strerror}: give mail_owner's account the right to read it"
+    if isinstance(error, ssl.SSLError):
+        if error.reason == "KEY_VALUES_MISMATCH":
+            return "the key is not that of the certificate"
+        return f"not complete, or no key and certificate in PEM format ({error.reason or error})"
+    return (isinstance(error, OSError) and error.strerror) or str(error)
 
 
 def _no_password() -> str:

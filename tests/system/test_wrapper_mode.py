@@ -55,6 +55,31 @@ def test_a_worker_waits_for_a_client_that_has_not_begun_its_handshake() -> None:
         system.must("stop")
 
 
+def test_a_certificate_that_goes_bad_is_kept_until_it_is_good_again() -> None:
+    with instance(smtpd_processes_max_idle="1", smtpd_tls_security_level="may") as system:
+        chain = Certificates(system.etc).file
+        system.configure(smtpd_tls_chain_files=str(chain))
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            wrapped = free.getsockname()[1]
+        with (system.etc / "master.cf").open("a") as file:
+            file.write(SERVICE.format(f"127.0.0.1:{wrapped}", "yes", ""))
+        system.must("start")
+        good = chain.read_bytes()
+        chain.write_bytes(good[:100])
+        trusting = ssl.create_default_context()
+        trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE
+        with smtplib.SMTP_SSL("127.0.0.1", wrapped, context=trusting, timeout=20) as client:
+            assert client.noop()[0] == 250
+        with smtplib.SMTP("127.0.0.1", system.port, timeout=20) as client:
+            client.starttls(context=trusting)
+            assert client.noop()[0] == 250
+        assert "warning: cannot use certificate" in system.log_text()
+        assert "going on with what it was before" in system.log_text()
+        assert system.mta("reload").returncode != 0 or "reload refused" in system.log_text()
+        system.must("stop")
+
+
 def test_wrapper_mode_without_a_certificate_does_not_start() -> None:
     with instance() as system:
         (system.etc / "master.cf").write_text(SERVICE.format(system.port, "yes", ""))
