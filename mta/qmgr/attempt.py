@@ -14,7 +14,7 @@ from typing import Protocol
 from mta.cleanup.intake import RefusedError
 from mta.clock import Clock
 from mta.deliver.request import DeliveryRequest, Expansion, Result
-from mta.envelope import Envelope, Notify, Origin, Recipient, verp_sender, wants_verp
+from mta.envelope import RET_DEFAULT, Envelope, Notify, Origin, Recipient, verp_sender, wants_verp
 from mta.maillog import Delays, Maillog, delivery
 from mta.queue.api import Draft, Job, Parent, QueueError, QueueStore, Reason
 from mta.record import dataclass
@@ -152,21 +152,29 @@ class Attempt:
                 result = Result(refused, refused.text)
             else:
                 self.children.append(child)
-                result = Result(result.reply, f"forwarded as {child.queue_id}", result.relay, action="expanded")
+                action = "delivered" if self._is_list(expansion) else "expanded"
+                result = Result(result.reply, f"forwarded as {child.queue_id}", result.relay, action=action)
                 self.store.mark(self.job, recipient)
             self.results[recipient.offset] = result
             delivery(self.log.write, service, self.job.queue_id, recipient, result, delays)
+
+    def _is_list(self, expansion: Expansion) -> bool:
+        """Has it a sender of its own?  RFC 3461 s5.2.7.3: delivered to the list, its mail to the members is another."""
+        return expansion.sender != self.job.envelope.sender
 
     def _child_envelope(self, recipient: Recipient, expansion: Expansion, now: float) -> Envelope:
         parent = self.job.envelope
         keep = {k: v for k, v in parent.attributes.items() if k == "rewrite_context" or k.startswith("log_")}
         # "Expanded" is the report of success; who asked for nothing else hears nothing else (0 would mean default).
         notify = recipient.notify & ~Notify.SUCCESS if recipient.notify != Notify.SUCCESS else Notify.NEVER
-        original = recipient.original or recipient.address
-        leaves = [Recipient(a, original, notify, recipient.dsn_orig_rcpt) for a in expansion.recipients]
+        original, orcpt = recipient.original or recipient.address, recipient.dsn_orig_rcpt
+        envelope_id, ret = parent.envelope_id, parent.ret
+        if self._is_list(expansion):
+            original, orcpt, envelope_id, ret = "", "", "", RET_DEFAULT
+        leaves = [Recipient(a, original, notify, orcpt) for a in expansion.recipients]
         return Envelope(
-            expansion.sender, leaves, now, parent.full_name, parent.envelope_id, parent.ret, parent.encoding,
-            parent.smtputf8, attributes=keep,
+            expansion.sender, leaves, now, parent.full_name, envelope_id, ret, parent.encoding, parent.smtputf8,
+            attributes=keep,
         )  # fmt: skip
 
     async def _child_content(self, expansion: Expansion) -> AsyncIterator[bytes]:

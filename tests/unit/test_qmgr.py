@@ -11,7 +11,7 @@ import pytest
 from mta.cleanup.intake import RefusedError
 from mta.clock import Clock
 from mta.deliver.request import DeliveryRequest, Expansion, Result
-from mta.envelope import Envelope, Notify, Origin, Recipient, wants_verp
+from mta.envelope import Envelope, Notify, Origin, Recipient, Ret, wants_verp
 from mta.maillog import FileSink, Maillog, MaillogSettings
 from mta.qmgr.backoff import BackoffSettings
 from mta.qmgr.grouping import Target
@@ -368,6 +368,38 @@ def test_an_expansion_that_was_reported_as_success_is_not_reported_again(
         assert [r.notify for e in w.children for r in e.recipients] == [passed_on]
 
     simulate(tmp_path, expanding("list@b.test", "p@c.test"), story)
+
+
+@pytest.mark.parametrize("owned", [False, True])
+def test_what_a_sender_asked_of_an_alias_goes_on_to_its_members_and_ends_at_a_list(
+    tmp_path: Path, *, owned: bool
+) -> None:
+    def fate(r: Recipient, n: int) -> Result:
+        leaves = Expansion(("p@c.test",), "owner-list@b.test" if owned else "s@a.test", "list@b.test")
+        return Result(Reply(250, "2.0.0", ""), "", "local", expansion=leaves) if r.address == "list@b.test" else OK
+
+    async def story(w: World) -> None:
+        actions: list[str] = []
+
+        async def success(job: Job, done: Sequence[tuple[Recipient, Result]]) -> None:
+            actions.extend(result.action for _, result in done)
+
+        w.notices.success_notice = success  # type: ignore[method-assign]  # what the report is to say
+        draft = await w.store.draft(w.clock.now())
+        both = Notify.SUCCESS | Notify.FAILURE
+        person = Recipient("list@b.test", "given@b.test", both, "rfc822;given@b.test")
+        draft.envelope(Envelope("s@a.test", [person], w.clock.now(), envelope_id="QQ", ret=Ret.HDRS))
+        await draft.commit()
+        await w.clock.sleep(1)
+        (child,), ((member,), *_) = w.children, [e.recipients for e in w.children]
+        assert member.notify == Notify.FAILURE
+        passed_on = (child.envelope_id, child.ret, member.dsn_orig_rcpt, member.original)
+        if owned:  # RFC 3461 s5.2.7.3
+            assert (passed_on, actions) == (("", Ret(0), "", ""), ["delivered"])
+        else:
+            assert (passed_on, actions) == (("QQ", Ret.HDRS, "rfc822;given@b.test", "given@b.test"), ["expanded"])
+
+    simulate(tmp_path, fate, story)
 
 
 def test_a_child_that_went_round_too_often_is_returned_and_not_tried_again(tmp_path: Path) -> None:
