@@ -7,14 +7,16 @@ before it announces a message, so that what it says of one stands before what th
 printable becomes "?", here and nowhere else, so no peer can forge a line or move a terminal's cursor.
 
 A log that cannot be written is no reason to stop mail: the line is dropped and counted, and the count is
-the first thing logged when writing works again.
+the first thing logged when writing works again.  A file that cannot be opened when the mail system starts ends the
+start; later on lines go to syslog, or to standard error where there is none, until it can be opened.
 
 See also: docs/logs.md, mta/maillog_sinks.py, RFC 3164 (syslog)
 """
 
 import asyncio
-import contextlib
+import errno
 import os
+import stat
 import sys
 from collections.abc import Callable
 from typing import Protocol
@@ -22,10 +24,11 @@ from typing import Protocol
 from mta.clock import Clock, syslog_date
 from mta.deliver.request import Result
 from mta.envelope import Recipient
-from mta.maillog_sinks import JournalSink, SyslogSink, is_journal
+from mta.maillog_sinks import DEV_LOG, JournalSink, SyslogSink, is_journal
 from mta.record import dataclass
 from mta.smtp.path import quote_address
 
+MAX_LINKS = 40  # as the kernel has it
 GATHER = 0.02  # seconds a line may wait for others; kill -9 loses no more than that
 
 
@@ -54,27 +57,36 @@ class Sink(Protocol):
 
 
 class FileSink:
-    """A file opened for append, or an open descriptor such as stdout."""
+    """A file opened for append, or an open descriptor such as stdout.  problem: why it cannot be opened, or ""."""
 
     with_header = True
 
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self._fd = -1
-        self.reopen()
+    def __init__(self, path: str, fd: int = -1) -> None:
+        self._path, self._fd = path, fd
+        self._instead: SyslogSink | FileSink | None = None  # while there is no file
+        self.problem = ""
+        if fd < 0:
+            self.reopen()
 
     def reopen(self) -> None:
         """Open the path again; the old descriptor stays when that fails."""
         if self._path in ("/dev/stdout", "-"):
             self._fd = sys.stdout.fileno()
             return
-        with contextlib.suppress(OSError):
-            fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
-            self.close()
-            self._fd = fd
+        try:
+            fd = open_log(self._path)
+        except OSError as error:
+            self.problem = error.strerror or type(error).__name__
+            return
+        self.close()
+        self._fd, self.problem = fd, ""
 
     def write(self, lines: list[str]) -> bool:
         """One write(2) for all lines."""
+        if self._fd < 0:
+            self.reopen()
+            if self._fd < 0:
+                return self._write_instead(lines)
         data = ("\n".join(lines) + "\n").encode("utf-8", "replace")
         try:
             while data:
@@ -83,11 +95,69 @@ class FileSink:
             return False
         return True
 
+    def _write_instead(self, lines: list[str]) -> bool:
+        """To syslog, which wants no host name, or standard error; why this is so comes first."""
+        if self._instead is None:
+            self._instead = SyslogSink() if os.path.exists(DEV_LOG) else FileSink("", 2)
+            head = lines[0].partition("]: ")[0]
+            lines = [f"{head}]: warning: maillog_file: open {self._path}: {self.problem}; the log is here now", *lines]
+        if not self._instead.with_header:
+            lines = [line[:16] + line[16:].partition(" ")[2] for line in lines]
+        return self._instead.write(lines)
+
+    def give_to(self, uid: int, gid: int) -> None:
+        """Change the owner of what is open, if it is a file."""
+        if self._fd > 2 and stat.S_ISREG(os.fstat(self._fd).st_mode):
+            os.fchown(self._fd, uid, gid)
+
     def close(self) -> None:
         """Close the file; stdout is left open."""
+        if self._instead is not None:
+            self._instead.close()
+            self._instead = None
         if self._fd > 2:
             os.close(self._fd)
         self._fd = -1
+
+
+def open_log(path: str) -> int:
+    """Open a log for append, make it if there is none; OSError.
+
+    Root follows only links that are root's: whoever else may write in one of the directories could lead it to any file.
+    """
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+    if os.geteuid() or path.startswith("/dev/"):
+        return os.open(path, flags, 0o640)
+    steps = os.path.abspath(path).split("/")[:0:-1]  # the next one last
+    here = os.open("/", os.O_PATH | os.O_CLOEXEC)
+    links = 0
+    try:
+        while len(steps) > 1 or (steps and _is_link(steps[0], here)):
+            step = os.open(steps.pop(), os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=here)
+            info = os.fstat(step)
+            if not stat.S_ISLNK(info.st_mode):
+                os.close(here)
+                here = step
+                continue
+            target = os.readlink("", dir_fd=step)
+            os.close(step)
+            links += 1
+            if info.st_uid or links > MAX_LINKS:
+                raise OSError(errno.ELOOP, "a symbolic link on the way is not root's")
+            steps += [name for name in reversed(target.split("/")) if name]
+            if target.startswith("/"):
+                os.close(here)
+                here = os.open("/", os.O_PATH | os.O_CLOEXEC)
+        return os.open(steps[0] if steps else ".", flags | os.O_NOFOLLOW, 0o640, dir_fd=here)
+    finally:
+        os.close(here)
+
+
+def _is_link(name: str, directory: int) -> bool:
+    try:
+        return stat.S_ISLNK(os.lstat(name, dir_fd=directory).st_mode)
+    except FileNotFoundError:
+        return False
 
 
 def sink_for(settings: MaillogSettings) -> Sink:
@@ -172,10 +242,22 @@ class Maillog:
         else:
             self._lost += len(lines)
 
+    @property
+    def problem(self) -> str:
+        """Why the log file cannot be opened, or ""."""
+        return self._sink.problem if isinstance(self._sink, FileSink) else ""
+
+    def give_to(self, uid: int, gid: int) -> None:
+        """Change the owner of the log file."""
+        if isinstance(self._sink, FileSink):
+            self._sink.give_to(uid, gid)
+
     def reopen(self) -> None:
-        """After rotation: flush, then continue in the new file."""
+        """After rotation: flush, then continue in the new file; in the old one when the new one cannot be opened."""
         self.flush()
         self._sink.reopen()
+        if self.problem:
+            self.warning("log", f"maillog_file cannot be opened again: {self.problem}")
 
     def close(self) -> None:
         """Flush and release."""

@@ -197,6 +197,9 @@ def _start(config: Config, *, foreground: bool, overrides: Mapping[str, str]) ->
         raise StartProblemError(f"{error.filename or 'spool'}: {error.strerror}", EX_OSERR) from None
     tell = None if foreground else daemonize(locks[0])
     log = Maillog(settings, clock)
+    if log.problem:
+        where = config.origin("maillog_file")
+        raise StartProblemError(f"{where}: maillog_file = {settings.maillog_file}: {log.problem}", EX_CONFIG)
     notify = Notify(os.environ)
     keeper = Keeper(notify, os.environ, given)
     master = Master(config, overrides, log, clock, open_sockets(config, given, log), notify, keeper, locks=locks)
@@ -206,7 +209,7 @@ def _start(config: Config, *, foreground: bool, overrides: Mapping[str, str]) ->
     if tell is not None:
         master.started.append(partial(tell_parent, tell))
     if owner:
-        hand_over(master, owner, settings.maillog_file)
+        hand_over(master, owner)
         become_owner(master, owner, detach=not foreground)
     elif path := os.environ.get("MTA_LOCAL_SOCKET", ""):  # set by our unit: mta-local is a service of its own
         master.helper = HelperConnection(to_socket(path), clock, config.seconds("command_time_limit"))
@@ -279,15 +282,14 @@ def make_data_directory(path: str, owner: User | None) -> None:
         os.chown(path, owner.uid, owner.gid)
 
 
-def hand_over(master: Master, owner: User, maillog_file: str) -> None:
+def hand_over(master: Master, owner: User) -> None:
     """Give mail_owner what root has made: sockets, locks, the log file."""
     for name, sock in master.sockets.unix.items():
         if name in master.sockets.ours:
             os.chown(sock.getsockname(), owner.uid, owner.gid, follow_symlinks=False)
     for fd in master.locks:
         os.fchown(fd, owner.uid, owner.gid)
-    if maillog_file.startswith("/") and maillog_file != "/dev/stdout":
-        os.chown(maillog_file, owner.uid, owner.gid, follow_symlinks=False)
+    master.log.give_to(owner.uid, owner.gid)
 
 
 def daemonize(pid_fd: int) -> int:

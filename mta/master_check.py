@@ -113,11 +113,16 @@ def check_tables(config: Config) -> list[Problem]:
 
 
 def check_permissions(config: Config) -> list[Problem]:
-    """Problems of the queue and data directories as they are; a missing spool is made at start, so no problem."""
+    """Problems of the queue, data and log directories as they are; a missing spool is made at start, so no problem."""
     return list(_problems(config))
 
 
 def _problems(config: Config) -> Iterator[Problem]:
+    log = config.text("maillog_file")
+    if log.startswith("/") and not os.path.isdir(os.path.dirname(log)):
+        yield _fatal("maillog_file", log, f"{os.path.dirname(log)} is no directory")
+    elif os.path.isdir(log):
+        yield _fatal("maillog_file", log, f"{log} is a directory")
     spool = config.text("queue_directory")
     where = ("queue_directory", spool)
     top = _stat(spool)

@@ -486,3 +486,13 @@ def test_flush_tries_deferred_mail_now() -> None:
         until(lambda: system.log_text().count("status=deferred") == 2, "second attempt")
         system.must("stop")
         assert "status=bounced" not in system.log_text()
+
+
+@pytest.mark.parametrize("name", ["nosuch/mail.log", "."])
+def test_a_log_that_cannot_be_opened_is_one_line_and_starts_nothing(name: str) -> None:
+    with instance() as system:
+        system.configure(maillog_file=str(system.directory / name))
+        for verb in ("start", "start-fg", "check"):
+            done = system.mta(verb)
+            assert done.returncode == 78, done.stderr
+            assert "maillog_file = " in done.stderr and "Traceback" not in done.stderr

@@ -108,3 +108,61 @@ def test_a_line_that_waited_in_a_loop_that_ended_keeps_no_later_one_back(tmp_pat
     asyncio.run(write("2", 5 * GATHER))
     assert [line[-1] for line in (tmp_path / "log").read_text().splitlines()] == ["1", "2"]
     log.close()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root is led to files of others")
+def test_root_follows_only_its_own_links(tmp_path: Path) -> None:
+    directory, secret, link = tmp_path / "log", tmp_path / "secret", tmp_path / "log/mail.log"
+    directory.mkdir()
+    secret.write_text("x\n")
+    link.symlink_to("../secret")
+    assert FileSink(str(link)).write(["by root's link"])
+    os.chown(link, 65534, 65534, follow_symlinks=False)
+    (tmp_path / "other").symlink_to(directory)
+    (tmp_path / "theirs").symlink_to(directory)
+    os.chown(tmp_path / "theirs", 65534, 65534, follow_symlinks=False)
+    for path in (link, tmp_path / "theirs/new"):
+        assert "not root's" in FileSink(str(path)).problem
+    assert secret.read_text() == "x\nby root's link\n" and not (directory / "new").exists()
+    (directory / "root").symlink_to("/")
+    assert FileSink(str(directory / "root")).problem == "Is a directory"
+    assert FileSink(str(tmp_path / "other/new")).write(["y"]) and (directory / "new").read_text() == "y\n"
+
+
+def test_only_a_file_changes_its_owner(tmp_path: Path) -> None:
+    before = os.stat("/dev/null")
+    sink = FileSink("/dev/null")
+    sink.give_to(os.getuid(), 65534)
+    sink.close()
+    assert (os.stat("/dev/null").st_gid, os.stat("/dev/null").st_uid) == (before.st_gid, before.st_uid)
+
+
+def test_without_its_file_the_log_goes_elsewhere_and_says_why_once(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mta.maillog.DEV_LOG", str(tmp_path / "none"))
+    path = tmp_path / "later/log"
+    log = Maillog(MaillogSettings(str(path), "postfix", "h"), Clock())
+    log.write("smtpd", "one")
+    log.write("smtpd", "two")
+    told = capfd.readouterr().err.splitlines()
+    assert [line.partition("]: ")[2] for line in told] == [
+        f"warning: maillog_file: open {path}: No such file or directory; the log is here now", "one", "two",
+    ]  # fmt: skip
+    path.parent.mkdir()
+    log.write("smtpd", "three")
+    log.close()
+    assert path.read_text().endswith("]: three\n") and path.read_text().count("\n") == 1
+
+
+def test_a_log_that_cannot_be_opened_again_goes_on_in_the_old_file_and_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    log = Maillog(MaillogSettings(str(path), "postfix", "h"), Clock())
+    log.write("smtpd", "one")
+    path.rename(tmp_path / "old")
+    path.mkdir()
+    log.reopen()
+    log.write("smtpd", "two")
+    log.close()
+    texts = [line.partition("]: ")[2] for line in (tmp_path / "old").read_text().splitlines()]
+    assert texts == ["one", "warning: maillog_file cannot be opened again: Is a directory", "two"]
