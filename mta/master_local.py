@@ -27,6 +27,7 @@ from mta.fsio import fsync_now
 from mta.local_helper import Channel, Doorway, Helper, InlineWorker, Listener, Setup, SetupError
 from mta.lookup.context import LookupContext
 from mta.lookup.open import open_tables
+from mta.lookup.table import Maps
 from mta.lookup.unix import User, UserDb
 from mta.maillog import Maillog, MaillogSettings
 from mta.master_notify import Notify
@@ -89,6 +90,9 @@ class Reading:
         def warn(text: str) -> None:
             self.log.warning("local", text)
 
+        def tables(spec: tuple[str, ...]) -> Maps:
+            return open_tables(spec, context)
+
         def make(transport: str) -> Setup:
             setup = setups.get(transport)
             if setup is None:
@@ -99,7 +103,7 @@ class Reading:
                 settings = local_settings(own)
                 maps = open_tables(settings.alias_maps, context, aliases=True)
                 rewriter = Rewriter(own.fill(RewriterSettings), context, own.own_addresses())
-                planner = Planner(settings, transport, maps, rewriter, self.users, include, warn)
+                planner = Planner(settings, transport, maps, rewriter, self.users, include, warn, tables)
                 setup = setups[transport] = Setup(settings, planner, owner.uid)
             for spec in setup.settings.alias_maps:
                 path = spec.rpartition(":")[2]

@@ -18,13 +18,17 @@ PARAMS: tuple[Param, ...] = (
          "Most bytes of a mailbox file; 0: no limit. Not less than message_size_limit."),
     yes_no("strict_mailbox_ownership", "yes", "Refuse a mailbox file that belongs to somebody else."),
     yes_no("require_home_directory", "no", "Deliver only when the home directory exists."),
-    text("luser_relay", "", "Address for mail to local users that do not exist; $user, $local ... are filled in."),
-    text("fallback_transport", "", "transport:nexthop for local users that do not exist."),
-    tables("fallback_transport_maps", "", "The same by recipient."),
-    text("mailbox_transport", "", "transport:nexthop that delivers to mailboxes instead of local."),
-    tables("mailbox_transport_maps", "", "The same by recipient."),
-    text("mailbox_command", "", "Command that delivers to mailboxes. Until commands are built such mail is deferred."),
-    tables("mailbox_command_maps", "", "The same by recipient."),
+    text("luser_relay", "", "Address for mail to local users that do not exist; $user, $local ... are filled in.\n"
+         "Not built yet: when it is set, such mail is deferred."),
+    text("fallback_transport", "", "transport:nexthop for local users that do not exist.\n"
+         "Not built yet: when it is set, such mail is deferred."),
+    tables("fallback_transport_maps", "", "The same by user name. Mail for users in it is deferred."),
+    text("mailbox_transport", "", "transport:nexthop that delivers to mailboxes instead of local.\n"
+         "Not built yet: when it is set, such mail is deferred."),
+    tables("mailbox_transport_maps", "", "The same by user name. Mail for users in it is deferred."),
+    text("mailbox_command", "", "Command that delivers to mailboxes.\n"
+         "Not built yet: when it is set, such mail is deferred."),
+    tables("mailbox_command_maps", "", "The same by user name. Mail for users in it is deferred."),
     items("forward_path", "$home/.forward${recipient_delimiter}${extension}, $home/.forward",
           "Files with forwarding addresses, the first that exists counts.\n"
           "Until forwarding is built, mail to a user who has one is deferred."),

@@ -155,7 +155,7 @@ class _Content:
     def _note(self, scanner: HeaderScanner, chunk: bytes) -> None:
         for header in scanner.feed(chunk) if chunk else scanner.end():
             if header.name == b"delivered-to":
-                self._seen.add(text(header.value).strip().strip("<>").lower())
+                self._seen.add(text(header.value).strip().lower())
 
     def was_delivered_to(self, address: str) -> bool:
         """Is there a Delivered-To: header with this address?"""
@@ -196,7 +196,9 @@ class OwnMailboxes:
         """transport: the name this agent runs under."""
         self._settings, self._fsio, self._clock, self._log = settings, fsio, clock, log
         maps = open_tables(settings.alias_maps, context, aliases=True)
-        self._planner = Planner(settings, transport, maps, router, users, self._include, self._warn)
+        self._planner = Planner(
+            settings, transport, maps, router, users, self._include, self._warn, lambda spec: open_tables(spec, context)
+        )
         self._system = System(fsync, clock.block, clock.now, os.geteuid())
 
     def _warn(self, text: str) -> None:

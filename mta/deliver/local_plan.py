@@ -5,7 +5,7 @@ runs as one user.  Order as local(8): alias > mailbox of the user > unknown.  .f
 the rights of the user (local_user.py).
 
 What is configured but not built (mailbox_transport, mailbox_command, fallback_transport, luser_relay) makes
-exactly those recipients wait that it would have received: 4.3.5.
+exactly those recipients wait that it would have received: 4.3.5.  The forms with _maps: the users in the tables.
 
 postmaster and mailer-daemon are always somebody: without an alias and a user they mean root.  Mail for the
 address that sends notices to the postmaster (double-bounce) is dropped, as in Postfix.
@@ -135,11 +135,15 @@ class Planner:
         users: Users,
         read_include: Callable[[str], Awaitable[bytes]],
         warn: Callable[[str], None],
+        tables: Callable[[tuple[str, ...]], Maps],
     ) -> None:
-        """transport: the name this agent runs under ("local")."""
+        """transport: the name this agent runs under ("local").  tables: opens lookup tables."""
         self._settings, self._users, self._warn = settings, users, warn
         propagate = "alias" in settings.propagate_unmatched_extensions
         rules = AliasRules(settings.extensions, propagate, settings.expand_owner_alias, transport)
+        self._mailbox_transports = tables(settings.mailbox_transport_maps)
+        self._mailbox_commands = tables(settings.mailbox_command_maps)
+        self._fallback_transports = tables(settings.fallback_transport_maps)
         self._aliases = AliasExpander(rules, maps, router, self._exists, read_include)
 
     async def plan(self, recipient: str, sender: str) -> Plan:
@@ -182,20 +186,20 @@ class Planner:
     async def _mailbox(self, local: str) -> Plan:
         settings = self._settings
         name, extension = split_extension(local, settings.extensions)
-        if settings.mailbox_transport or settings.mailbox_transport_maps:
+        if settings.mailbox_transport or await self._mailbox_transports.get(name.lower()):
             return self._not_built("mailbox_transport")
         user = await self._user(name)
         if isinstance(user, Reply):
             return user
         if user is None:
-            return self._unknown(name)
-        if settings.mailbox_command or settings.mailbox_command_maps:
+            return await self._unknown(name)
+        if settings.mailbox_command or await self._mailbox_commands.get(name.lower()):
             return self._not_built("mailbox_command")
         return ToUser(user, local, extension[1:])
 
-    def _unknown(self, name: str) -> Reply:
+    async def _unknown(self, name: str) -> Reply:
         settings = self._settings
-        if settings.fallback_transport or settings.fallback_transport_maps:
+        if settings.fallback_transport or await self._fallback_transports.get(name.lower()):
             return self._not_built("fallback_transport")
         if settings.luser_relay:
             return self._not_built("luser_relay")

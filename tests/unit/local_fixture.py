@@ -9,6 +9,7 @@ from mta.config.config import Config, load
 from mta.config.host import HostFacts
 from mta.deliver.local_plan import LocalSettings, Planner, local_settings
 from mta.lookup.open import open_tables
+from mta.lookup.table import Maps
 from mta.lookup.unix import Group, User
 from mta.trivial_rewrite import Rewriter, RewriterSettings
 from tests.unit.lookup_fixture import World
@@ -78,5 +79,8 @@ class Site:
         async def read(path: str) -> bytes:
             return (include or (lambda p: Path(p).read_bytes()))(path)
 
+        def tables(spec: tuple[str, ...]) -> Maps:
+            return open_tables(spec, self.world.context)
+
         maps = open_tables(self.settings.alias_maps, self.world.context, aliases=True)
-        return Planner(self.settings, "local", maps, self.router, self.users, read, self.warnings.append)
+        return Planner(self.settings, "local", maps, self.router, self.users, read, self.warnings.append, tables)

@@ -106,7 +106,7 @@ async def test_each_recipient_of_a_message_has_a_fate_of_its_own(tmp_path: Path)
     assert mailbox(desk.site, "alice").read_bytes().count(b"Delivered-To:") == 1
 
 
-@pytest.mark.parametrize("header", ["Delivered-To: alice@mx.test", "DELIVERED-TO:\n\t<Alice@MX.test>"])
+@pytest.mark.parametrize("header", ["Delivered-To: alice@mx.test", "DELIVERED-TO:\n\tAlice@MX.test"])
 async def test_mail_that_was_here_before_is_a_loop(tmp_path: Path, header: str) -> None:
     desk = Desk(Site(tmp_path))
     looped, other = await desk.send("alice@mx.test", "bob@mx.test", content=header.encode() + b"\n" + CONTENT)
@@ -120,6 +120,11 @@ async def test_what_can_be_no_address_is_a_bad_address(tmp_path: Path, address: 
     desk = Desk(Site(tmp_path))
     bad, good = await desk.send(address, "alice@mx.test")
     assert (bad.reply, good.reply.code) == (Reply(550, "5.1.3", "bad address syntax"), 250)
+
+
+async def test_a_delivered_to_in_brackets_is_none_of_ours(tmp_path: Path) -> None:
+    (result,) = await Desk(Site(tmp_path)).send("alice@mx.test", content=b"Delivered-To: <alice@mx.test>\n" + CONTENT)
+    assert result.reply.code == 250
 
 
 async def test_a_delivered_to_in_the_body_is_only_text(tmp_path: Path) -> None:
@@ -228,6 +233,18 @@ async def test_what_is_not_built_makes_its_recipients_wait(
     if "Maildir" in main_cf:
         assert result.text == "delivered to maildir"
         assert len(list((tmp_path / "home/alice/Maildir/new").iterdir())) == 1
+
+
+@pytest.mark.parametrize("parameter", ["mailbox_transport_maps", "mailbox_command_maps", "fallback_transport_maps"])
+async def test_with_a_table_only_the_users_in_it_wait(tmp_path: Path, parameter: str) -> None:
+    (tmp_path / "table").write_text("bob smtp:x\nghost smtp:x\n")
+    os.utime(tmp_path / "table", (0, 0))
+    site = Site(tmp_path, main_cf=f"{parameter} = hash:{tmp_path}/table\n")
+    alice, bob, ghost, nosuch = await Desk(site).send("alice@mx.test", "Bob+x@mx.test", "ghost@mx.test", "no@mx.test")
+    fallback = parameter.startswith("fallback")
+    assert (alice.reply.code, nosuch.reply.code) == (250, 550)
+    assert bob.reply.enhanced == ("2.0.0" if fallback else "4.3.5")
+    assert ghost.reply.enhanced == ("5.1.1" if parameter == "mailbox_command_maps" else "4.3.5")
 
 
 async def test_a_failing_name_service_is_no_unknown_user(tmp_path: Path) -> None:
