@@ -3,6 +3,7 @@
 Outgoing, at security level `may`: encrypt when the server offers it, verify nothing (there is nothing to verify
 against: without a policy every host name may be an attacker's), and take old protocols and weak keys too, since
 the alternative is no encryption.  Levels above `may` are for the caller to refuse: needs_more_than_may().
+Incoming, the same holds: who speaks TLS 1.0 only would else come in the clear.
 
 See also: RFC 3207, RFC 7435 (opportunistic security), postconf(5) smtp_tls_security_level, smtpd_tls_chain_files
 """
@@ -138,15 +139,15 @@ def server_context(settings: TlsServerSettings) -> ssl.SSLContext | None:
     if not pairs:
         return None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    _restrict(context, settings.smtpd_tls_protocols, "smtpd_tls_protocols")
+    ciphers = _cipher_list(settings.smtpd_tls_ciphers, settings, settings.smtpd_tls_exclude_ciphers)
+    _set_ciphers(context, f"{ciphers}:@SECLEVEL=0", "smtpd_tls_ciphers")  # before the keys, which it lets in
     for certificate, key in pairs:
         try:
             context.load_cert_chain(certificate, key, password=_no_password)
         except (OSError, ValueError) as error:
             why = _why_unusable(error)
             raise CertificateError(f"cannot use certificate {certificate} with key {key}: {why}") from None
-    _restrict(context, settings.smtpd_tls_protocols, "smtpd_tls_protocols")
-    ciphers = _cipher_list(settings.smtpd_tls_ciphers, settings, settings.smtpd_tls_exclude_ciphers)
-    _set_ciphers(context, ciphers, "smtpd_tls_ciphers")
     return context
 
 
@@ -239,6 +240,17 @@ def describe(connection: ssl.SSLObject | ssl.SSLSocket | None) -> str:
         return "unknown"
     name, _, bits = cipher
     return f"{connection.version()} with cipher {name} ({bits}/{bits} bits)"
+
+
+def why_no_tls(error: Exception) -> str:
+    """Why a handshake failed, for the log in Postfix's words; ssl.SSLError is an OSError."""
+    if isinstance(error, ssl.SSLError) and error.reason:
+        return error.reason
+    if isinstance(error, ConnectionAbortedError):  # what the loops make of their time limit
+        return "Connection timed out"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return "lost connection" if isinstance(error, ConnectionError) else type(error).__name__
 
 
 def small_buffers() -> None:

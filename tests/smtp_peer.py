@@ -22,7 +22,7 @@ from typing import cast
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
 
 Step = str | Mapping[str, object]
@@ -43,8 +43,8 @@ def unescape(text: str) -> bytes:
 class Certificates:
     """Self-signed key and certificate in a directory; context(kind) as the corpus names it."""
 
-    def __init__(self, directory: Path) -> None:
-        key = ec.generate_private_key(ec.SECP256R1())
+    def __init__(self, directory: Path, key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | None = None) -> None:
+        key = key or ec.generate_private_key(ec.SECP256R1())
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "peer.test")])
         start = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)
         certificate = (

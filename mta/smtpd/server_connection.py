@@ -24,7 +24,7 @@ from mta.smtp.reply import Reply
 from mta.smtpd.facts import PERMIT, Facts, Verdict
 from mta.smtpd.ports import Intake
 from mta.smtpd.server_facts import address_of, no_delay, tls_description
-from mta.smtpd.server_steps import handshake, introduce, judge, make_durable, open_message, why_no_tls
+from mta.smtpd.server_steps import handshake, introduce, judge, make_durable, open_message
 from mta.smtpd.session import Session
 from mta.smtpd.session_events import (
     Abort,
@@ -40,6 +40,7 @@ from mta.smtpd.session_events import (
     Wait,
 )
 from mta.smtpd.session_text import BUSY, INTERNAL_ERROR, QUEUE_ERROR
+from mta.tls import why_no_tls
 
 if TYPE_CHECKING:
     from mta.smtpd.server import SMTPServer

@@ -5,7 +5,6 @@ is answered 4xx and logged; an exception that comes out of one is a bug of ours,
 """
 
 import asyncio
-import ssl
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
@@ -121,14 +120,3 @@ def _hand_over(connection: "Connection", transport: asyncio.Transport) -> None:
         buffer[:taken] = data[:taken]
         tls.buffer_updated(taken)
         data = data[taken:]
-
-
-def why_no_tls(error: Exception) -> str:
-    """For the log, in Postfix's words; ssl.SSLError is an OSError."""
-    if isinstance(error, ssl.SSLError) and error.reason:
-        return error.reason
-    if isinstance(error, ConnectionAbortedError):  # what the loops make of their time limit
-        return "Connection timed out"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return "lost connection" if isinstance(error, ConnectionError) else type(error).__name__

@@ -1,10 +1,12 @@
 """TLS parameters: what they mean, and that wrong ones are found when they are read."""
 
+import contextlib
 import ssl
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
 
 from mta.tls import (
     TlsClientSettings,
@@ -85,6 +87,22 @@ def test_without_a_usable_certificate_mail_comes_in_the_clear_but_not_in_wrapper
     chain = str(Certificates(tmp_path).file)
     with pytest.raises(TlsError, match="NOSUCH"):
         offered_context(replace(SERVER, smtpd_tls_cert_file=chain, smtpd_tls_protocols="NOSUCH"))
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1, ssl.TLSVersion.TLSv1_2])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_old_protocols_and_short_keys_are_better_than_clear_text(version: ssl.TLSVersion, tmp_path: Path) -> None:
+    chain = str(Certificates(tmp_path, rsa.generate_private_key(65537, 1024)).file)  # noqa: S505
+    server = server_context(replace(SERVER, smtpd_tls_chain_files=(chain,)))
+    client = client_context(CLIENT)
+    assert server is not None and client is not None
+    client.minimum_version = client.maximum_version = version
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ends = [client.wrap_bio(to_client, to_server), server.wrap_bio(to_server, to_client, server_side=True)]
+    for end in ends * 3:
+        with contextlib.suppress(ssl.SSLWantReadError):
+            end.do_handshake()
+    assert ends[0].version() == ends[1].version() == version.name.replace("_", ".")
 
 
 def test_wrapper_mode_needs_a_certificate_and_no_level(tmp_path: Path) -> None:
