@@ -230,6 +230,10 @@ class _Attempt:
             if failure is None:
                 self._log_tls(session)
                 return session
+            if failure.handshake:
+                agent.log.write(
+                    self._request.transport, f"SSL_connect error to {session.relay}: {failure.handshake}"
+                )
             if failure.tls:
                 agent.pool.forget(session)  # its transport may be gone without a word to the session
             if not (with_tls and failure.tls):

@@ -16,6 +16,7 @@ class Failure:
 
     reply decides between deferred and bounced; text is for the log; heard: the peer's own words, if it was those.
     site: the host is to blame, not the message.  tls: doing it without TLS may help.
+    handshake: why that failed, for the log.
     """
 
     reply: Reply
@@ -23,6 +24,7 @@ class Failure:
     heard: PeerReply | None = None
     site: bool = True
     tls: bool = False
+    handshake: str = ""
 
 
 UNREADABLE = Failure(Reply(451, "4.3.0", "unreadable mail queue entry"), "unreadable mail queue entry", site=False)

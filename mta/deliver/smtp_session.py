@@ -41,6 +41,7 @@ from mta.smtp.commands import Transaction
 from mta.smtp.data import DotStuffer
 from mta.smtp.folding import LineFolder
 from mta.smtp.reply import Reply
+from mta.tls import why_no_tls
 
 READ_AHEAD = 64 * 1024  # octets
 
@@ -413,11 +414,12 @@ class Session(asyncio.Protocol):
         limit = self._settings.smtp_starttls_timeout
         try:
             secured = await loop.start_tls(transport, self, context, ssl_handshake_timeout=limit)
-        except OSError:  # ssl.SSLError and TimeoutError are among them
-            secured = None
+            why = "lost connection"
+        except OSError as error:  # ssl.SSLError and TimeoutError are among them
+            secured, why = None, why_no_tls(error)
         if secured is None:
             text = "Cannot start TLS: handshake failure"
-            self._fail(Failure(Reply(451, "4.7.5", text), text, tls=True))
+            self._fail(Failure(Reply(451, "4.7.5", text), text, tls=True, handshake=why))
             with contextlib.suppress(OSError):
                 transport.abort()
             return

@@ -185,7 +185,8 @@ class Client:
             events.append(Send(send_command(f"{step.name} {self._helo_name}")))
 
     def _on_ehlo(self, step: Step, heard: PeerReply, events: list[Event]) -> None:
-        if step is Step.EHLO and heard.reply.is_permanent and not self.tls:
+        refused = not heard.reply.is_positive and (heard.reply.is_permanent or (self.tls and heard.code != 421))
+        if step is Step.EHLO and refused:  # in the clear, who is busy is left alone
             self._introduce(Step.HELO, events)
             return
         if not heard.reply.is_positive:

@@ -127,7 +127,8 @@ STARTED: list[Step] = [
 async def test_a_server_that_refuses_us_inside_tls_only_is_asked_in_the_clear(
     reply: str, code: int, connections: int, tmp_path: Path, labs: list[Lab | Peer], certificates: Certificates
 ) -> None:
-    peer = await Peer.start([*STARTED, {"rx": "EHLO"}, f"{reply}\\r\\n"], certificates)
+    helo: list[Step] = [{"rx": "HELO"}, f"{reply}\\r\\n"] if connections == 2 else []
+    peer = await Peer.start([*STARTED, {"rx": "EHLO"}, f"{reply}\\r\\n", *helo], certificates)
     lab = Lab(tmp_path, tls=opportunistic())
     labs += [lab, peer]
     (result,) = await lab.deliver(f"[127.0.0.1]:{peer.port}", ["one@dst.test"])

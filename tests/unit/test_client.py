@@ -186,6 +186,15 @@ def test_after_starttls_everything_is_said_again() -> None:
     assert "DSN" in client.features
 
 
+@pytest.mark.parametrize("code", [b"500", b"554", b"450"])
+def test_a_refused_ehlo_inside_tls_is_followed_by_helo_there(code: bytes) -> None:
+    client = starttls(Client("me.test", starttls=True))
+    client.receive(b"220 go\r\n")
+    client.tls_started()
+    assert client.receive(code + b" no\r\n") == [Send(b"HELO me.test\r\n")]
+    assert client.receive(b"250 x\r\n") == [Ready()] and client.tls
+
+
 def test_bytes_behind_the_answer_to_starttls_are_an_attack() -> None:
     client = starttls(Client("me.test", starttls=True))
     (event,) = client.receive(b"220 go\r\n250-INJECTED\r\n")
