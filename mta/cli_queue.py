@@ -14,6 +14,7 @@ from typing import NoReturn
 
 from mta.clock import Clock, mbox_date
 from mta.queue.api import Queue
+from mta.queue.reasons import printable
 from mta.queue.store_admin import DEFAULT_QUEUES, Verb
 from mta.queue_admin import Filter, FilterError, age_text, comparison
 from sendmail_compat import config as main_cf
@@ -21,7 +22,7 @@ from sendmail_compat import postcat
 from sendmail_compat.queue_admin import administer
 from sendmail_compat.queue_direct import become_owner, next_attempt
 from sendmail_compat.queue_tools import DownError, RefusedError, Row, available_lines, parse_row, request, show_queue
-from sendmail_compat.tool import LogLine, ToolError, plural, syslog_name
+from sendmail_compat.tool import LogLine, ToolError, plain_output, plural, syslog_name
 
 EX_USAGE, EX_UNAVAILABLE, EX_NOPERM, EX_CONFIG = 64, 69, 77, 78
 ACTIONS = {  # verb: done to each, said of all
@@ -61,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str], directory: str) -> int:
     """Run `mta queue ARGUMENTS`; return the exit status."""
+    plain_output()
     try:
         options = _parser().parse_intermixed_args(list(arguments))
         wanted = _filter(options)
@@ -184,7 +186,7 @@ class _Run:
             reason = recipient.get("delay_reason", "")
             print(f"    recipient  {recipient['address']}" + f"  ({reason})" * bool(reason))
         print()
-        print("".join(f"    {line}\n" for line in head.splitlines()))
+        print("".join(f"    {printable(line.expandtabs())}\n" for line in head.split("\n")[:-1]))
 
     # -- acting -------------------------------------------------------------------------------------
 
@@ -205,8 +207,11 @@ class _Run:
         log = LogLine(self._config, f"{syslog_name(self._config)}/postsuper")
         for queue_id in done if verb != "flush" else ():
             log.write(f"{queue_id}: {each}")
+        failed = {name: why.removeprefix("failed ") for name, why in found.items() if why.startswith("failed ")}
+        for name, why in failed.items():
+            print(f"mta: queue: {name}: {why}", file=sys.stderr)
         self._report(verb, done, busy, each, all_of_them)
-        return 1 if busy else 0
+        return 1 if busy or failed else 0
 
     def _report(self, verb: str, done: list[str], busy: list[str], each: str, all_of_them: str) -> None:
         if self._options.json:

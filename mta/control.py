@@ -3,11 +3,13 @@
 Anyone on the machine may connect (0666), as with Postfix; each connection is answered and closed, bounded in
 time and size, and its errors end only itself.
 
-- showq: the server writes one JSON object per message, in the form and key order of `postqueue -j`.
+- showq: the server writes one JSON object per message, in the form and key order of `postqueue -j`, then
+  "warning TEXT\\n" for what it could not read, and "0 end\\n": an answer without that was cut off.
 - flush: the client sends "flush\\n", "id QUEUEID\\n" or "site DOMAIN\\n"; the answer is "STATUS text\\n" where
   STATUS is the exit status for the caller.  Root and mail_owner may also send "admin VERB [QUEUE,...]\\n" with ids,
-  one per line ("ALL" = all of them), and an empty line; the answer is "OUTCOME ID\\n" for each, then "0 done\\n",
-  and another such request may follow.  VERB: hold release requeue expire delete, flush.
+  one per line ("ALL" = all of them), and an empty line; the answer is "OUTCOME ID\\n" for each ("failed ID TEXT\\n"
+  where the system did not let us), then "0 done\\n", and another such request may follow.
+  VERB: hold release requeue expire delete, flush.
 - pickup: any byte means "look into maildrop now"; no answer.
 
 Whom authorized_mailq_users or authorized_flush_users does not name (by SO_PEERCRED) gets "STATUS text\\n" too.
@@ -16,11 +18,13 @@ See also: postqueue(1), sendmail-compatible front ends in sendmail_compat/
 """
 
 import asyncio
+import fcntl
 import os
 import socket
 import struct
+import termios
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 from mta.clock import Clock
 from mta.envelope import MAILER_DAEMON
@@ -28,16 +32,17 @@ from mta.lookup.match_list import DomainList
 from mta.lookup.table import TableError
 from mta.maillog import Maillog
 from mta.queue.api import Listing, Queue, QueueError, QueueStore
-from mta.queue.reasons import quoted
+from mta.queue.reasons import printable, quoted
 from mta.queue.store_admin import Administrator, Outcome, Verb
 from mta.record import dataclass
 from mta.submit_users import Access
 
-TIMEOUT = 30.0  # seconds a client may take to read or write
+TIMEOUT = 30.0  # seconds a client may take to write, or to read anything at all
 MAX_REQUEST = 300  # bytes
 MAX_CLIENTS = 100  # connections of one kind at once
 MAX_PER_UID = 20  # of one user who is not root
 MAX_IDS = 1000  # queue ids in one request
+MAX_WARNINGS = 20  # in one listing, the rest is counted
 EX_UNAVAILABLE, EX_IOERR, EX_TEMPFAIL, EX_NOPERM = 69, 74, 75, 77
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -52,14 +57,12 @@ class ControlSettings:
     fast_flush_domains: tuple[str, ...] = ()
 
 
-_JSON = {ord('"'): '\\"', ord("\\"): "\\\\", **{c: f"\\u{c:04X}" for c in (*range(32), 127)}}
-_JSON |= {ord(c): e for c, e in zip("\b\f\n\r\t", ("\\b", "\\f", "\\n", "\\r", "\\t"), strict=True)}
+_JSON = {ord('"'): '\\"', ord("\\"): "\\\\"}
 
 
 def _string(text: str) -> str:
-    """A JSON string as postqueue(1) writes it: UTF-8 as it is, other bytes as "?"."""
-    clean = text.encode("utf-8", "replace").decode()
-    return f'"{clean.translate(_JSON)}"'
+    """A JSON string as postqueue(1) writes it: UTF-8 as it is, control characters and other bytes as "?"."""
+    return f'"{printable(text).translate(_JSON)}"'
 
 
 def listing_json(row: Listing) -> str:
@@ -67,7 +70,7 @@ def listing_json(row: Listing) -> str:
     recipients = []
     for address in row.recipients:
         reason = f', "delay_reason": {_string(row.reasons[address])}' if address in row.reasons else ""
-        recipients.append(f'{{"address": {_string(quoted(address))}{reason}}}')
+        recipients.append(f'{{"address": {_string(quoted(address or MAILER_DAEMON))}{reason}}}')
     sender = quoted(row.sender) if row.sender else MAILER_DAEMON
     return (
         f'{{"queue_name": {_string(row.queue.value)}, "queue_id": {_string(row.queue_id)}, '
@@ -75,6 +78,27 @@ def listing_json(row: Listing) -> str:
         f'"forced_expire": {"true" if row.force_expire else "false"}, "sender": {_string(sender)}, '
         f'"recipients": [{", ".join(recipients)}]}}'
     )
+
+
+async def listing_lines(store: QueueStore) -> AsyncIterator[str]:
+    """What the showq socket answers, line by line without LF."""
+    unread: list[str] = []
+    more = 0
+
+    def failed(name: str, error: OSError) -> None:
+        nonlocal more
+        if len(unread) < MAX_WARNINGS:
+            unread.append(f"{name}: {error.strerror}")
+        else:
+            more += 1
+
+    async for row in store.listing(failed):
+        yield listing_json(row)
+    for text in unread:
+        yield f"warning {printable(text)}"
+    if more:
+        yield f"warning {more} others cannot be read either"
+    yield "0 end"
 
 
 class Control:
@@ -100,16 +124,19 @@ class Control:
         self._settings, self._access = settings, access
 
     async def showq(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Write the queue; who does not read is cut."""
+        """Write the queue; who reads nothing is cut."""
         allowed = self._settings.authorized_mailq_users if self._settings else ()
         refused = await self._refused(writer, allowed, "view the mail queue")
         if refused:
             await self._answer(writer, refused)
             return
-        async for row in self._store.listing():
-            writer.write(listing_json(row).encode() + b"\n")
-            async with self._clock.timeout(TIMEOUT):
-                await writer.drain()
+        warned = False
+        async for line in listing_lines(self._store):
+            if line.startswith("warning ") and not warned:  # anybody can ask, and leave such files in maildrop
+                warned = True
+                self._log.warning("showq", line.removeprefix("warning "))
+            writer.write(line.encode() + b"\n")
+            await self._drain(writer)
         await self._sent(writer)
 
     async def flush(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -156,15 +183,23 @@ class Control:
         self, administrator: Administrator, verb: str, queue_ids: list[str], queues: list[Queue],
         writer: asyncio.StreamWriter,
     ) -> None:  # fmt: skip
+        why: dict[str, str] = {}
+
+        def failed(name: str, error: OSError) -> None:
+            why[name] = error.strerror or str(error)
+            self._log.warning("qmgr", f"{name}: {verb}: {why[name]}")
+
         if verb == "flush":
             await self._store.wake(queue_ids)
             found = dict.fromkeys(queue_ids, Outcome.DONE)
         else:
             if queue_ids == ["ALL"]:
-                queue_ids = await administrator.everything(Verb(verb), queues)
-            found = await administrator.act(Verb(verb), queue_ids, queues)
-        for queue_id, outcome in found.items():
-            writer.write(f"{outcome} {queue_id}\n".encode("utf-8", "replace"))
+                queue_ids = await administrator.everything(Verb(verb), queues, failed)
+            found = await administrator.act(Verb(verb), queue_ids, queues, failed)
+        lines = [f"{outcome} {queue_id}\n" for queue_id, outcome in found.items() if queue_id not in why]
+        lines += [f"{Outcome.FAILED} {name} {text}\n" for name, text in why.items()]
+        for line in lines:
+            writer.write(line.encode("utf-8", "replace"))
         await self._answer(writer, (0, "done"))
 
     async def _answer(self, writer: asyncio.StreamWriter, answer: tuple[int, str]) -> None:
@@ -175,8 +210,21 @@ class Control:
     async def _sent(self, writer: asyncio.StreamWriter) -> None:
         """Wait until everything has been taken, so that close() leaves nothing behind that nobody reads."""
         writer.transport.set_write_buffer_limits(0)
-        async with self._clock.timeout(TIMEOUT):
-            await writer.drain()
+        await self._drain(writer)
+
+    async def _drain(self, writer: asyncio.StreamWriter) -> None:
+        """Wait until there is room, for as long as the client reads; TimeoutError when it does not."""
+        before = -1
+        while True:
+            try:
+                async with self._clock.timeout(TIMEOUT):
+                    await writer.drain()
+                return
+            except TimeoutError:
+                left = _unread(writer)
+                if 0 <= before <= left:
+                    raise
+                before = left
 
     async def _refused(self, writer: asyncio.StreamWriter, allowed: Sequence[str], what: str) -> tuple[int, str] | None:
         """None when the user at the other end may; else the answer."""
@@ -242,6 +290,12 @@ class _Lines:
         return line[:MAX_REQUEST].decode("ascii", "replace").strip()
 
 
+def _unread(writer: asyncio.StreamWriter) -> int:
+    """Bytes the client has not read yet; OSError."""
+    waiting = fcntl.ioctl(writer.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4))
+    return int(writer.transport.get_write_buffer_size() + struct.unpack("i", waiting)[0])
+
+
 def peer_uid(writer: asyncio.StreamWriter) -> int:
     """Who is at the other end of a unix socket; OSError."""
     sock: socket.socket = writer.get_extra_info("socket")
@@ -251,6 +305,8 @@ def peer_uid(writer: asyncio.StreamWriter) -> int:
 
 def guarded(handler: Handler, log: Maillog) -> Handler:
     """Close the connection whatever happens; an error is logged and ends only this connection.
+
+    Not logged: the client is gone, too slow, or says what nobody understands.
 
     Connections beyond MAX_CLIENTS, or MAX_PER_UID of one user, are closed at once.
     """
@@ -263,7 +319,7 @@ def guarded(handler: Handler, log: Maillog) -> Handler:
             if clients.total() <= MAX_CLIENTS and (clients[uid] <= MAX_PER_UID or uid in (0, os.geteuid())):
                 await handler(reader, writer)
             writer.close()
-        except (OSError, TimeoutError, ValueError):
+        except (ConnectionError, TimeoutError, ValueError):
             writer.transport.abort()
         except Exception as error:
             log.warning("master", f"control socket: {type(error).__name__}: {error}")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from mta.lookup.names import literal_address, valid_hostname
 from mta.queue.queue_id import is_queue_id
-from sendmail_compat.queue_tools import DownError, RefusedError, list_json, list_text, request
+from sendmail_compat.queue_tools import CutOffError, DownError, RefusedError, list_json, list_text, request
 from sendmail_compat.tool import ToolError, configuration, options
 
 USAGE = "postqueue -f | postqueue -i queueid | postqueue -j | postqueue -p | postqueue -s site"
@@ -39,6 +39,8 @@ def main(argv: Sequence[str]) -> int:
                 if literal_address(value) is None and not valid_hostname(value):
                     raise ToolError(f'Cannot flush mail queue - invalid destination: "{value}"')
                 request(config, f"site {value}")
+    except CutOffError as error:
+        raise ToolError(str(error)) from None
     except DownError as error:
         raise ToolError(str(error) if letter in "pj" else DOWN) from None
     except RefusedError as error:

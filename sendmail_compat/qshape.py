@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from mta.queue.queue_reader import DamagedError, decode
+from mta.queue.store_listing import MAX_DEPTH
 from sendmail_compat.tool import ToolError, configuration
 
 USAGE = """\
@@ -153,7 +154,11 @@ def _options(argv: Sequence[str]) -> tuple[Shape, list[tuple[str, str]], list[st
 
 
 def _files(top: str) -> Iterator[str]:
-    for folder, _, names in os.walk(top, onerror=_complain):
+    """Deeper than hash directories go, and in those that somebody made in maildrop, there is no mail."""
+    deepest = 0 if os.path.basename(os.path.normpath(top)) == "maildrop" else MAX_DEPTH
+    for folder, below, names in os.walk(top, onerror=_complain):
+        if folder[len(top) :].count("/") >= deepest:
+            below.clear()
         yield from (f"{folder}/{name}" for name in names if _NAME.fullmatch(name))
 
 

@@ -18,7 +18,7 @@ BATCH = 500  # ids per request
 def administer(
     config: Config, verb: Verb | str, queue_ids: Sequence[str], queues: Sequence[Queue] = ()
 ) -> dict[str, str]:
-    """Do a verb, or "flush", to messages; id -> "done", "absent" or "busy".
+    """Do a verb, or "flush", to messages; id (or directory) -> "done", "absent", "busy" or "failed why".
 
     ["ALL"] stands for every message the verb can be done to.  Raises RefusedError, or OSError when the directories
     cannot be changed.  A daemon that does not answer is one that does not run: locks keep the two apart.
@@ -52,6 +52,9 @@ def _ask(sock: socket.socket, verb: str, queue_ids: Sequence[str], queues: Seque
                     break
                 if outcome.isdigit():
                     raise RefusedError(int(outcome), queue_id)
+                if outcome == "failed":
+                    queue_id, _, why = queue_id.partition(" ")
+                    outcome = f"failed {why}"
                 found[queue_id] = outcome
             else:
                 raise DownError("connection closed")

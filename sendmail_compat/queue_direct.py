@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterator, Sequence
 
 from mta.clock import Clock
-from mta.control import listing_json
+from mta.control import listing_lines
 from mta.fsio import Fsio
 from mta.queue.api import Queue
 from mta.queue.store import SpoolStore, StoreSettings
@@ -61,24 +61,29 @@ def _store(config: Config, *, owner: bool) -> Iterator[SpoolStore]:
 
 
 def direct_lines(config: Config) -> list[str]:
-    """A JSON object for every message; raises OSError."""
+    """What the showq socket would answer; raises OSError."""
 
     async def collect() -> list[str]:
         with _store(config, owner=False) as store:
-            return [listing_json(row) async for row in store.listing()]
+            return [line async for line in listing_lines(store)]
 
     return asyncio.run(collect())
 
 
 def direct_act(config: Config, verb: Verb, queue_ids: Sequence[str], queues: Sequence[Queue]) -> dict[str, str]:
-    """Id -> outcome; ["ALL"] stands for every message; raises OSError."""
+    """Id -> outcome, or "failed why"; ["ALL"] stands for every message; raises OSError."""
+    why: dict[str, str] = {}
+
+    def failed(name: str, error: OSError) -> None:
+        why[name] = f"failed {error.strerror or error}"
 
     async def act() -> dict[str, str]:
         with _store(config, owner=False) as store:
             administrator = Administrator(store.spool, store.fsio, Clock())
-            wanted = await administrator.everything(verb, queues) if list(queue_ids) == ["ALL"] else queue_ids
-            found = await administrator.act(verb, wanted, queues)
-            return {queue_id: str(outcome) for queue_id, outcome in found.items()}
+            everything = list(queue_ids) == ["ALL"]
+            wanted = await administrator.everything(verb, queues, failed) if everything else queue_ids
+            found = await administrator.act(verb, wanted, queues, failed)
+            return {queue_id: str(outcome) for queue_id, outcome in found.items()} | why
 
     return asyncio.run(act())
 

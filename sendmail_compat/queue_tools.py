@@ -7,8 +7,10 @@ import contextlib
 import itertools
 import json
 import os
+import queue
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypedDict
@@ -23,6 +25,10 @@ _MARKS = {"active": "*", "hold": "!"}
 
 class DownError(Exception):
     """The daemon cannot be reached; str() is the reason."""
+
+
+class CutOffError(DownError):
+    """The answer ended too early, so that what we have is not the whole queue."""
 
 
 class RefusedError(Exception):
@@ -64,18 +70,68 @@ def connect(config: Config, name: str) -> socket.socket:
     return sock
 
 
-def lines(config: Config) -> Iterator[str]:
-    """A JSON object for every message in the queue; DownError, RefusedError."""
+class Unread:
+    """What the listing could not read, as it is said on stderr."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, text: str) -> None:
+        """Say one."""
+        self.count += 1
+        say(f"warning: {text}")
+
+
+def lines(config: Config, unread: Callable[[str], object] | None = None) -> Iterator[str]:
+    """A JSON object for every message in the queue; DownError, CutOffError, RefusedError.
+
+    unread: is told what the daemon could not read; None: say it.
+    """
     sock = connect(config, "showq")
-    with sock, sock.makefile("r", encoding="utf-8", errors="replace") as answer:
-        try:
+    found: queue.SimpleQueue[bytes | OSError] = queue.SimpleQueue()
+    threading.Thread(target=_receive, args=(sock, found), daemon=True).start()
+    return messages(_received(found), unread or Unread())
+
+
+def _receive(sock: socket.socket, found: "queue.SimpleQueue[bytes | OSError]") -> None:
+    """Take lines as fast as they come: the daemon cuts off who does not read, and our output may be a pager."""
+    try:
+        with sock, sock.makefile("rb") as answer:
             for line in answer:
-                if not line.startswith("{"):  # "STATUS text": we may not look
-                    status, _, text = line.strip().partition(" ")
-                    raise RefusedError(int(status) if status.isdigit() else EX_UNAVAILABLE, text)
-                yield line.rstrip("\n")
-        except OSError as error:
-            raise DownError(os.strerror(error.errno) if error.errno else "timeout") from None
+                found.put(line)
+        found.put(b"")
+    except OSError as error:
+        found.put(error)
+
+
+def _received(found: "queue.SimpleQueue[bytes | OSError]") -> Iterator[str]:
+    while line := found.get():
+        if isinstance(line, OSError):
+            raise DownError(os.strerror(line.errno) if line.errno else "timeout")
+        if line.endswith(b"\n"):
+            yield line.decode("utf-8", "replace").rstrip("\n")
+
+
+def messages(answer: Iterable[str], unread: Callable[[str], object]) -> Iterator[str]:
+    """The JSON objects in an answer of the showq socket; CutOffError, RefusedError."""
+    begun = False
+    try:
+        for line in answer:
+            word, _, text = line.partition(" ")
+            if line.startswith("{"):
+                begun = True
+                yield line
+            elif word == "warning":
+                unread(text)
+            elif word == "0":
+                return
+            else:  # we may not look
+                raise RefusedError(int(word) if word.isdigit() else EX_UNAVAILABLE, text)
+    except DownError as error:
+        if begun:
+            raise CutOffError(f"Queue report incomplete - {error}") from None
+        raise
+    raise CutOffError("Queue report incomplete - connection closed")
 
 
 def rows(config: Config) -> Iterator[Row]:
@@ -89,8 +145,10 @@ def parse_row(line: str) -> Row:
     return row
 
 
-def show_queue(config: Config, found: Iterable[Row], write: Callable[[str], object]) -> None:
-    """Print in Postfix's layout."""
+def show_queue(
+    config: Config, found: Iterable[Row], write: Callable[[str], object], unread: Unread | None = None
+) -> None:
+    """Print in Postfix's layout; not that the queue is empty when something in it could not be read."""
     wide = config.text("enable_long_queue_ids").lower() == "yes"
     total = count = 0
     for row in found:
@@ -102,7 +160,7 @@ def show_queue(config: Config, found: Iterable[Row], write: Callable[[str], obje
         count += 1
     if count:
         write(f"-- {total // 1024} Kbytes in {count} Request{'s' * (count != 1)}.\n")
-    else:
+    elif unread is None or not unread.count:
         write("Mail queue is empty\n")
 
 
@@ -124,16 +182,18 @@ def format_row(row: Row, *, wide: bool) -> str:
     reason = ""
     for recipient in sorted(row["recipients"], key=lambda r: "delay_reason" not in r):
         why = recipient.get("delay_reason", "")
-        if why and why != reason:
-            lines.append(f"{' ' * max(0, 76 - len(why))}({why})")
-        reason = why or reason
+        if why != reason:
+            reason = why
+            shown = why or "reason unavailable"
+            lines.append(f"{' ' * max(0, 76 - len(shown.encode()))}({shown})")
         lines.append(f"{indent}{recipient['address']}")
     return "\n".join([*lines, ""])
 
 
 def list_text(config: Config) -> None:
     """Print the queue in Postfix's layout; RefusedError, DownError with the whole text."""
-    show_queue(config, map(parse_row, available_lines(config)), _out)
+    unread = Unread()
+    show_queue(config, map(parse_row, available_lines(config, unread)), _out, unread)
 
 
 def list_json(config: Config, write: Callable[[str], object]) -> None:
@@ -146,15 +206,17 @@ def _out(text: str) -> None:
     sys.stdout.write(text)
 
 
-def available_lines(config: Config) -> Iterable[str]:
+def available_lines(config: Config, unread: Unread | None = None) -> Iterable[str]:
     """Messages from the daemon, or from the directories while it is down; RefusedError, DownError with the whole text.
 
     Without the daemon only those who may read the directories can look; they hear first that mail waits.
     """
     try:
-        found = lines(config)
+        found = lines(config, unread)
         first = next(found, None)
         return found if first is None else itertools.chain([first], found)
+    except CutOffError:
+        raise
     except DownError as error:
         why = str(error)
     if not os.access(f"{config.queue}/incoming", os.R_OK):
@@ -166,7 +228,7 @@ def available_lines(config: Config) -> Iterable[str]:
     from sendmail_compat.queue_direct import direct_lines
 
     try:
-        return direct_lines(config)
+        return messages(direct_lines(config), unread or Unread())
     except OSError as error:
         raise DownError(f"Queue report unavailable: {os.strerror(error.errno or 0)}") from None
 
@@ -219,6 +281,9 @@ def flush(config: Config, selection: tuple[str, str, bool], transport: Callable[
             for row in list(rows(config)):
                 if selected(row, kind, argument, transport) != negated:
                     request(config, f"id {row['queue_id']}")
+    except CutOffError as error:
+        say(f"fatal: {error}")
+        return EX_UNAVAILABLE
     except DownError:
         say("fatal: Cannot flush mail queue - mail system is down")
         return EX_UNAVAILABLE

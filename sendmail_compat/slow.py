@@ -18,7 +18,7 @@ from mta.submit_options import Invocation, Mode, UsageError, argument_recipients
 from mta.submit_prepare import Caller, Submission, VerpSettings
 from sendmail_compat import config as main_cf
 from sendmail_compat import fast
-from sendmail_compat.tool import LogLine, ToolError, syslog_name
+from sendmail_compat.tool import LogLine, ToolError, plain_output, syslog_name
 
 EX_OK = 0
 EX_USAGE = 64
@@ -35,6 +35,7 @@ def run(argv: list[str], directory: str, stdin: fast.Input | None) -> int:
 
     stdin: what the fast path has read already, when the daemon could not take it.
     """
+    plain_output()
     tool = _TOOLS.get(fast.program(argv))
     if tool is not None:
         return _run_tool(tool, argv)
@@ -198,6 +199,8 @@ def _quarantine(config: main_cf.Config, invocation: Invocation, transport: Calla
             said = f"placed on hold: {invocation.quarantine}" if invocation.quarantine else "released from hold"
             log.write(f"{queue_id}: {said}")
             _say(f"{invocation.program}: {queue_id}: {said}")
+        elif outcome.startswith("failed "):
+            _say(f"{invocation.program}: warning: {queue_id}: {outcome.removeprefix('failed ')}")
     return EX_OK
 
 

@@ -7,6 +7,7 @@ See also: sendmail_compat/slow.py (where they are called)
 """
 
 import getopt
+import io
 import os
 import socket
 import sys
@@ -44,6 +45,12 @@ def configuration(found: Sequence[tuple[str, str]]) -> Config:
         raise ToolError(str(error)) from None
 
 
+def plain_output() -> None:
+    """What is printed is UTF-8 in every locale, and bytes that are none come out as they went in."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
+
+
 def say(program: str, text: str) -> None:
     """One line on stderr under the program's name."""
     sys.stderr.write(f"{os.path.basename(program)}: {text}\n")
@@ -66,7 +73,7 @@ class LogLine:
     def write(self, text: str, *, warning: bool = False) -> bool:
         """Log one line; False when it could not be written."""
         clean = "".join(c if c.isprintable() else "?" for c in text)[:LOG_LIMIT]
-        stamp = time.strftime("%b %d %H:%M:%S", time.localtime()).replace(" 0", "  ", 1)
+        stamp = time.strftime("%b %e %H:%M:%S", time.localtime())
         try:
             if not self._path:
                 return self._syslog(f"<{20 if warning else 22}>{stamp} {self._tag}: {clean}")

@@ -195,7 +195,13 @@ class QueueStore(Protocol):
         """Reasons of the last deferral by recipient offset; {} when there are none."""
 
     async def wake(self, queue_ids: Sequence[str] | None = None) -> int:
-        """Make deferred messages (None = all) due now; return how many.  `postqueue -f`, `postqueue -i`."""
+        """Make deferred messages (None = all) due now; return how many.  `postqueue -f`, `postqueue -i`.
 
-    def listing(self) -> AsyncIterator[Listing]:
-        """Every message in mailq's order: maildrop, active, incoming, deferred, hold."""
+        One that cannot be made due is logged, and the others are.
+        """
+
+    def listing(self, failed: Callable[[str, OSError], None] | None = None) -> AsyncIterator[Listing]:
+        """Every message in mailq's order: maildrop, active, incoming, deferred, hold.
+
+        failed: is told what could not be read (its place in the queue), and why.
+        """

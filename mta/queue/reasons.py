@@ -13,6 +13,7 @@ from mta.queue.api import Reason
 
 _ATOM = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~\x80-\U0010ffff-]+(\.[A-Za-z0-9!#$%&'*+/=?^_`{|}~\x80-\U0010ffff-]+)*")
 _CONTROL = {c: "?" for c in (*range(32), 127)}
+_UNPRINTABLE = _CONTROL | {c: "?" for c in (*range(128, 160), 0x2028, 0x2029)}  # as Unicode's, and its ends of lines
 
 
 def quoted(address: str) -> str:
@@ -24,6 +25,11 @@ def quoted(address: str) -> str:
         return address
     escaped = local.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"{at}{domain}'
+
+
+def printable(text: str) -> str:
+    """For people and their terminals: UTF-8 as it is, each control character and other byte as "?"."""
+    return text.translate(_UNPRINTABLE).encode("utf-8", "replace").decode()
 
 
 def _unquoted(address: str) -> str:

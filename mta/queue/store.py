@@ -29,7 +29,7 @@ from mta.queue.queue_reader import DamagedError, QueueFile
 from mta.queue.reasons import decode_reasons, encode_reasons
 from mta.queue.store_claim import Claims
 from mta.queue.store_draft import SpoolDraft
-from mta.queue.store_listing import Lister
+from mta.queue.store_listing import Failed, Lister
 from mta.queue.store_maildrop import Maildrop, MaildropFile
 from mta.queue.store_recover import Recovery
 from mta.queue.store_space import Space
@@ -454,13 +454,16 @@ class SpoolStore:
     async def wake(self, queue_ids: Sequence[str] | None = None) -> int:
         """See QueueStore."""
         try:
-            return await self._lister.wake(self.clock.now(), queue_ids)
+            return await self._lister.wake(self.clock.now(), queue_ids, self._not_woken)
         except OSError as error:
             raise queue_error(error, "wake") from error
 
-    def listing(self) -> AsyncIterator[Listing]:
+    def _not_woken(self, name: str, error: OSError) -> None:
+        self.log.warning("qmgr", f"{name}: flush: {error.strerror}")
+
+    def listing(self, failed: Failed | None = None) -> AsyncIterator[Listing]:
         """See QueueStore."""
-        return self._lister.listing()
+        return self._lister.listing(failed or (lambda name, error: None))
 
     # -- maildrop -----------------------------------------------------------------------------------
 

@@ -10,7 +10,6 @@ See also: mta/INTERNALS.md (states), postsuper(1)
 """
 
 import contextlib
-import errno
 import os
 import stat
 from collections.abc import Iterable, Sequence
@@ -20,12 +19,11 @@ from mta.clock import Clock
 from mta.fsio import Fsio
 from mta.queue import queue_id as ids
 from mta.queue.api import FencedError, Queue
-from mta.queue.store_listing import SLICE, files
+from mta.queue.store_listing import NO_MESSAGE, SLICE, Failed, queue_files
 from mta.queue.store_spool import FORCE_EXPIRE, Spool, is_ready
 
 ALL_QUEUES = (Queue.MAILDROP, Queue.INCOMING, Queue.ACTIVE, Queue.DEFERRED, Queue.HOLD)
 _LOGS = ("defer", "bounce", "trace")
-_NO_MESSAGE = (errno.ELOOP, errno.EISDIR, errno.ENXIO)  # a link, a directory, a socket
 
 
 class Verb(StrEnum):
@@ -44,6 +42,7 @@ class Outcome(StrEnum):
     DONE = "done"
     ABSENT = "absent"  # no such message in these queues, or it is in that state already
     BUSY = "busy"  # being delivered, and that cannot be done now
+    FAILED = "failed"  # the system did not let us
 
 
 DEFAULT_QUEUES = {  # Postfix's
@@ -62,17 +61,20 @@ class Administrator:
         self._spool, self._fsio, self._clock = spool, fsio, clock
         self._changed: set[str] = set()  # directories with an entry that came or went
 
-    async def act(self, verb: Verb, queue_ids: Sequence[str], queues: Sequence[Queue] = ()) -> dict[str, Outcome]:
+    async def act(
+        self, verb: Verb, queue_ids: Sequence[str], queues: Sequence[Queue] = (), failed: Failed | None = None
+    ) -> dict[str, Outcome]:
         """Do it to each id, in these queues only (none: the verb's own); OSError when the disk does not let us.
 
         What was done is durable when this returns: mail that was deleted or held does not come back by a power cut.
+        failed: is told of each id it could not be done to, and the others are done; none: the first ends it.
         """
         places = tuple(
             q for q in (*ALL_QUEUES, Queue.CORRUPT) if q in (queues or DEFAULT_QUEUES[verb]) and _possible(verb, q)
         )
         found: dict[str, Outcome] = {}
         for at in range(0, len(queue_ids), SLICE):
-            found |= await self._fsio.run(self._slice, verb, queue_ids[at : at + SLICE], places)
+            found |= await self._fsio.run(self._slice, verb, queue_ids[at : at + SLICE], places, failed)
         changed, self._changed = self._changed, set()
         for path in sorted(changed):
             fd = self._fsio.open(path)
@@ -82,28 +84,38 @@ class Administrator:
                 self._fsio.close_fd(fd)
         return found
 
-    async def everything(self, verb: Verb, queues: Sequence[Queue] = ()) -> list[str]:
-        """Ids of all that the verb could be done to ("ALL")."""
+    async def everything(self, verb: Verb, queues: Sequence[Queue] = (), failed: Failed | None = None) -> list[str]:
+        """Ids of all that the verb could be done to ("ALL"); failed: is told of directories that cannot be read."""
         found: list[str] = []
         for queue in queues or DEFAULT_QUEUES[verb]:
-            found += await self._fsio.run(self._names, queue)
+            found += await self._fsio.run(self._names, queue, failed)
         return found
 
-    def _names(self, queue: Queue) -> list[str]:
-        walk = files(self._fsio, f"{self._spool.root}/{queue}")
+    def _names(self, queue: Queue, failed: Failed | None) -> list[str]:
+        walk = queue_files(self._fsio, self._spool.root, queue, failed)
         return [entry.name for entry in walk if ids.is_queue_id(entry.name)]
 
-    def _slice(self, verb: Verb, queue_ids: Iterable[str], queues: Sequence[Queue]) -> dict[str, Outcome]:
+    def _slice(
+        self, verb: Verb, queue_ids: Iterable[str], queues: Sequence[Queue], failed: Failed | None
+    ) -> dict[str, Outcome]:
         found = {}
         for queue_id in queue_ids:
             outcome = Outcome.ABSENT
             if ids.is_queue_id(queue_id):
-                for _ in range(2):  # it may have moved from one queue to the next while we looked
-                    outcome = self._anywhere(verb, queue_id, queues)
-                    if outcome is not Outcome.ABSENT:
-                        break
+                try:
+                    outcome = self._twice(verb, queue_id, queues)
+                except OSError as error:
+                    if failed is None:
+                        raise
+                    failed(queue_id, error)
+                    outcome = Outcome.FAILED
             found[queue_id] = outcome
         return found
+
+    def _twice(self, verb: Verb, queue_id: str, queues: Sequence[Queue]) -> Outcome:
+        """It may have moved from one queue to the next while we looked."""
+        outcome = self._anywhere(verb, queue_id, queues)
+        return outcome if outcome is not Outcome.ABSENT else self._anywhere(verb, queue_id, queues)
 
     def _anywhere(self, verb: Verb, queue_id: str, queues: Sequence[Queue]) -> Outcome:
         for queue in queues:
@@ -112,7 +124,7 @@ class Administrator:
             except (FileNotFoundError, FencedError):
                 continue
             except OSError as error:
-                if error.errno not in _NO_MESSAGE:
+                if error.errno not in NO_MESSAGE:
                     raise
                 continue
             if outcome is not Outcome.ABSENT:

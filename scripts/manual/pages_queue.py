@@ -26,7 +26,7 @@ POSTQUEUE = Page(
         Option("-s", "Try all mail for this destination now.", "site"),
         VERBOSE,
     ),
-    status=(("0", "Done."), ("69", "The mail system is down, or you are not allowed to.")),
+    status=(("0", "Done."), ("69", "The mail system is down, the list is not complete, or you are not allowed to.")),
     files=FILES,
     see=("mailq(1)", "postsuper(1)", "qshape(1)", "sendmail(1)", "mta(8)"),
 )  # fmt: skip
@@ -39,7 +39,7 @@ POSTSUPER = Page(
               "[-psSv] [queue...]",),
     description="""\
 `postsuper` changes queued messages, one by one or all of them; it works while the mail system runs and while it does
-not. For root and `mail_owner`. Options are carried out in the order d, h, e, f, H, r. Queue names limit where it looks.
+not. For root and `mail_owner`. A repair comes first, then the options in their order. Queue names limit where it looks.
 Without one of these options it checks the structure of the queue.
 
 `mta queue` does the same with filters, and can say beforehand what it would do.""",
@@ -57,7 +57,7 @@ Without one of these options it checks the structure of the queue.
         VERBOSE,
     ),
     operands=Kind.QUEUE,
-    status=(("0", "Done."), ("1", "It could not be done.")),
+    status=(("0", "Done."), ("1", "It could not be done, or not to every message: the others were done.")),
     files=FILES,
     see=("postqueue(1)", "postcat(1)", "mta(8)"),
 )  # fmt: skip
@@ -82,7 +82,7 @@ reads a queue file from standard input. It reads what you may read.""",
         Option("-v", "Show more."),
     ),
     operands=Kind.FILE,
-    status=(("0", "Done."), ("1", "No such message, or a file that is no queue file.")),
+    status=(("0", "Done."), ("1", "No such message, or a damaged file.")),
     files=FILES,
     see=("postqueue(1)", "postsuper(1)", "mta(8)"),
 )

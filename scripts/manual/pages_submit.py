@@ -103,7 +103,7 @@ and the recipients that are left. After the id, `*` means being delivered, `!` o
 
 It is sendmail(1) with `-bp`, takes its options, and prints what `postqueue -p` prints. While the mail system is stopped
 it reads the queue itself, for root and `mail_owner`.""",
-    status=(("0", "Listed."), ("69", "The queue cannot be shown."),
+    status=(("0", "Listed."), ("69", "The queue cannot be shown, or the list is not complete."),
             ("77", "`authorized_mailq_users` does not name you.")),
     files=(*CONFIG_FILES, SPOOL),
     see=("postqueue(1)", "qshape(1)", "sendmail(1)", "mta(8)"),

@@ -129,7 +129,7 @@ class Host:
             sock.settimeout(20)
             sock.connect(str(path))
             data = b"".join(iter(lambda: sock.recv(65536), b""))
-        return [json.loads(line) for line in data.splitlines()]
+        return [json.loads(line) for line in data.splitlines() if line.startswith(b"{")]
 
     def files(self, *names: str) -> list[Path]:
         """Queue files in these directories of the spool."""

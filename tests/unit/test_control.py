@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import socket
 import tempfile
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from mta.lookup.table import TableError
 from mta.lookup.unix import UserDb
 from mta.maillog import Maillog, MaillogSettings
 from mta.queue.api import Listing, Queue
+from mta.queue.reasons import quoted
 from mta.queue.store_admin import Administrator
 from mta.submit_users import Access, User
 from tests.queue_support import Spooled, spooled
@@ -84,12 +86,12 @@ async def sockets(tmp_path: Path) -> AsyncIterator[Sockets]:
 
 
 def test_a_row_is_written_as_postqueue_j_writes_it() -> None:
-    reasons = {"b@x.test": 'host "h" said:\t\x01\\'}
+    reasons = {"b@x.test": 'host "h" said:\\'}
     row = Listing(Queue.DEFERRED, "4FAB", 1795217804.9, 282, False, 'a "b"@x.test', ("b@x.test", "ü@x.test"), reasons)
     assert listing_json(row) == (
         '{"queue_name": "deferred", "queue_id": "4FAB", "arrival_time": 1795217804, "message_size": 282, '
         '"forced_expire": false, "sender": "\\"a \\\\\\"b\\\\\\"\\"@x.test", "recipients": '
-        '[{"address": "b@x.test", "delay_reason": "host \\"h\\" said:\\t\\u0001\\\\"}, {"address": "ü@x.test"}]}'
+        '[{"address": "b@x.test", "delay_reason": "host \\"h\\" said:\\\\"}, {"address": "ü@x.test"}]}'
     )
     bounce = Listing(Queue.HOLD, "4FAC", 1.0, 1, True, "", ("\udcff@x.test",), {})
     assert listing_json(bounce) == (
@@ -99,10 +101,21 @@ def test_a_row_is_written_as_postqueue_j_writes_it() -> None:
     assert json.loads(listing_json(row))["recipients"][0]["delay_reason"] == reasons["b@x.test"]
 
 
-async def test_showq_lists_the_queue_and_an_empty_queue_is_nothing(sockets: Sockets) -> None:
-    assert await sockets.ask("showq") == b""
+def test_no_control_character_of_a_message_reaches_a_terminal() -> None:
+    evil = 'a\x1b[2J\x9b\n0123456789ABC!\r\x7f"\u2028@x.test'
+    row = Listing(Queue.MAILDROP, "4FAB", 1.0, 1, False, evil, (evil, ""), {evil: evil})
+    shown = json.loads(listing_json(row))
+    clean = 'a?[2J??0123456789ABC!??"?@x.test'
+    assert shown["sender"] == quoted(clean) and shown["recipients"][0]["delay_reason"] == clean
+    assert [r["address"] for r in shown["recipients"]] == [quoted(clean), "MAILER-DAEMON"]
+
+
+async def test_showq_lists_the_queue_and_says_where_the_list_ends(sockets: Sockets) -> None:
+    assert await sockets.ask("showq") == b"0 end\n"
     ids = {await sockets.spool.accept("b@dst.test") for _ in range(120)}
-    rows = [json.loads(line) for line in (await sockets.ask("showq")).splitlines()]
+    *lines, end = (await sockets.ask("showq")).splitlines()
+    assert end == b"0 end"
+    rows = [json.loads(line) for line in lines]
     assert {row["queue_id"] for row in rows} == ids
 
 
@@ -154,9 +167,25 @@ async def test_who_does_not_read_or_write_is_cut(sockets: Sockets, monkeypatch: 
     with contextlib.suppress(ConnectionError):
         async with asyncio.timeout(10):
             received = await reader.read()
-    assert len(received) < 6 * 2000 * 60
+    assert len(received) < 6 * 2000 * 60 and b"0 end" not in received
     writer.close()
-    assert (await sockets.ask("showq")).count(b"\n") == 6
+    assert (await sockets.ask("showq")).count(b"\n") == 7
+
+
+async def test_who_reads_slowly_gets_it_all(sockets: Sockets, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "TIMEOUT", 0.05)
+    people = [f"{'r' * 60}{n}@dst.test" for n in range(2000)]
+    for _ in range(6):
+        await sockets.spool.accept(*people)
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.setblocking(False)
+        sock.connect(f"{sockets.directory}/showq")
+        received = b""
+        loop = asyncio.get_running_loop()
+        while piece := await loop.sock_recv(sock, 65536):
+            received += piece
+            await asyncio.sleep(0.03)
+    assert received.count(b"\n") == 7 and received.endswith(b"\n0 end\n")
 
 
 async def test_who_is_not_authorized_is_told_so(sockets: Sockets, monkeypatch: pytest.MonkeyPatch) -> None:

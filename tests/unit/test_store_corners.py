@@ -267,6 +267,39 @@ async def test_files_and_directories_that_vanish_while_they_are_listed_are_left_
     assert sorted(i for i, _ in await spool.store.scan(Queue.INCOMING)) == sorted({ids[0], ids[2]})
 
 
+async def test_directories_in_maildrop_and_below_the_hashed_ones_are_not_entered(spool: Spooled) -> None:
+    kept = await spool.accept()
+    for queue, depth in (("maildrop", 1), ("deferred", 17)):
+        path = spool.root / queue
+        for _ in range(depth):
+            path /= "a"
+            path.mkdir()
+        (path / "4FAB").write_bytes(b"x")
+    assert [row.queue_id async for row in spool.store.listing()] == [kept]
+    assert await administrator(spool).everything(Verb.DELETE, [Queue.MAILDROP]) == ["a"]
+    assert await spool.store.scan(Queue.DEFERRED) == []
+
+
+async def test_what_cannot_be_read_is_told_and_all_others_are_listed(spool: Spooled) -> None:
+    ids = [await spool.accept() for _ in range(3)]
+    plain = spool.fsio.scandir
+
+    def refuse(path: str) -> Iterator["os.DirEntry[str]"]:
+        if path.endswith("/maildrop"):
+            raise OSError(errno.EACCES, "Permission denied")
+        yield from plain(path)
+
+    def hook(operation: str, path: str | int) -> None:
+        if operation == "open" and str(path).endswith(ids[1]):
+            raise OSError(errno.EPERM, "Operation not permitted")
+
+    spool.fsio.scandir = refuse  # type: ignore[method-assign]  # root may read everything
+    spool.fsio.hook = hook
+    told: list[str] = []
+    rows = [row.queue_id async for row in spool.store.listing(lambda name, _: told.append(name))]
+    assert sorted(rows) == sorted({ids[0], ids[2]}) and told == ["maildrop", f"incoming/{ids[1]}"]
+
+
 async def test_mailq_shows_messages_and_nothing_else(spool: Spooled) -> None:
     whole = await spool.accept()
     incoming = spool.root / "incoming"
@@ -581,6 +614,25 @@ async def test_an_administrator_hears_of_a_disk_that_does_not_let_him(spool: Spo
     with pytest.raises(OSError, match="Read-only"):
         await administrator(spool).act(Verb.HOLD, [queue_id])
     assert spool.names("incoming") == [queue_id]
+
+
+async def test_a_message_that_cannot_be_changed_is_told_and_all_others_are_changed(spool: Spooled) -> None:
+    ids = [await spool.accept() for _ in range(3)]
+
+    def hook(operation: str, path: str | int) -> None:
+        if operation in ("open", "utime") and str(path).endswith(ids[1]):
+            raise OSError(errno.EPERM, "Operation not permitted")
+
+    spool.fsio.hook = hook
+    told: list[str] = []
+    found = await administrator(spool).act(Verb.HOLD, ids, failed=lambda name, _: told.append(name))
+    assert list(found.values()) == [Outcome.DONE, Outcome.FAILED, Outcome.DONE] and told == [ids[1]]
+    spool.fsio.hook = None
+    await administrator(spool).act(Verb.HOLD, ids)
+    await administrator(spool).act(Verb.RELEASE, ids)
+    spool.fsio.hook = hook
+    assert await spool.store.wake(ids) == 2
+    assert spool.log.lines == [f"qmgr: {ids[1]}: flush: Operation not permitted"]
 
 
 async def test_what_is_no_message_is_absent_to_an_administrator_too(spool: Spooled) -> None:
