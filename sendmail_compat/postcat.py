@@ -5,6 +5,7 @@ Only what can be read with the caller's rights; errors are exit 1.
 See also: mta/queue/queue_file.py
 """
 
+import contextlib
 import io
 import os
 import sys
@@ -13,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from typing import BinaryIO
 
 from mta.queue.queue_id import hash_directories
-from mta.queue.queue_reader import DamagedError, records
+from mta.queue.queue_reader import MAX_POINTERS, DamagedError, P, integer
 from sendmail_compat.config import Config
 from sendmail_compat.tool import ToolError, configuration, options, say
 
@@ -50,13 +51,17 @@ def main(argv: Sequence[str]) -> int:
     letters = {letter for letter, _ in found}
     config = configuration(found)
     style = _Style(letters)
-    if not rest:
-        _show(sys.stdin.buffer.read(), "stdin", style, sys.stdout.buffer)
-    for name in rest:
-        if "q" in letters:
-            _show(*_from_queue(config, name), style, sys.stdout.buffer)
-        else:
-            _show(_read(name, name), name, style, sys.stdout.buffer)
+    try:
+        if not rest:
+            _show(sys.stdin.buffer.read(), "stdin", style, sys.stdout.buffer)
+        for name in rest:
+            if "q" in letters:
+                _show(*_from_queue(config, name), style, sys.stdout.buffer)
+            else:
+                _show(_read(name, name), name, style, sys.stdout.buffer)
+    except DamagedError:
+        sys.stdout.buffer.flush()
+        raise ToolError("record read error") from None
     return 0
 
 
@@ -91,61 +96,51 @@ def _from_queue(config: Config, queue_id: str) -> tuple[bytes, str]:
 
 
 def header_of(config: Config, queue_id: str) -> str:
-    """The header of a queued message; ToolError."""
+    """The header of a queued message, of a damaged one as much as can be read; ToolError."""
     data, name = _from_queue(config, queue_id)
     out = io.BytesIO()
-    _show(data, name, _Style({"h"}), out)
+    with contextlib.suppress(DamagedError):
+        _show(data, name, _Style({"h"}), out)
     return out.getvalue().decode("utf-8", "replace")
 
 
 def _show(data: bytes, name: str, style: _Style, out: BinaryIO) -> None:
-    """Print one file; what is no queue file is a warning."""
+    """Print one file; what is no queue file is a warning, what ends in a record or nowhere DamagedError."""
     write = out.write
     place = "envelope"
-    header, in_line, first = True, False, True
-    try:
-        for kind, value, offset in _records(data, raw=style.raw):
-            letter = chr(kind)
-            if first:
-                if letter not in "CTFSA":
-                    raise DamagedError("no queue file")
-                if style.envelope:
-                    write(f"*** ENVELOPE RECORDS {name} ***\n".encode())
-                first = False
-            prefix = (f"{offset:9d} " if style.offsets else "") + (f"{kind:3d} " if style.types else "")
-            marks = {"M": "MESSAGE CONTENTS", "X": "HEADER EXTRACTED", "E": "MESSAGE FILE END"}
-            if letter in marks:
-                place = "content" if letter == "M" else "extracted"
-                if style.envelope:
-                    write(f"{prefix}*** {marks[letter]} {name} ***\n".encode())
-                if letter == "E":
-                    break
-            elif place == "content" and letter in _CONTENT:
-                header = header and (in_line or _is_header(value))
-                in_line = letter == "L"
-                if style.header if header else style.body:
-                    label = f"{_CONTENT[letter]}: " if style.verbose else ""
-                    end = b"" if in_line and not (style.offsets or style.verbose) else b"\n"
-                    write((prefix + label).encode() + value + end)
-            elif style.envelope and not (letter in "pw" and place == "content"):
-                write(f"{prefix}{_describe(letter, value)}\n".encode("utf-8", "surrogateescape"))
-    except DamagedError:
-        out.flush()
+    header, in_line = True, False
+    if not data:
+        return
+    if chr(data[0]) not in "CTFSA":
         say("postcat", f"warning: {name}: input is not a valid queue file")
+        return
+    if style.envelope:
+        write(f"*** ENVELOPE RECORDS {name} ***\n".encode())
+    for kind, value, offset in _records(data, raw=style.raw):
+        letter = chr(kind)
+        prefix = (f"{offset:9d} " if style.offsets else "") + (f"{kind:3d} " if style.types else "")
+        marks = {"M": "MESSAGE CONTENTS", "X": "HEADER EXTRACTED", "E": "MESSAGE FILE END"}
+        if letter in marks:
+            place = "content" if letter == "M" else "extracted"
+            if style.envelope:
+                write(f"{prefix}*** {marks[letter]} {name} ***\n".encode())
+            if letter == "E":
+                break
+        elif place == "content" and letter in _CONTENT:
+            header = header and (in_line or _is_header(value))
+            in_line = letter == "L"
+            if style.header if header else style.body:
+                label = f"{_CONTENT[letter]}: " if style.verbose else ""
+                end = b"" if in_line and not (style.offsets or style.verbose) else b"\n"
+                write((prefix + label).encode() + value + end)
+        elif style.envelope and not (letter in "pw" and place == "content"):
+            write(f"{prefix}{_describe(letter, value)}\n".encode("utf-8", "surrogateescape"))
     out.flush()
 
 
 def _records(data: bytes, *, raw: bool) -> Iterator[tuple[int, bytes, int]]:
-    if not data:
-        return iter(())
-    if raw:
-        return _in_file_order(data)
-    return records(lambda offset, size: data[offset : offset + size], 0)
-
-
-def _in_file_order(data: bytes) -> Iterator[tuple[int, bytes, int]]:
-    """Every record as it lies in the file, pointers too."""
-    pos = 0
+    """Every record; raw: as it lies in the file, pointers too.  DamagedError when the file ends in one."""
+    pos = pointers = 0
     while pos < len(data):
         start, n, shift = pos + 1, 0, 0
         while True:
@@ -157,8 +152,14 @@ def _in_file_order(data: bytes) -> Iterator[tuple[int, bytes, int]]:
                 break
         if start + n > len(data):
             raise DamagedError("ends in a record")
-        yield data[pos], data[start : start + n], pos
+        value, at = data[start : start + n], pos
         pos = start + n
+        if raw or data[at] != P:
+            yield data[at], value, at
+        elif target := integer(value):
+            pos, pointers = target, pointers + 1
+            if target < 0 or pointers > MAX_POINTERS:
+                raise DamagedError("bad pointer")
 
 
 def _is_header(line: bytes) -> bool:
@@ -183,4 +184,10 @@ def _describe(letter: str, value: bytes) -> str:
 
 
 def _date(seconds: str) -> str:
-    return time.asctime(time.localtime(int(seconds))) if seconds.isascii() and seconds.isdigit() else seconds
+    """As text; what is no time of this machine stays as it is."""
+    if not seconds.isascii() or not seconds.isdigit():
+        return seconds
+    try:
+        return time.asctime(time.localtime(int(seconds)))
+    except (OverflowError, ValueError, OSError):
+        return seconds

@@ -8,6 +8,7 @@ See also: mta/queue/store_admin.py
 import os
 import sys
 from collections.abc import Sequence
+from itertools import groupby
 
 from mta.queue.api import Queue
 from mta.queue.queue_id import is_queue_id
@@ -24,9 +25,9 @@ USAGE = (
     " [-s (structure fix)] [-S (redundant structure fix)][-v (verbose)] [queue...]"
 )
 _VERBS = {"d": Verb.DELETE, "h": Verb.HOLD, "e": Verb.EXPIRE, "f": Verb.EXPIRE, "H": Verb.RELEASE, "r": Verb.REQUEUE}
-_ORDER = "dhefHr"
 _EACH = {
     Verb.HOLD: "placed on hold", Verb.RELEASE: "released from hold", Verb.REQUEUE: "requeued", Verb.EXPIRE: "expired",
+    Verb.DELETE: "removed",
 }  # fmt: skip
 _ALL = {
     Verb.REQUEUE: "Requeued", Verb.DELETE: "Deleted", Verb.EXPIRE: "Force-expired", Verb.HOLD: "Placed on hold",
@@ -39,19 +40,18 @@ def main(argv: Sequence[str]) -> int:
     """Run it; return the exit status."""
     found, rest = options(argv, "c:d:e:f:h:H:pr:sSv", USAGE)
     config = configuration(found)
-    wanted = {letter: [value for name, value in found if name == letter] for letter in _ORDER}
+    wanted = [(letter, value) for letter, value in found if letter in _VERBS]
     queues = _queues(rest)
     log = LogLine(config, f"{syslog_name(config)}/postsuper")
     if not become_owner(config):
         raise ToolError("use of this command is reserved for the superuser")
     run = _Run(config, log, queues)
-    for letter, values in wanted.items():
-        if values:
-            run.option(letter, values)
-    if not any(wanted.values()) or {"p", "s", "S"} & {letter for letter, _ in found}:
+    if not wanted or {"p", "s", "S"} & {letter for letter, _ in found}:
         repair(config)
+    for (letter, everything), group in groupby(wanted, lambda option: (option[0], option[1] == "ALL")):
+        run.option(letter, ["ALL"] if everything else [value for _, value in group])
     run.summary()
-    return 0
+    return 1 if run.failed else 0
 
 
 def _queues(names: Sequence[str]) -> list[Queue] | None:
@@ -67,11 +67,12 @@ class _Run:
     def __init__(self, config: Config, log: LogLine, queues: list[Queue] | None) -> None:
         self._config, self._log, self._queues = config, log, queues
         self._counts: dict[Verb, int] = {}
+        self.failed = False  # something could not be done
 
     def option(self, letter: str, values: Sequence[str]) -> None:
-        """One letter with all its ids; -f is -e, then -H."""
+        """One letter with its ids up to the next other one, or ["ALL"]; -f is -e, then -H."""
         verbs = [_VERBS[letter]] + [Verb.RELEASE] * (letter == "f")
-        if "ALL" in values:
+        if values == ["ALL"]:
             for verb in verbs:
                 self._act(verb, ["ALL"])
             return
@@ -99,6 +100,9 @@ class _Run:
         for queue_id, outcome in outcomes.items():
             if outcome == "busy":
                 self._tell(f"warning: {queue_id}: is being delivered, cannot be requeued now")
+            elif outcome.startswith("failed "):
+                self._tell(f"warning: {queue_id}: {outcome.removeprefix('failed ')}")
+                self.failed = True
         return outcomes
 
     def summary(self) -> None:
@@ -116,5 +120,5 @@ def _expand(values: Sequence[str]) -> list[str]:
     """ "-" stands for the lines of stdin."""
     out: list[str] = []
     for value in values:
-        out += [line.rstrip("\n") for line in sys.stdin] if value == "-" else [value]
+        out += sys.stdin.buffer.read().decode("utf-8", "replace").splitlines() if value == "-" else [value]
     return out

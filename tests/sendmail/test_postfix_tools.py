@@ -1,11 +1,16 @@
 """postqueue, postsuper, postcat, qshape, postlog, postkick, postdrop: texts and exit statuses of the real ones."""
 
 import asyncio
+import contextlib
+import json
 import os
 import re
 import shutil
+import socket
 import subprocess
+import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +18,8 @@ from pathlib import Path
 import pytest
 
 from sendmail_compat.install import install
+from sendmail_compat.queue_tools import format_row
+from sendmail_compat.tool import LogLine, configuration
 from tests.queue_support import spooled
 from tests.sendmail.tool_steps import STEPS, make, neutral
 
@@ -118,6 +125,129 @@ def test_postlog_writes_to_the_log_file(tools: Tools) -> None:
     assert [re.sub(r"\[\d+\]", "", line) for line in lines] == [
         "postfix/postlog: warning: a?b?[0m", "tag: one", "tag: two",
     ]  # fmt: skip
+
+
+def test_options_of_postsuper_are_obeyed_in_their_order(tools: Tools) -> None:
+    ids = asyncio.run(make(tools.queue))
+    a, b, c = ids["A"], ids["B"], ids["C"]
+    assert tools.run("postsuper", "-h", b, "-d", b)[1].splitlines() == [
+        f"postsuper: {b}: placed on hold", f"postsuper: {b}: removed", "postsuper: Deleted: 1 message",
+        "postsuper: Placed on hold: 1 message",
+    ]  # fmt: skip
+    assert f": {b}: removed\n" in tools.log.read_text()
+    assert tools.run("postsuper", "-h", "-", stdin=f"{a}\n{c}\n\xff\n".encode("latin-1"))[0] == 0
+    shown = tools.run("postsuper", "-r", "ALL", "-d", "ALL", "hold")[1]
+    assert shown == "postsuper: Requeued: 2 messages\npostsuper: Deleted: 0 messages\n"
+    assert sorted(path.name for path in (tools.queue / "maildrop").iterdir()) == sorted([a, c])
+
+
+def test_postcat_fails_when_a_file_ends_in_a_record_or_points_nowhere(tools: Tools) -> None:
+    damaged = tools.root / "damaged"
+    for data in (b"T\x0a1795", b"C\xff\xff\xff\xff\xff\xff\xff\x7f", b"T\x011p\x02-5M\0", b"T\x011p\x011p\x013"):
+        damaged.write_bytes(data)
+        status, text = tools.run("postcat", str(damaged))
+        assert status == 1 and text.endswith("postcat: fatal: record read error\n"), data
+    damaged.write_bytes(b"T\x14" + b"9" * 20 + b"A\x20create_time=" + b"9" * 20 + b"E\0")
+    status, text = tools.run("postcat", str(damaged))
+    assert status == 0 and text.count("time: 99999999999999999999\n") == 2
+
+
+ROW = (
+    '{"queue_name": "deferred", "queue_id": "4FAB", "arrival_time": 1, "message_size": 5, "forced_expire": false, '
+    '"sender": "a@b.test", "recipients": [{"address": "\u2603@x.test"}]}\n'
+).encode()
+
+
+@contextlib.contextmanager
+def showq(tools: Tools, *answers: bytes) -> Iterator[None]:
+    """A daemon whose showq socket gives these answers."""
+    (tools.queue / "public").mkdir(parents=True, exist_ok=True)
+    path = tools.queue / "public" / "showq"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+
+        def serve() -> None:
+            for answer in answers:
+                client, _ = listener.accept()
+                with client:
+                    client.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield
+        thread.join(60)
+    path.unlink()
+
+
+@pytest.mark.parametrize("answer", [b"", ROW, ROW + ROW[:40], ROW[:40]])
+def test_a_listing_that_was_cut_off_is_not_taken_for_the_whole_queue(tools: Tools, answer: bytes) -> None:
+    with showq(tools, *3 * [answer]):
+        for argv in (["postqueue", "-p"], ["postqueue", "-j"], ["mailq"]):
+            status, text = tools.run(*argv)
+            assert status == 69 and "fatal: Queue report incomplete - connection closed\n" in text
+            assert "Request" not in text and "empty" not in text
+
+
+def test_what_could_not_be_read_is_said_and_the_queue_is_not_called_empty(tools: Tools) -> None:
+    with showq(tools, b"warning deferred/4FAB: Permission denied\n0 end\n", b"0 end\n"):
+        assert tools.run("mailq") == (0, "postqueue: warning: deferred/4FAB: Permission denied\n")
+        assert tools.run("mailq") == (0, "Mail queue is empty\n")
+
+
+def test_addresses_are_printed_in_every_locale(tools: Tools) -> None:
+    code = "import sys; from sendmail_compat.slow import run; sys.exit(run(sys.argv[1:], sys.argv[0], None))"
+    with showq(tools, *2 * [ROW + b"0 end\n"]):
+        for argv in (["postqueue", "-p"], ["postqueue", "-j"]):
+            done = subprocess.run(
+                [sys.executable, "-c", code, *argv], capture_output=True, check=False, timeout=60,
+                env={"MAIL_CONFIG": str(tools.config), "PYTHONIOENCODING": "latin-1"},
+            )  # fmt: skip
+            assert done.returncode == 0 and "\u2603@x.test".encode() in done.stdout, done.stderr
+
+
+def test_recipients_without_a_reason_do_not_stand_under_that_of_another() -> None:
+    row = json.loads(ROW)
+    row["recipients"] = [{"address": "b@x"}, {"address": "a@x", "delay_reason": "no"}, {"address": "c@x"}]
+    lines = format_row(row, wide=False).split("\n")[1:]
+    assert [line.strip() for line in lines] == ["(no)", "a@x", "(reason unavailable)", "b@x", "c@x", ""]
+
+
+@pytest.mark.parametrize(("now", "stamp"), [
+    ((2026, 11, 22, 9, 14, 16, 6, 326, 0), "Nov 22 09:14:16 "), ((2026, 11, 2, 9, 4, 6, 0, 306, 0), "Nov  2 09:04:06 "),
+])  # fmt: skip
+def test_only_the_day_of_a_time_stamp_is_padded_with_a_blank(
+    tools: Tools, monkeypatch: pytest.MonkeyPatch, now: tuple[int, ...], stamp: str
+) -> None:
+    monkeypatch.setattr(time, "localtime", lambda *_: time.struct_time(now))
+    assert LogLine(configuration([("c", str(tools.config))]), "postfix/postlog").write("hello")
+    assert tools.log.read_text().startswith(stamp)
+
+
+@pytest.mark.needs_root
+def test_files_and_directories_of_somebody_else_hide_nothing(tools: Tools) -> None:
+    ids = asyncio.run(make(tools.queue))
+    for path in (tools.queue, *tools.queue.rglob("*")):
+        os.chown(path, 65534, 65534)
+    nest = [tools.queue / "maildrop" / Path(*"a" * (n + 1)) for n in range(1200)]
+    for path in nest:
+        path.mkdir(mode=0o700)
+    os.chown(nest[0], 12345, 12345)
+    try:
+        os.chown(tools.queue / "incoming" / ids["B"], 12345, 12345)
+        status, text = tools.run("postqueue", "-p", user=65534)
+        assert status == 0 and ids["A"] in text and ids["C"] in text and text.endswith("in 2 Requests.\n")
+        assert "warning: maildrop/a: Permission denied\n" in text
+        assert f"warning: incoming/{ids['B']}: Permission denied\n" in text
+        assert tools.run("qshape", "maildrop")[0] == 0
+        assert tools.run("postsuper", "-d", "ALL", "maildrop") == (0, "postsuper: Deleted: 0 messages\n")
+        status, text = tools.run("postsuper", "-h", "ALL")
+        assert (status, text) == (
+            1, f"postsuper: warning: {ids['B']}: Permission denied\npostsuper: Placed on hold: 2 messages\n",
+        )  # fmt: skip
+    finally:
+        for path in reversed(nest):
+            path.rmdir()
 
 
 @pytest.mark.needs_root
