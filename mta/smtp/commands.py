@@ -5,7 +5,7 @@ See also: mta/smtp/client.py; RFC 1870 (SIZE), 3461 (DSN), 6152 (8BITMIME), 6531
 
 from mta.envelope import Notify, Recipient, Ret
 from mta.record import dataclass
-from mta.smtp.parameters import encode_xtext
+from mta.smtp.parameters import MAX_ORCPT, encode_xtext, is_orcpt
 from mta.smtp.path import quote_address
 
 
@@ -64,12 +64,14 @@ def rcpt_command(recipient: Recipient, features: Features, *, smtputf8: bool = F
     if "DSN" in features:
         if recipient.notify:
             parts.append(f"NOTIFY={_notify(recipient.notify)}")
-        if recipient.dsn_orig_rcpt:
-            kind, _, address = recipient.dsn_orig_rcpt.partition(";")
-            parts.append(f"ORCPT={kind};{_original(kind, address, smtputf8=smtputf8)}")
-        elif recipient.original:
+        original = recipient.dsn_orig_rcpt
+        if not original and recipient.original:
             kind = "rfc822" if recipient.original.isascii() else "utf-8"
-            parts.append(f"ORCPT={kind};{_original(kind, quote_address(recipient.original), smtputf8=smtputf8)}")
+            original = f"{kind};{quote_address(recipient.original)}"
+        if original and is_orcpt(original):  # a queue file may hold anything, and the mail matters more
+            kind, _, address = original.partition(";")
+            value = f"{kind};{_original(kind, address, smtputf8=smtputf8)}"
+            parts += [f"ORCPT={value}"] * (len(value) <= MAX_ORCPT)
     return send_command(" ".join(parts))
 
 

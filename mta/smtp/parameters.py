@@ -184,6 +184,16 @@ def _orcpt(value: bytes, *, smtputf8: bool) -> str | None:
     return None if not address else f"{kind.decode('ascii')};{address}"
 
 
+def is_orcpt(text: str) -> bool:
+    """Is this "type;address", decoded, as it may come in ORCPT=?"""
+    kind, semicolon, address = text.partition(";")
+    raw = address.encode("utf-8", "surrogateescape")
+    return bool(
+        semicolon and raw and kind.isascii() and _KEYWORD.fullmatch(kind.encode())
+        and len(text) <= MAX_ORCPT and not _CONTROL.search(raw)
+    )  # fmt: skip
+
+
 def _decode_unitext(raw: bytes, *, smtputf8: bool) -> str | None:
     r"""utf-8-addr-xtext and utf-8-addr-unitext of RFC 6533: "\x{20AC}" stands for a character, "+" for itself."""
     try:

@@ -317,3 +317,10 @@ def test_no_recipient_is_decided_twice_and_none_is_lost(replies: list[bytes], pi
             break
     assert len(decided) == len(set(decided))
     assert sorted(decided + client.undecided) == [0, 1]
+
+
+@pytest.mark.parametrize("orcpt", ["rfc822\r\nX;a@b", "rfc822;a\0b", "rfc822", ";a", "rfc822;" + "x" * 600])
+def test_an_orcpt_that_cannot_be_sent_is_left_out_and_the_recipient_is_not(orcpt: str) -> None:
+    everything = Features(frozenset({"DSN"}))
+    assert rcpt_command(Recipient("a@b", dsn_orig_rcpt=orcpt), everything) == b"RCPT TO:<a@b>\r\n"
+    assert rcpt_command(Recipient("a@b", original="\u20ac" * 200), everything) == b"RCPT TO:<a@b>\r\n"
