@@ -22,7 +22,7 @@ from mta.config.config import Config, ConfigError, check_config, load
 from mta.config.main_cf import decode, parse_main_cf
 from mta.master_lock import ALREADY_RUNNING, NOT_RUNNING, running, wait_until_stopped
 
-EX_USAGE, EX_CONFIG = 64, 78
+EX_USAGE, EX_IOERR, EX_CONFIG = 64, 74, 78
 VERBS = ("start", "start-fg", "stop", "abort", "reload", "flush", "check", "logrotate", "status", "version")
 STOP_LIMIT = 60.0  # seconds `mta stop` waits before it says so
 
@@ -39,7 +39,22 @@ def usage() -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status."""
+    """Run one command; returns the exit status.  What is closed is /dev/null; output that is lost is an error."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  for the life of the process
+    status = _command(argv)
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the interpreter will try again
+        if not isinstance(error, BrokenPipeError):
+            print(f"mta: fatal: output write error: {os.strerror(error.errno or 0)}", file=sys.stderr)
+            return status or EX_IOERR
+    return status
+
+
+def _command(argv: Sequence[str] | None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     directory = os.environ.get("MAIL_CONFIG", "/etc/mta")
     while args and args[0].startswith("-") and args[0] != "-":
