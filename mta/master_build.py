@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import field, replace
 from functools import partial
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from ssl import SSLContext
 
 from mta import descriptors
@@ -56,6 +56,7 @@ from mta.submit_smtp import LocalDoor
 from mta.tls import CertificateError, TlsClientSettings, TlsError, TlsServerSettings, client_tls, server_context
 from mta.trivial_rewrite import Rewriter, RewriterSettings
 
+LOCAL_CLIENTS = "local_header_rewrite_clients"
 EXCEPTIONS = "smtpd_client_event_limit_exceptions"
 Kept = dict[TlsServerSettings, SSLContext]
 """Certificates as they were at the start or reload."""
@@ -119,12 +120,10 @@ def local_clients(config: Config) -> Callable[[str], bool]:
 
     Understood: permit_inet_interfaces (the default) and permit_mynetworks, as far as it names networks.
     """
-    words = set(config.words("local_header_rewrite_clients"))
+    words = set(config.words(LOCAL_CLIENTS))
     own = {"127.0.0.1", "::1", *config.own_addresses()} if "permit_inet_interfaces" in words else set()
-    networks = []
-    for word in config.words("mynetworks") if "permit_mynetworks" in words else ():
-        with contextlib.suppress(ValueError):
-            networks.append(ip_network(word.replace("[", "").replace("]", ""), strict=False))
+    found = map(_network, config.words("mynetworks") if "permit_mynetworks" in words else ())
+    networks = [network for network in found if network]
 
     def is_local(address: str) -> bool:
         if address in own or not networks:
@@ -132,6 +131,20 @@ def local_clients(config: Config) -> Callable[[str], bool]:
         return any(ip_address(address) in network for network in networks)
 
     return is_local
+
+
+def _network(word: str) -> IPv4Network | IPv6Network | None:
+    with contextlib.suppress(ValueError):
+        return ip_network(word.replace("[", "").replace("]", ""), strict=False)
+    return None
+
+
+def not_local_clients(config: Config) -> list[str]:
+    """The words that local_clients() does not understand: those clients it takes for strangers, or for its own."""
+    words = config.words(LOCAL_CLIENTS)
+    networks = config.words("mynetworks") if "permit_mynetworks" in words else ()
+    understood = ("permit_inet_interfaces", "permit_mynetworks")
+    return [word for word in words if word not in understood] + [w for w in networks if _network(w) is None]
 
 
 def rehearse(config: Config, inet: Sequence[str]) -> None:

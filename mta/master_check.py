@@ -20,16 +20,16 @@ from mta.lookup.open import problems as table_problems
 from mta.lookup.simple import HELP
 from mta.lookup.table import TableError
 from mta.lookup.unix import UserLookup
+from mta.master_build import LOCAL_CLIENTS, not_local_clients
+from mta.master_check_services import check_master
 from mta.master_listen import tcp_services
 from mta.master_owner import OURS, QUEUE_LOCK, OwnerProblemError, acting_as, find_owner, problem_at
 from mta.queue.store_spool import DIRECTORIES
-from mta.smtpd.restrictions import unknown_restrictions
+from mta.smtpd.restrictions import broken_restrictions, unknown_restrictions
 from mta.tls import TlsClientSettings, TlsError, TlsServerSettings, client_tls, offered_context
 
-RESTRICTIONS = tuple(
-    f"smtpd_{stage}_restrictions"
-    for stage in ("client", "helo", "sender", "relay", "recipient", "data", "end_of_data", "etrn")
-)
+STAGES = ("client", "helo", "sender", "relay", "recipient", "data", "end_of_data", "etrn")
+RESTRICTIONS = tuple(f"smtpd_{stage}_restrictions" for stage in STAGES)
 
 
 def check_services(config: Config, *, running: bool = False) -> list[Problem]:
@@ -43,7 +43,8 @@ def check_services(config: Config, *, running: bool = False) -> list[Problem]:
         return [error.problem]
     except TableError as error:
         return [problem_at(config, "mail_owner", f"mail_owner: {error}")]
-    problems = [*tcp_services(config)[1], *_networks(config)]
+    places, problems = tcp_services(config)
+    problems += [*check_master(config, places), *_networks(config), *_local_clients(config)]
     with acting_as(owner):  # that is who reads certificates
         for service in config.services:
             if service.type == "inet" and service.command == "smtpd":
@@ -61,6 +62,12 @@ def _networks(config: Config) -> Iterator[Problem]:
         except ValueError as error:
             text = f"mynetworks: {error}; clients that come to it in the list are answered 451"
             yield problem_at(config, "mynetworks", text, fatal=False)
+
+
+def _local_clients(config: Config) -> Iterator[Problem]:
+    if ignored := not_local_clients(config):
+        text = f"{LOCAL_CLIENTS}: not honoured: {', '.join(ignored)}; only permit_inet_interfaces, and the networks of"
+        yield problem_at(config, LOCAL_CLIENTS, f"{text} mynetworks for permit_mynetworks", fatal=False)
 
 
 def _restrictions(config: Config) -> Iterator[Problem]:
@@ -101,7 +108,7 @@ def check_tables(config: Config) -> list[Problem]:
     """Tables of a type that we do not have, and the like: what is asked there is answered "try again later"."""
     found = []
     for param in declared():
-        if param.kind not in (Kind.TABLES, Kind.LIST) or not param.honoured:
+        if param.kind not in (Kind.TABLES, Kind.LIST) or not param.honoured or param.name in RESTRICTIONS:
             continue
         for word in config.words(param.name):  # in other lists unix:private/policy and its like are no tables
             if param.kind is Kind.TABLES or word.removeprefix("proxy:").partition(":")[0] in HELP:
@@ -109,7 +116,19 @@ def check_tables(config: Config) -> list[Problem]:
                     problem_at(config, param.name, f"{param.name}: {text}", fatal=False)
                     for text in table_problems(word, config.text("default_database_type"))
                 ]
-    return found
+    services = (s for s in config.services if s.type == "inet" and s.command == "smtpd")
+    for own in (config, *map(config.for_service, services)):
+        found += _broken_restrictions(own)
+    return list(dict.fromkeys(found))
+
+
+def _broken_restrictions(config: Config) -> Iterator[Problem]:
+    classes = config.restriction_classes()
+    stages = {f"smtpd_{stage}_restrictions": stage for stage in STAGES}
+    for name, stage in [*stages.items(), *((name, "client") for name in classes)]:
+        words = config.text(name) if name in stages else classes[name]
+        for text in broken_restrictions(words, stage, classes, config.text("default_database_type")):
+            yield problem_at(config, name, f"{name}: {text}", fatal=False)
 
 
 def check_permissions(config: Config) -> list[Problem]:

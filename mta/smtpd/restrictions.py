@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from mta.lookup.context import LookupContext
 from mta.lookup.match_list import NetworkList, parent_style
-from mta.lookup.open import open_table, open_tables, split_list
+from mta.lookup.open import open_table, open_tables, problems, split_list
 from mta.lookup.table import Maps, TableError
 from mta.smtp.reply import Reply
 from mta.smtpd.access import AccessTable
@@ -372,3 +372,28 @@ def unknown_restrictions(words: str | Iterable[str], classes: Iterable[str] = ()
         if _takes_argument(name) and queue:
             queue.pop(0)
     return unknown
+
+
+def broken_restrictions(
+    words: str | Iterable[str], stage: str, classes: Iterable[str] = (), default_database_type: str = "hash"
+) -> list[str]:
+    """What in a list of this stage can only answer 451, for `mta check`; names that nobody knows are left out."""
+    queue, found = split_list(words), []
+    while queue:
+        word = queue.pop(0)
+        name = word.lower()
+        if ":" in name:
+            if stage not in DEFAULT_ACCESS:
+                found.append(f"{word}: a table needs its check_..._access here")
+                continue
+            queue.insert(0, word)
+            name = DEFAULT_ACCESS[stage]
+        if name in {c.lower() for c in classes} or not _takes_argument(name):
+            continue
+        argument = queue.pop(0) if queue else ""
+        expected = "seconds" if name == "sleep" else "type:table" if name in ACCESS else "a domain"
+        if not {"seconds": argument.isdigit(), "type:table": ":" in argument}.get(expected, argument):
+            found.append(f"{name}: expected {expected}, not {argument!r}")
+        elif name in ACCESS:
+            found += problems(argument, default_database_type)
+    return [f"{text}; whoever comes to it is answered 451" for text in found]
