@@ -27,6 +27,7 @@ _REQUIRED = ("myhostname", "mydomain", "myorigin", "mail_owner", "queue_director
 _HOSTNAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9_-]{1,63}(?<!-))*")
 _STOPS_RELAYING = {"reject_unauth_destination", "defer_unauth_destination", "reject", "defer", "defer_if_permit",
                    "check_relay_domains"}  # fmt: skip
+_NOTICES = {"bounce", "2bounce", "delay"}  # classes of notify_classes that mta/bounce sends
 _NO_ARGUMENTS = ("smtpd", "smtp", "lmtp", "local", "error", "discard", "pickup", "cleanup", "qmgr", "trivial-rewrite",
                  "bounce", "showq", "anvil")  # fmt: skip
 _NOT_SERVED = ("postscreen", "qmqpd")  # commands of inet services that we do not have
@@ -122,7 +123,17 @@ def _contradictions(config: Config) -> Iterator[Problem]:
         text = f"maximal_backoff_time = {config.text('maximal_backoff_time')}: is less than minimal_backoff_time"
         yield Problem(*_place(config, "maximal_backoff_time", "minimal_backoff_time"), text, True)
     yield from _maillog_file(config)
+    yield from _notices(config)
     yield from _open_relay(config, "")
+
+
+def _notices(config: Config) -> Iterator[Problem]:
+    """Postfix's default, written out, is no wish."""
+    value, param = config.text("notify_classes"), find("notify_classes")
+    unsaid = sorted(set(config.words("notify_classes")) - _NOTICES)
+    if unsaid and param and not _is_default(config, param, value):
+        text = f"notify_classes = {_short(value)}: not honoured yet: {', '.join(unsaid)}"
+        yield Problem(*_place(config, "notify_classes"), text, False)
 
 
 def _maillog_file(config: Config) -> Iterator[Problem]:

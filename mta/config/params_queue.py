@@ -47,7 +47,8 @@ QUEUE: tuple[Param, ...] = (
 )  # fmt: skip
 
 BOUNCE: tuple[Param, ...] = (
-    items("notify_classes", "resource, software", "What postmaster is told about.",
+    items("notify_classes", "resource, software",
+          "What postmaster is told about: bounce, 2bounce, delay. The other classes are not honoured yet.",
           "bounce", "2bounce", "data", "delay", "policy", "protocol", "resource", "software"),
     size("bounce_size_limit", "50000", "Bytes of the original message quoted in a notice."),
     text("bounce_notice_recipient", "postmaster", "Gets copies of bounces (class bounce)."),

@@ -138,6 +138,13 @@ def test_what_would_make_mail_less_safe_stops_the_start(tmp_path: Path, line: st
     assert "not honoured yet, and ignoring it would be less safe" in found
 
 
+def test_notices_that_nobody_sends_are_named(tmp_path: Path) -> None:
+    assert problems(tmp_path, "notify_classes = bounce, policy, 2bounce, data\n") == [
+        "main.cf:1: notify_classes = bounce, policy, 2bounce, data: not honoured yet: data, policy"
+    ]
+    assert problems(tmp_path, "notify_classes = bounce, 2bounce, delay\n") == []
+
+
 @pytest.mark.parametrize(
     "line", ["smtpd_milters =", "header_checks = ", "smtpd_sasl_auth_enable = NO", "smtp_enforce_tls=no"]
 )
