@@ -63,7 +63,10 @@ def check_master(config: Config, places: Sequence[Place]) -> Iterator[Problem]:
     listening = {origin for _, _, origin in places}
     for service in config.services:
         yield from _nobody(service, listening)
-        yield from _overrides(config, service)
+        try:
+            yield from _overrides(config, service)
+        except ValueError as error:  # a macro of its own, used by main.cf
+            yield _at(service, str(error), fatal=True)
     yield from _transports(config)
 
 

@@ -161,3 +161,9 @@ def test_a_setting_its_service_does_not_read_is_named(tmp_path: Path, service: s
 def test_what_a_service_without_its_own_copies_would_lose_is_compared_with_main_cf(tmp_path: Path) -> None:
     master = f"{MASTER}x unix n - n - - cleanup -o always_bcc=a@b.c -o sender_bcc_maps=\n"
     assert _said(tmp_path, "always_bcc = a@b.c\n", master) == []
+
+
+def test_a_macro_that_only_a_service_breaks_is_a_problem_not_a_traceback(tmp_path: Path) -> None:
+    master = MASTER + "2525 inet n - n - - smtpd -o mine=${ -o recipient_delimiter=+\n"
+    (text,) = _said(tmp_path, "mine = x\nsmtpd_banner = $mine\n", master)
+    assert text.startswith("! master.cf:4: 2525/inet: truncated macro reference")
