@@ -397,7 +397,7 @@ def test_every_settings_class_of_the_mail_system_can_be_filled() -> None:
 BY_CONFIG = {
     "compatibility_level", "mynetworks_style", "maillog_file_prefixes", "stress", "multi_instance_name", "process_name",
     "service_name", "process_id", "mail_release_date", "smtp_dns_support_level",
-    "default_destination_concurrency_limit",
+    "default_destination_concurrency_limit", "default_destination_concurrency_failed_cohort_limit",
     "default_destination_recipient_limit", "local_destination_concurrency_limit", "local_destination_recipient_limit",
 }  # fmt: skip
 
