@@ -37,6 +37,11 @@ MAX_SIZE = 16384  # octets of an answer: MAX_RECORDS with names of 90 octets
 MAX_ADDRESSES = 100  # of one host
 MAX_BESIDE = 50  # records that are read of what stands beside the answer
 MAX_CNAMES = 8
+MAX_EFFORT = 50_000  # squares of labels in the names of an answer; 150 MX hosts of ten labels make 16,000
+_RECORD = struct.Struct("!H6xH")  # RFC 1035 s4.1.3: type and length of the data, behind the name
+_NAME_AT = {5: 0, 12: 0, 15: 2}  # where the data of CNAME, PTR and MX have a name
+_NO_NAME = (1, 28)  # A and AAAA
+_OTHER = 2500  # effort for the data of a type that nobody asked for
 _COUNTS = struct.Struct("!4x4H")  # RFC 1035 s4.1.1: how many records the sections have, after the question
 MAX_TTL = 600.0  # seconds an answer is kept at most: a local caching resolver knows better than we do
 MAX_NEGATIVE_TTL = 60.0
@@ -107,9 +112,48 @@ def _bounded(wire: bytes) -> tuple[bytes, bool]:
     for count, limit in zip(found, limits, strict=True):
         whole = kept == list(found[: len(kept)])  # a section is found only where those before it are read
         kept.append(min(count, limit) if whole else 0)
+    worth = _worth(wire, kept[1])
+    if worth < kept[1]:
+        kept[1:] = worth, 0, 0
     if kept == list(found):
         return wire, False
     return wire[:4] + struct.pack("!4H", *kept) + wire[_COUNTS.size :], True
+
+
+def _worth(wire: bytes, count: int) -> int:
+    """How many records of the answer are parsed: the parser's time grows with the square of a name's labels, of
+    which a pointer of two octets makes a hundred."""
+    effort = 0
+    try:
+        at = _name(wire, 12)[1] + 4
+        for number in range(count):
+            labels, at = _name(wire, at)
+            kind, length = _RECORD.unpack_from(wire, at)
+            at += 10
+            effort += labels * labels
+            if kind in _NAME_AT:
+                effort += _name(wire, at + _NAME_AT[kind])[0] ** 2
+            elif kind not in _NO_NAME:
+                effort += _OTHER
+            if effort > MAX_EFFORT:
+                return number
+            at += length
+    except (IndexError, struct.error):
+        return count  # the parser will say so
+    return count
+
+
+def _name(wire: bytes, at: int) -> tuple[int, int]:
+    """-> (labels of the name that begins here, where it ends); 128 labels are as many as can be."""
+    labels = end = 0
+    while (octet := wire[at]) and labels < 128:
+        if octet >= 0xC0:
+            end = end or at + 2
+            at = (octet & 0x3F) << 8 | wire[at + 1]
+        else:
+            at += 1 + octet
+        labels += 1
+    return labels, end or at + 1
 
 
 def _looks_cut(query: dns.message.Message, wire: bytes) -> bool:

@@ -15,7 +15,7 @@ import pytest
 from mta.clock import Clock
 from mta.deliver.connector import NetConnector
 from mta.dns.answers import MAX_BESIDE, MAX_CNAMES, MAX_RECORDS, judge, read, wire_name
-from mta.dns.mx import MX, DnsNoData, DnsNotFound, DnsTemporary
+from mta.dns.mx import MX, DnsNoData, DnsNotFound, DnsTemporary, MXAnswer
 from mta.dns.resolver import ClientName, Resolver, ResolverSettings
 from mta.dns.system import parse_hosts, parse_resolv_conf, parse_server
 from mta.maillog import Maillog, MaillogSettings
@@ -169,6 +169,20 @@ def test_no_more_records_are_parsed_than_are_kept(monkeypatch: pytest.MonkeyPatc
     assert judged is not None and len(parsed) <= MAX_RECORDS + MAX_CNAMES + 2 * MAX_BESIDE
     with pytest.raises(DnsTemporary):
         read(judged, query.question[0].name, "MX")
+
+
+def test_names_of_many_labels_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed: list[object] = []
+    parse = dns.rdata.from_wire_parser
+    monkeypatch.setattr(dns.rdata, "from_wire_parser", lambda *args: parsed.append(args) or parse(*args))  # type: ignore[func-returns-value]
+    query = dns.message.make_query("d.test", "MX")
+    answer = dns.message.make_response(query)
+    names = [f"{n}.{'a.' * 100}test." for n in range(120)]
+    answer.answer.append(dns.rrset.from_text("d.test.", 30, "IN", "MX", *(f"10 {name}" for name in names)))
+    judged = judge(query, answer.to_wire(), tcp=True)
+    assert judged is not None and 0 < len(parsed) < 10
+    found, _, _ = read(judged, query.question[0].name, "MX")
+    assert isinstance(found, MXAnswer) and found.cut
 
 
 async def test_an_answer_beyond_all_measure_is_temporary(net: Net) -> None:
