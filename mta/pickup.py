@@ -20,6 +20,7 @@ from mta.queue.api import Draft, Parent, QueueError, QueueStore
 from mta.queue.queue_reader import DamagedError, QueueFile
 from mta.queue.store_maildrop import MaildropFile
 from mta.record import dataclass
+from mta.smtp.parameters import MAX_ENVID, is_orcpt
 from mta.submit_intake import Opener, open_local
 from mta.submit_limits import UserLimits
 from mta.submit_options import CONTROL
@@ -181,13 +182,8 @@ class Pickup:
 
     def _envelope(self, given: Envelope, file: MaildropFile, *, requeued: bool) -> Envelope:
         """What of the file's envelope counts."""
-        recipients = [r for r in given.recipients if r.todo]
-        if not recipients:
-            raise DamagedError("no recipients")
-        for address in (given.sender, *(r.address for r in recipients)):
-            if CONTROL.search(address):
-                raise DamagedError("control character in an address")
-        given.recipients = recipients
+        given.recipients = [r for r in given.recipients if r.todo]
+        _forget_bad_details(given)
         if not requeued:
             permitted = self._settings.verp_delimiter_filter
             verp = wants_verp(given) and all(c in permitted for c in given.attributes[VERP])
@@ -196,6 +192,19 @@ class Pickup:
             given.arrival = min(given.arrival if given.arrival > 0 else max(0.0, file.mtime), self._clock.now())
             given.warn_time = 0.0
         return given
+
+
+def _forget_bad_details(envelope: Envelope) -> None:
+    """What goes into the commands of SMTP and is wrong there is left out: the mail matters more than its DSN."""
+    if CONTROL.search(envelope.envelope_id) or len(envelope.envelope_id) > MAX_ENVID:
+        envelope.envelope_id = ""
+    if envelope.encoding not in ("7bit", "8bit"):
+        envelope.encoding = ""
+    for r in envelope.recipients:
+        if r.original and CONTROL.search(r.original):
+            r.original = ""
+        if r.dsn_orig_rcpt and not is_orcpt(r.dsn_orig_rcpt):
+            r.dsn_orig_rcpt = ""
 
 
 async def _hops(file: MaildropFile, found: QueueFile) -> int:

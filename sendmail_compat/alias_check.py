@@ -4,10 +4,11 @@ See also: aliases(5), newaliases(1)
 """
 
 import os
+import stat
 import sys
 from collections.abc import Iterable, Iterator
 
-from sendmail_compat.config import Config
+from sendmail_compat.config import Config, opener
 
 EX_DATAERR = 65
 EX_NOINPUT = 66
@@ -45,7 +46,10 @@ def _check_file(path: str, program: str) -> int:
         sys.stderr.write(f"{program}: {text}\n")
 
     try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+        with open(path, encoding="utf-8", errors="surrogateescape", opener=opener) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                say(f"fatal: open {path}: not a regular file")
+                return EX_NOINPUT
             if not os.access(path, os.W_OK):
                 say(f"fatal: open {path}: Permission denied")
                 return EX_NOPERM

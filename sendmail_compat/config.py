@@ -72,15 +72,16 @@ class Config:
         return int(text) if text.isdigit() else int(DEFAULTS["message_size_limit"])
 
 
-def _opener(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)  # nobody waits on a FIFO
+def opener(path: str, flags: int) -> int:
+    """For open(): nobody waits on a FIFO."""
+    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
 def read(directory: str) -> Config:
     """Read DIRECTORY/main.cf with the caller's rights; raises ConfigError."""
     path = f"{directory}/main.cf"
     try:
-        with open(path, encoding="utf-8", errors="surrogateescape", opener=_opener) as file:
+        with open(path, encoding="utf-8", errors="surrogateescape", opener=opener) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise ConfigError(f"open {path}: not a regular file")
             lines = file.read(1 << 20).split("\n")

@@ -35,13 +35,13 @@ def run(argv: list[str], directory: str, stdin: fast.Input | None) -> int:
 
     stdin: what the fast path has read already, when the daemon could not take it.
     """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # it was closed when we were started
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  for the life of the process
     plain_output()
     tool = _TOOLS.get(fast.program(argv))
     if tool is not None:
         return _run_tool(tool, argv)
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:  # it was closed when we were started
-            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  for the life of the process
     try:
         invocation = parse_command(argv, uid=os.getuid())
         if invocation.config_directory:
@@ -69,9 +69,10 @@ def run(argv: list[str], directory: str, stdin: fast.Input | None) -> int:
             sys.stderr.flush()
 
 
-def _flush_output(invocation: Invocation) -> None:
-    """What was printed is out, or it is said that it is not; BrokenPipeError when nobody reads it any more."""
+def _flush_output(invocation: Invocation, text: str = "") -> None:
+    """What was printed, and this, is out, or it is said that it is not; BrokenPipeError when nobody reads any more."""
     try:
+        sys.stdout.write(text)
         sys.stdout.flush()
     except BrokenPipeError:
         raise
@@ -128,7 +129,7 @@ def _dispatch(invocation: Invocation, argv: list[str], directory: str, stdin: fa
     if mode is Mode.NOTHING:
         return EX_OK
     if invocation.diagnose:
-        _diagnose(directory)
+        _diagnose(invocation, directory)
     config = main_cf.read(directory)
     if mode is Mode.SUBMIT:
         return _submit(invocation, argv, config, stdin, asked=stdin is not None)
@@ -206,7 +207,7 @@ def _quarantine(config: main_cf.Config, invocation: Invocation, transport: Calla
 
 def _caller() -> Caller:
     uid = os.getuid()
-    environment = {k: v for k, v in os.environ.items() if k.encode() in fast.ENVIRONMENT}
+    environment = {k.decode(): os.fsdecode(os.environb[k]) for k in fast.ENVIRONMENT if k in os.environb}
     user = UserLookup().by_uid_now(uid)
     return Caller(uid, user.name, user.gecos, environment) if user else Caller(uid, environment=environment)
 
@@ -260,7 +261,7 @@ def _drop(
     down False: it was not asked, a command line this long does not fit into the first frame.
     """
     from sendmail_compat.access import denied
-    from sendmail_compat.maildrop import MaildropError, write
+    from sendmail_compat.maildrop import MaildropError, TooManyError, write
 
     if config.size_limit and stdin.size > config.size_limit:
         _say(f"{invocation.program}: fatal: {submission.who}: message file too big")
@@ -270,10 +271,13 @@ def _drop(
             _say(f"{invocation.program}: fatal: User {name}({os.getuid()}) is not allowed to submit mail")
             return EX_NOPERM
         _check_space(config)
-        name = write(config.queue, submission, stdin.chunks())
+        name = write(config.queue, submission, stdin.chunks(), config.size_limit)
     except TableError:
         _say(f"{invocation.program}: fatal: cannot look up who may submit mail, try again later; nothing was queued")
         return EX_TEMPFAIL
+    except TooManyError as error:
+        _say(f"{invocation.program}: fatal: {submission.who}: {error}; nothing was queued")
+        return EX_TEMPFAIL if down else fast.EX_DATAERR  # the daemon takes more, but not on its command line
     except MaildropError as error:
         if server := config.text("submit_fallback_relay"):
             from sendmail_compat.smtp_fallback import send
@@ -316,13 +320,11 @@ def _start_daemon(invocation: Invocation, directory: str) -> int:
     return EX_UNAVAILABLE
 
 
-def _diagnose(directory: str) -> None:
+def _diagnose(invocation: Invocation, directory: str) -> None:
     """-d0: what this installation believes, and what is wrong with it; then the rest of the line is obeyed."""
     from sendmail_compat.diagnosis import diagnose
 
-    for line in diagnose(directory):
-        print(line)
-    sys.stdout.flush()
+    _flush_output(invocation, "".join(f"{line}\n" for line in diagnose(directory)))
 
 
 _HELP = """usage: sendmail [options] [recipient ...]

@@ -10,7 +10,6 @@ import getopt
 import io
 import os
 import socket
-import sys
 import time
 from collections.abc import Sequence
 
@@ -52,8 +51,8 @@ def plain_output() -> None:
 
 
 def say(program: str, text: str) -> None:
-    """One line on stderr under the program's name."""
-    sys.stderr.write(f"{os.path.basename(program)}: {text}\n")
+    """One line on stderr under the program's name; nobody listening is no error."""
+    fast.say(f"{os.path.basename(program)}: {text}")
 
 
 def plural(count: int) -> str:

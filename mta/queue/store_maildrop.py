@@ -19,13 +19,13 @@ from mta.fsio import Fsio
 from mta.queue import queue_id as ids
 from mta.queue.api import QueueError
 from mta.queue.content_reader import ContentReader
-from mta.queue.queue_reader import QueueFile, decode
+from mta.queue.maildrop_rules import envelope_of, file_limit
+from mta.queue.queue_reader import QueueFile
 from mta.queue.store_spool import LEFTOVER_AGE, QueueLog, Spool, queue_error
 from mta.record import dataclass
 
 COMPLETE = stat.S_IXUSR  # set by the injector as the last thing
 READ_SIZE = 32768
-MAX_RECORDS = 250_000  # of an envelope: a memory of tens of megabytes while it is read
 MAX_COMPLAINTS = 1000  # names remembered, so that each refusal is logged once
 _REFUSED = (errno.ELOOP, errno.ENXIO, errno.EISDIR)
 
@@ -43,8 +43,8 @@ class MaildropFile:
     fsio: Fsio
 
     async def read(self) -> QueueFile:
-        """Decode the envelope; DamagedError when it is no message.  Nothing in it has been checked."""
-        return await self.fsio.run(decode, self._read_at, MAX_RECORDS)
+        """Decode the envelope; DamagedError when it is no message.  Of what it says only maildrop_rules is checked."""
+        return await self.fsio.run(envelope_of, self._read_at)
 
     def _read_at(self, offset: int, size: int) -> bytes:
         return self.fsio.pread(self.fd, max(0, min(size, self.size - offset)), offset)
@@ -76,7 +76,7 @@ class Maildrop:
 
     def __init__(self, spool: Spool, fsio: Fsio, clock: Clock, log: QueueLog) -> None:
         self._root = f"{spool.root}/maildrop"
-        self._limit = spool.settings.message_size_limit
+        self._limit = file_limit(spool.settings.message_size_limit)
         self._fsio, self._clock, self._log = fsio, clock, log
         self._complained: set[str] = set()
 
@@ -130,7 +130,7 @@ class Maildrop:
             return ""
         if found.st_nlink != 1:
             return f"{found.st_nlink} links"
-        if self._limit and found.st_size > 2 * self._limit + 1_000_000:  # records may double a message of empty lines
+        if self._limit and found.st_size > self._limit:
             return "too large"
         return None
 

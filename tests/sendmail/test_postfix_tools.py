@@ -112,10 +112,27 @@ def test_postdrop_keeps_a_whole_message_and_nothing_else(tools: Tools) -> None:
         (whole[:-2], ""), (record(b"C", b"1") + whole, "unexpected record type: 67"),
         (record(b"T", b"1 2") + whole, "unexpected record type: 84"), (whole[:9], "malformed input"),
         (record(b"S", b"a") + record(b"M") + record(b"X") + record(b"E"), "no recipients specified"),
+        (whole.replace(record(b"S", b"alice"), b""), "status\0001\0reason\0\0\0postdrop: fatal: uid="),
+        (whole.replace(b"alice", b"al\1ce"), "control character in an address"),
+        (record(b"A", b"notify_flags=x") + whole, "not a number"), (record(b"n", b"x") + whole, "not a number"),
+        (record(b"A", b"ret_flags=x") + whole, "not a number"),
     ):  # fmt: skip
         status, text = tools.run("postdrop", stdin=bad)
         assert status == (1 if what else 0) and what in text
         assert set(maildrop.iterdir()) == before
+
+
+def test_postdrop_takes_the_records_of_dsn_and_ignores_attributes_it_does_not_know(tools: Tools) -> None:
+    asyncio.run(make(tools.queue))
+    before = set((tools.queue / "maildrop").iterdir())
+    records = [
+        (b"i", b"id"), (b"S", b"a"), (b"A", b"\xff\xfe=bar"), (b"n", b"4"), (b"R", b"b"), (b"M", b""), (b"N", b""),
+        (b"X", b""), (b"E", b""),
+    ]  # fmt: skip
+    status, text = tools.run("postdrop", stdin=b"".join(kind + bytes([len(data)]) + data for kind, data in records))
+    assert status == 0 and "ignoring attribute record" in text and "status\0000\0" in text
+    (new,) = set((tools.queue / "maildrop").iterdir()) - before
+    assert b"A\x0eenvelope_id=idS\x01aA\x0enotify_flags=4R\x01b" in new.read_bytes()
 
 
 def test_postlog_writes_to_the_log_file(tools: Tools) -> None:

@@ -1,7 +1,11 @@
 """What a caller may leave closed, full, short or strange around sendmail: an exit status that is true, and a line."""
 
+import asyncio
 import os
 import resource
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -53,10 +57,49 @@ async def test_nobody_is_told_where_stdout_is_closed(program: str, argv: list[st
     assert done.stderr == ""
 
 
+FROM_UUCP = b"From a@b Sat Nov 21 00:00:00 2026 remote from peer\n" + MESSAGE
+
+
+@pytest.mark.parametrize("fds", [(1,), (2,), (0, 1, 2)])
+@pytest.mark.parametrize(("program", "argv", "stdin", "queued"), [
+    ("rmail", ["bob@r.test"], FROM_UUCP, 1),
+    ("rsmtp", [], b"HELO x\nMAIL FROM:<a@b.test>\nRCPT TO:<bob@r.test>\nDATA\nSubject: s\n\nx\n.\nQUIT\n", 1),
+    ("postqueue", ["-p"], b"", 0), ("postsuper", ["-h", "ALL"], b"", 0), ("qshape", [], b"", 0),
+    ("postlog", ["x"], b"", 0), ("postdrop", [], b"", 0),
+])  # fmt: skip
+async def test_a_tool_does_its_work_whatever_is_closed(
+    program: str, argv: list[str], stdin: bytes, queued: int, fds: tuple[int, ...], world: World
+) -> None:
+    world.write_config(maillog_file=str(world.root / "maillog"))
+    (world.root / "maillog").touch()
+    done = await world.run(argv, stdin, program=program, before=closed(*fds))
+    if 0 not in fds:
+        assert done.status == 0, done
+        assert len(await world.queued()) == queued
+    assert "internal error" not in done.stderr and done.status != 70
+
+
+@pytest.mark.parametrize(("argv", "where", "status", "text"), [
+    (["version"], ">&-", 0, ""), (["queue", "list"], ">&-", 0, ""), (["queue", "list"], "2>&-", 0, ""),
+    (["version"], ">/dev/full", 74, "mta: fatal: output write error: No space left on device\n"),
+    (["version"], "| sleep 0", 0, ""),
+])  # fmt: skip
+async def test_mta_shows_no_traceback_where_its_output_is_lost(
+    argv: list[str], where: str, status: int, text: str, world: World
+) -> None:
+    command = ["sh", "-c", f"{sys.executable} -m mta -c {world.config} {' '.join(argv)} {where}"]
+    environ = {"PYTHONPATH": str(Path(__file__).parents[2]), "PATH": os.environ["PATH"]}
+    done = await asyncio.to_thread(subprocess.run, command, capture_output=True, env=environ, timeout=60)
+    assert (done.returncode, done.stderr.decode()) == (status, text)
+
+
 @pytest.mark.parametrize(
     ("argv", "status", "who"),
-    [(["-bp"], 69, "postqueue"), (["--help"], 74, "sendmail"), (["--version"], 74, "sendmail")],
-)
+    [
+        (["-d0", "-bp"], 74, "sendmail"), (["-bp"], 69, "postqueue"), (["--help"], 74, "sendmail"),
+        (["--version"], 74, "sendmail"),
+    ],
+)  # fmt: skip
 async def test_output_that_is_lost_is_an_error(argv: list[str], status: int, who: str, world: World) -> None:
     done = await world.run(argv, before=full(1))
     assert done.status == status, done
@@ -130,3 +173,88 @@ async def test_a_command_line_that_is_too_long_for_the_socket_goes_by_maildrop_w
     assert await world.pickup.scan() == 1
     (message,) = await world.queued()
     assert len(message.envelope.recipients) == 6000
+
+
+def lists(count: int) -> list[str]:
+    """Words with so many addresses."""
+    return [",".join(f"u{n}" for n in range(at, min(at + 1000, count))) for at in range(0, count, 1000)]
+
+
+async def test_what_is_too_long_for_the_socket_is_taken_with_the_most_recipients_and_the_smallest_limit() -> None:
+    async with World(message_size_limit=20_000) as world:
+        assert (await world.run(["-i", "-N", "success", *lists(130_000)], MESSAGE)).status == 0
+        assert await world.pickup.scan() == 1
+        (message,) = await world.queued()
+        assert len(message.envelope.recipients) == 130_000
+
+
+@pytest.mark.parametrize(("argv", "header", "status"), [
+    (lists(250_001), "", 65),
+    (["-t"], ",".join(["a"] * 250_001), 75),
+], ids=["command line", "header, the daemon takes it later"])  # fmt: skip
+async def test_more_recipients_than_pickup_takes_are_refused_at_once(
+    argv: list[str], header: str, status: int, world: World
+) -> None:
+    await world.stop()
+    done = await world.run(argv, f"To: {header or 'x'}\n\nbody\n")
+    assert done.status == status, done
+    one_line(done, "too many recipients")
+    assert os.listdir(world.queue / "maildrop") == []
+
+
+async def test_a_last_line_that_passes_the_limit_with_its_end_is_too_big_for_maildrop_too() -> None:
+    async with World(message_size_limit=20_000) as world:
+        await world.stop()
+        for size, status in ((19_999, 0), (20_000, 65)):
+            done = await world.run(["bob@r.test"], b"Subject: s\n\n".ljust(size, b"x"))
+            assert done.status == status, done
+        assert await world.pickup.scan() == 1
+
+
+async def test_a_variable_whose_name_is_no_text_is_nobodys_business(world: World) -> None:
+    await world.stop()
+    assert (await world.run(["bob@r.test"], MESSAGE, env={"\udcff": "x", "NAME": "Al"})).status == 0
+    assert await world.pickup.scan() == 1
+    (message,) = await world.queued()
+    assert "Al <" in str(message.header("From"))
+
+
+async def test_newaliases_does_not_wait_for_a_fifo(world: World) -> None:
+    (world.root / "aliases").unlink()
+    os.mkfifo(world.root / "aliases")
+    done = await world.run([], program="newaliases")
+    assert done.status == 66, done
+    one_line(done, "not a regular file")
+
+
+INTERRUPTED = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[1])
+from sendmail_compat import maildrop, slow
+name, number, real = sys.argv[2], int(sys.argv[3]), getattr(os, sys.argv[2], None) or maildrop.poke
+def call(*args):
+    result = real(*args)
+    os.kill(os.getpid(), number)
+    return result
+setattr(maildrop if name == "poke" else os, name, call)
+if sys.argv[5:]:
+    signal.signal(number, signal.SIG_IGN)
+status = slow.run(["sendmail", "-C", sys.argv[4], "bob@r.test"], sys.argv[4], None)
+os._exit(status)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGALRM, signal.SIGQUIT])
+@pytest.mark.parametrize(("after", "ignored", "queued"), [
+    ("fchmod", "", 0), ("rename", "", 1), ("fsync", "", 1), ("poke", "", 1), ("fchmod", "ignored", 1),
+])  # fmt: skip
+async def test_a_signal_leaves_nothing_or_a_message_and_the_status_says_which(
+    number: signal.Signals, after: str, ignored: str, queued: int, world: World
+) -> None:
+    """Sent right after this call; from the rename on pickup may have the message."""
+    await world.stop()
+    root = str(Path(__file__).parents[2])
+    command = [sys.executable, "-c", INTERRUPTED, root, after, str(int(number)), str(world.config), *ignored.split()]
+    done = await asyncio.to_thread(subprocess.run, command, input=MESSAGE, capture_output=True, timeout=60)
+    assert done.returncode == (0 if queued else 128 + number), done
+    assert len(os.listdir(world.queue / "maildrop")) == queued

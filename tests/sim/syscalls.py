@@ -430,7 +430,7 @@ def installed() -> Iterator[None]:
                 put(each, name, simulated)
     put(sendmail_compat.maildrop, "time", SimTime)
     put(sendmail_compat.maildrop, "poke", lambda queue: None)
-    put(sendmail_compat.maildrop, "_removed_by_signal", contextlib.nullcontext)
+    put(sendmail_compat.maildrop, "_SIGNALS", ())
     put(mta.descriptors, "spare", lambda: 1000)
     put(mta.descriptors, "scarce", lambda: False)
     try:

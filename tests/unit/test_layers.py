@@ -25,6 +25,7 @@ WAITING = {"call_later", "call_at"}
 PURE = [
     *("smtp/*", "smtpd/session*", "smtpd/facts", "smtpd/ports", "message*", "envelope", "dns/mx"),
     *("queue/queue_file", "queue/queue_reader", "queue/content_reader", "queue/reasons", "queue/queue_id", "queue/api"),
+    "queue/maildrop_rules",
     *("bounce/dsn", "qmgr/scheduler", "qmgr/backoff", "qmgr/grouping", "qmgr/intake"),
     *("record", "deliver/request", "submit_options", "submit_prepare", "lookup/table", "lookup/cdb", "queue_admin"),
 ]

@@ -124,12 +124,30 @@ async def test_a_time_that_cannot_be_is_that_of_the_file_at_most_now(world: Worl
     assert found.envelope.arrival <= world.clock.now()
 
 
-async def test_an_envelope_that_would_fill_the_memory_is_not_read(world: World) -> None:
-    path = drop(world, message(recipients=(b"b",) * 300_000))
+@pytest.mark.parametrize(("count", "said"), [(250_001, "too many recipients"), (760_000, "too many envelope records")])
+async def test_an_envelope_that_would_fill_the_memory_is_not_read(count: int, said: str, world: World) -> None:
+    path = drop(world, message(recipients=(b"b",) * count))
     assert await world.pickup.scan() == 0
     assert path.exists()
     assert await world.queued() == []
-    assert any("too many envelope records" in line for line in world.log)
+    assert any(said in line for line in world.log)
+
+
+@pytest.mark.parametrize(("orcpt", "kept"), [
+    (b"rfc822;a b@c", True), (b"rfc822\r\nRCPT TO:<inj@y.test>\r\nX;a@b", False), (b"rfc822;a\0b", False),
+    (b"rfc822", False), (b";a@b", False), (b"rfc822;", False), (b"rfc822;" + b"x" * 600, False),
+])  # fmt: skip
+async def test_a_detail_that_smtp_could_not_say_is_left_out(orcpt: bytes, kept: bool, world: World) -> None:
+    given = message(
+        record(b"A", b"envelope_id=x\r\nRSET"), record(b"A", b"encoding=8bit\r\nX"), record(b"O", b"o\nX: 1"),
+        record(b"A", b"dsn_orig_rcpt=" + orcpt),
+    )  # fmt: skip
+    drop(world, given)
+    assert await world.pickup.scan() == 1
+    (found,) = await world.queued()
+    (recipient,) = found.envelope.recipients
+    assert recipient.dsn_orig_rcpt == (orcpt.decode() if kept else "rfc822;bob@example.test")
+    assert "\n" not in recipient.original + found.envelope.envelope_id + found.envelope.encoding
 
 
 async def test_it_scans_at_once_when_poked_and_every_minute(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
