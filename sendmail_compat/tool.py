@@ -10,6 +10,7 @@ import getopt
 import io
 import os
 import socket
+import sys
 import time
 from collections.abc import Sequence
 
