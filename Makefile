@@ -16,6 +16,9 @@ BENCH_PYTHON ?= $(shell /usr/bin/python3 -c 'import sys, venv, ensurepip; sys.ex
 BENCH_ARGS ?= --chart
 BENCH_SENDMAIL_ARGS ?=
 KILLS ?= 100
+STRIDE ?= 8
+ERRNO_STRIDE ?= 1
+CUT_EVERY ?= 12
 SIM_SEEDS ?= 0-2000
 SIM_OUT ?= var/sim-100k.txt
 PARTS ?=
@@ -70,8 +73,8 @@ test-system: $(VENV)/.dev
 ## make crash       kill -9 at KILLS random points (100) under load, and at each eighth step of every scenario; each errno
 ##                  at each call of each kind; as root also power cuts at each twelfth step: minutes
 crash: $(VENV)/.dev
-	AIOMTA_KILLS=$(KILLS) AIOMTA_STRIDE=8 AIOMTA_ERRNO_STRIDE=1 AIOMTA_RESTARTS=5 AIOMTA_LOAD=20000 AIOMTA_CUT_EVERY=12 \
-		$(PY) -m pytest -n 2 --loops asyncio tests/crash tests/powercut
+	AIOMTA_KILLS=$(KILLS) AIOMTA_STRIDE=$(STRIDE) AIOMTA_ERRNO_STRIDE=$(ERRNO_STRIDE) AIOMTA_RESTARTS=5 AIOMTA_LOAD=20000 \
+		AIOMTA_CUT_EVERY=$(CUT_EVERY) $(PY) -m pytest -n 2 --loops asyncio tests/crash tests/powercut
 
 ## make sim         SIM_SEEDS (0-2000) of the simulator: the whole MTA on a simulated disk, net and clock; see tests/sim
 sim: $(VENV)/.dev
