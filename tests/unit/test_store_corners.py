@@ -601,6 +601,16 @@ def test_the_owner_is_changed_before_the_mode_because_that_clears_the_group_bit(
     assert of_maildrop == ["chown", "chmod"]
 
 
+def test_a_link_in_the_place_of_a_directory_of_the_queue_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir(mode=0o700)
+    (tmp_path / "q").mkdir()
+    (tmp_path / "q/deferred").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(NotADirectoryError):
+        create_spool(settings(tmp_path / "q"), Fsio())
+    assert (tmp_path / "elsewhere").stat().st_mode & 0o777 == 0o700
+
+
+
 # -- an administrator -----------------------------------------------------------------------------
 
 
