@@ -239,8 +239,7 @@ def call(*args):
     os.kill(os.getpid(), number)
     return result
 setattr(maildrop if name == "poke" else os, name, call)
-if sys.argv[5:]:
-    signal.signal(number, signal.SIG_IGN)
+signal.signal(number, signal.SIG_IGN if sys.argv[5:] else signal.SIG_DFL)
 status = slow.run(["sendmail", "-C", sys.argv[4], "bob@r.test"], sys.argv[4], None)
 os._exit(status)
 """

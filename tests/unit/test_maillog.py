@@ -110,7 +110,7 @@ def test_a_line_that_waited_in_a_loop_that_ended_keeps_no_later_one_back(tmp_pat
     log.close()
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="only root is led to files of others")
+@pytest.mark.needs_root
 def test_root_follows_only_its_own_links(tmp_path: Path) -> None:
     directory, secret, link = tmp_path / "log", tmp_path / "secret", tmp_path / "log/mail.log"
     directory.mkdir()
