@@ -34,6 +34,12 @@ class Clock:
             loop = self._loop = asyncio.get_running_loop()
         return loop.time()
 
+    def bind(self) -> None:
+        """From now on there is only the running loop: nobody looks for it at each question any more."""
+        loop = asyncio.get_running_loop()
+        self.monotonic = loop.time  # type: ignore[method-assign]
+        self._loop = loop
+
     def moment(self) -> int:
         """Nanoseconds of the system's monotonic clock, now and not in the loop's last turn, alike in all processes."""
         return time.monotonic_ns()

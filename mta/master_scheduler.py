@@ -260,6 +260,7 @@ async def _serve(
     listen: bool, crashed: bool,
 ) -> int:  # fmt: skip
     core = build_core(config, owner=True)
+    core.clock.bind()
     core.store.handler_crashed = crashed
     notify = Notify(os.environ)
     on_rotate(core, hooks.rotate)

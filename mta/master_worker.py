@@ -47,6 +47,7 @@ async def _serve(
     config: Config, sockets: Sockets, kept: Kept, parent: Parent, stop: asyncio.Event, leave: asyncio.Event, few: int
 ) -> int:
     core = build_core(config, owner=False)
+    core.clock.bind()
     on_rotate(core)
     path = os.path.join(config.text("queue_directory"), "private", "qmgr")
     processes = config.integer("smtpd_processes")

@@ -64,6 +64,7 @@ class Attempt:
     children: list[Draft] = field(default_factory=list)
     begun: bool = False  # the attempt is counted in the file
     stored: dict[int, Recipient] = field(default_factory=dict)  # of those that are delivered under another address
+    ordinary: bool = True  # so far each was delivered, to somebody of whom nobody wants to hear
     told: set[str] = field(default_factory=set)  # notices already committed: settling may be repeated
 
     def resolved(self, recipient: Recipient, address: str) -> Recipient:
@@ -89,6 +90,8 @@ class Attempt:
             return
         result = self._softened(result)
         self.results[recipient.offset] = result
+        if result.expansion is not None or not result.reply.is_positive or (result.action and _reports(recipient)):
+            self.ordinary = False
         delays = Delays(
             self.before,
             started - self.claimed,
@@ -117,6 +120,8 @@ class Attempt:
 
     def site_failure(self, recipients: Sequence[Recipient]) -> Reply | None:
         """The reason when the next hop as a whole is to blame, None when it dealt with at least one recipient."""
+        if self.ordinary:
+            return None
         results = [self.results.get(r.offset) for r in recipients]
         known = [r for r in results if r is not None]
         if known and all(r.site_failed and r.reply.is_temporary for r in known):

@@ -399,8 +399,9 @@ class QueueManager:
         job, pause = attempt.job, FIRST_SETTLE_RETRY
         while True:
             try:
-                await attempt.forward(self._injector, self._clock)
-                await self._notices(attempt)
+                if not attempt.ordinary:
+                    await attempt.forward(self._injector, self._clock)
+                    await self._notices(attempt)
                 if attempt.children:
                     await self._store.flush_marks(job)
                     await self._store.release(attempt.children)

@@ -23,6 +23,7 @@ _KEYWORD = re.compile(rb"[A-Za-z0-9][A-Za-z0-9-]*")
 # both, and a 501 would lose the mail for a detail.  What we send is strict.
 _XTEXT_CHAR = re.compile(r"\+([0-9A-Fa-f]{2})")
 _XTEXT = re.compile(rb"(?:[!-*,-~]|\+[0-9A-Fa-f]{2})*")
+_OWN_XTEXT = re.compile(r"[!-*,-<>-~]*")
 _UNITEXT_CHAR = re.compile(r"\\x\{([0-9A-Fa-f]{1,6})\}")
 
 BAD_SIZE = Reply(501, "5.5.4", "Bad message size syntax")
@@ -64,6 +65,8 @@ class RcptCommand:
 
 def encode_xtext(text: str) -> str:
     """Return xtext of RFC 3461 s4; what is not ASCII is encoded octet by octet of its UTF-8 form."""
+    if _OWN_XTEXT.fullmatch(text):
+        return text
     raw = text.encode("utf-8", "surrogateescape")
     return "".join(chr(c) if 33 <= c <= 126 and c not in b"+=" else f"+{c:02X}" for c in raw)
 

@@ -29,8 +29,10 @@ _PLAIN_PATH = re.compile(rb"<(%b)(?:@(%b))?>" % (_ATOM, _HOST))
 _QUOTED = re.compile(rb'"((?:[^"\\]|\\.)*)"', re.DOTALL)
 _ROUTE = re.compile(rb"@[^:@,<>\"]+(?:,@[^:@,<>\"]+)*:")
 _CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
+_PLAIN_HOST = re.compile(r"[A-Za-z0-9._:\[\]-]*")
 _ATEXT = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~\x80-\U0010ffff-]+"
 _ATOM_TEXT = re.compile(rf"{_ATEXT}(?:\.{_ATEXT})*")
+_PLAIN_ADDRESS = re.compile(rf"{_ATEXT}(?:\.{_ATEXT})*@[^@]*", re.DOTALL)
 _JOINERS = {0x200C: None, 0x200D: None}
 
 BAD_SENDER = Reply(501, "5.1.7", "Bad sender address syntax")
@@ -76,6 +78,8 @@ def quote_address(address: str) -> str:
 
     "" stays "" (the null sender).  The last "@" separates the domain.
     """
+    if _PLAIN_ADDRESS.fullmatch(address):
+        return address
     local, at, domain = address.rpartition("@")
     if not at:
         local, domain = address, ""
@@ -92,6 +96,8 @@ def parse_host(argument: bytes, *, smtputf8: bool = True) -> str:
     As in Postfix the name is not judged here (reject_invalid_helo_hostname does that).
     """
     text = argument.decode("utf-8" if smtputf8 else "ascii", "replace")
+    if _PLAIN_HOST.fullmatch(text):
+        return text
     return "".join(c if c.isprintable() and c not in " <>()\\\";@" else "?" for c in text)
 
 

@@ -20,6 +20,7 @@ from typing import Any
 from mta.awake import Awake
 from mta.clock import Clock
 from mta.company import Company
+from mta.deadlines import Deadlines
 from mta.descriptors import limit
 from mta.outbox import Outbox
 from mta.smtpd.facts import Facts, Stage
@@ -117,6 +118,7 @@ class SMTPServer:
         self.descriptors = limit()
         self.buffer = memoryview(bytearray(BUFFER))
         self.connections: set[Connection] = set()
+        self.deadlines = Deadlines(clock)
         self.accepted = 0  # connections since the start
         self.peak = 0  # most connections at once since somebody set this back
         self.handshakes: set[asyncio.Task[asyncio.Transport | None]] = set()

@@ -5,9 +5,9 @@ buffer is one for all connections, so what is in it is copied out before `buffer
 ever handed out as a memoryview: of a bytearray, asyncio's TLS layer would fill a copy, and one client would read
 what another has sent.
 
-Deadlines: one lazy timer per connection.  A command line, a reply and a handshake have smtpd_timeout each;
-message text moves the deadline by octets / smtpd_min_data_rate, so a slow sender may go on and a stalled one not.
-While one of our own questions or commits is open no deadline of the client runs.
+Deadlines: one for each connection, with one timer for all (mta/deadlines.py).  A command line, a reply and a
+handshake have smtpd_timeout each; message text moves the deadline by octets / smtpd_min_data_rate, so a slow sender
+may go on and a stalled one not.  While one of our own questions or commits is open no deadline of the client runs.
 
 See also: mta/smtpd/session.py; postconf(5) smtpd_timeout, smtpd_min_data_rate
 """
@@ -59,9 +59,8 @@ class Connection(asyncio.BufferedProtocol):
     dialogue: Session
     _intake: Intake | None = None
     _task: "asyncio.Task[Verdict] | None" = None
-    _timer: asyncio.TimerHandle | None = None
     _pause: asyncio.TimerHandle | None = None  # of a Wait
-    _deadline = 0.0  # monotonic seconds; what the timer looks at
+    deadline = 0.0  # monotonic seconds
     counted = False  # the counters know of this connection
     _eof = False  # the client has closed its sending side
     _reading_paused = False
@@ -90,8 +89,8 @@ class Connection(asyncio.BufferedProtocol):
         server.accepted += 1
         server.peak = max(server.peak, len(server.connections))
         server.company.here(self)
-        self._deadline = server.clock.monotonic() + server.settings.smtpd_timeout
-        self._timer = server.clock.call_later(server.settings.smtpd_timeout, self._tick)
+        self.deadline = server.clock.monotonic() + server.settings.smtpd_timeout
+        server.deadlines.watch(self)
         if in_last_quarter(sock.fileno(), server.descriptors):
             server.crowded(facts)
             self._introduced(Verdict(BUSY, close=True))
@@ -131,7 +130,7 @@ class Connection(asyncio.BufferedProtocol):
             server = self.server
             now = server.clock.monotonic()
             earned = len(data) / server.settings.smtpd_min_data_rate if server.settings.smtpd_min_data_rate else 1e9
-            self._deadline = min(now + server.settings.smtpd_timeout, self._deadline + earned)
+            self.deadline = min(now + server.settings.smtpd_timeout, self.deadline + earned)
         if events:
             self._run(events)
         elif (session.waiting or not session.started) and session.buffered > INPUT_LIMIT and not self._handshaking:
@@ -160,7 +159,8 @@ class Connection(asyncio.BufferedProtocol):
     def pause_writing(self) -> None:
         """The client does not read its replies: neither do we read its commands, and only for so long."""
         self._writing_paused = True
-        self._deadline = self.server.clock.monotonic() + self.server.settings.smtpd_timeout
+        if not self.dialogue.closed:
+            self.deadline = self.server.clock.monotonic() + self.server.settings.smtpd_timeout
         self._pause_reading()
 
     def resume_writing(self) -> None:
@@ -239,7 +239,7 @@ class Connection(asyncio.BufferedProtocol):
                 self.transport.resume_reading()
         in_text = session.receiving
         if not (in_text and self._in_text) and not self._writing_paused:
-            self._deadline = self.server.clock.monotonic() + self.server.settings.smtpd_timeout
+            self.deadline = self.server.clock.monotonic() + self.server.settings.smtpd_timeout
         self._in_text = in_text
         if self._eof:
             self._run(session.lost())
@@ -412,23 +412,22 @@ class Connection(asyncio.BufferedProtocol):
 
     # The end
 
-    def _tick(self) -> None:
-        """Look at the deadline; it has usually moved since the timer was set."""
+    def expired(self) -> None:
+        """The deadline has passed, if nothing has happened since; no deadline runs while the client waits for us."""
         server = self.server
         session = self.dialogue
-        left = self._deadline - server.clock.monotonic()
-        ours = (session.waiting or self._handshaking) and not self._writing_paused
-        if left > 0 or ours:
-            again = left if left > 0 else server.settings.smtpd_timeout
-            self._timer = server.clock.call_later(again, self._tick)
-            return
-        self._timer = None
-        if session.closed or self._writing_paused:
-            if not session.closed:
-                self._run(session.expire())
+        if session.closed:
             self._hang_up()  # it does not even take what it was told
             return
+        now = server.clock.monotonic()
+        if (session.waiting or self._handshaking) and not self._writing_paused:
+            self.deadline = max(self.deadline, now + server.settings.smtpd_timeout)
+        if self.deadline > now:
+            server.deadlines.earlier(self.deadline)
+            return
         self._run(session.expire())
+        if self._writing_paused:
+            self._hang_up()
 
     def _close(self) -> None:
         """Close when all is written, and at last without it."""
@@ -437,9 +436,8 @@ class Connection(asyncio.BufferedProtocol):
         if transport is None:
             return
         self.server.outbox.close(transport)
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = self.server.clock.call_later(CLOSING_TIME, self._hang_up)
+        self.deadline = self.server.clock.monotonic() + CLOSING_TIME
+        self.server.deadlines.earlier(self.deadline)
 
     def _hang_up(self) -> None:
         if self.transport is not None:
@@ -448,9 +446,7 @@ class Connection(asyncio.BufferedProtocol):
     def _gone(self) -> None:
         """The transport has ended and so has, perhaps later, the commit: tidy up, once."""
         server = self.server
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        server.deadlines.forget(self)
         if self._pause is not None:
             self._pause.cancel()
             self._pause = None

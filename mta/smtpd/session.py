@@ -122,7 +122,7 @@ class Session(Machine):
             self._drop(later)
             self.facts.postponed_helo = verdict.postponed
             if stage is Stage.HELO:
-                self._finish(Reply(250, "", self.plan.settings.myhostname), later)
+                self._finish(self.plan.helo, later)
             else:
                 self._finish(self.plan.ehlo_in_tls if self.in_tls else self.plan.ehlo, later)
 

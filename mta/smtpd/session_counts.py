@@ -15,7 +15,13 @@ class Counts(dict[str, list[int]]):
 
     def words(self, order: Iterable[str]) -> str:
         """ "ehlo=1 mail=1 rcpt=0/1 commands=2/3", as in Postfix's log."""
-        found = [(name, self[name]) for name in order if name in self]
-        good, total = (sum(count[i] for _, count in found) for i in (0, 1))
-        words = [f"{name}={good}" if good == all_ else f"{name}={good}/{all_}" for name, (good, all_) in found]
-        return " ".join([*words, f"commands={good}" if good == total and total else f"commands={good}/{total}"])
+        words = []
+        good = total = 0
+        for name in order:
+            if name in self:
+                done, tried = self[name]
+                words.append(f"{name}={done}" if done == tried else f"{name}={done}/{tried}")
+                good += done
+                total += tried
+        words.append(f"commands={good}" if good == total and total else f"commands={good}/{total}")
+        return " ".join(words)

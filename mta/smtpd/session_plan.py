@@ -59,6 +59,7 @@ class SessionPlan:
         self.offers_pipelining = "pipelining" not in discard
         self.reject_bare_newline = settings.smtpd_forbid_bare_newline == "reject"
         self.greeting = Reply(220, "", settings.smtpd_banner)
+        self.helo = Reply(250, "", settings.myhostname)
         offered = Rules(
             size="size" not in discard,
             dsn="dsn" not in discard,

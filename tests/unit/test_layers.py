@@ -32,7 +32,7 @@ PURE = [
 LAYERS = {  # first match wins; a module may import only its own layer or lower ones
     0: PURE,
     1: [
-        *("awake", "clock", "company", "descriptors", "eager", "fsio*", "linux_*", "maillog*", "memory"),
+        *("awake", "clock", "company", "deadlines", "descriptors", "eager", "fsio*", "linux_*", "maillog*", "memory"),
         *("outbox", "spared"),
         *("config/*", "deliver/connector"),
         *("__init__", "*/__init__"),
