@@ -27,6 +27,7 @@ from mta.smtpd.facts import Facts, Stage
 from mta.smtpd.ports import Anvil, Cleanup, Log, PeerNames, Policy
 from mta.smtpd.server_connection import Connection
 from mta.smtpd.server_settings import ServerSettings
+from mta.smtpd.server_wire import Wire
 from mta.smtpd.session_plan import SessionPlan
 from mta.smtpd.session_text import BUSY
 from mta.spared import spared
@@ -117,7 +118,7 @@ class SMTPServer:
         self.sets_no_delay = not type(self.loop).__module__.startswith("uvloop")  # which does it itself
         self.descriptors = limit()
         self.buffer = memoryview(bytearray(BUFFER))
-        self.connections: set[Connection] = set()
+        self.connections: set[Wire] = set()
         self.deadlines = Deadlines(clock)
         self.accepted = 0  # connections since the start
         self.peak = 0  # most connections at once since somebody set this back
