@@ -105,6 +105,10 @@ class Attempt:
             self.store.mark(self.job, self.stored.get(recipient.offset, recipient))
         delivery(self.log.write, service, self.job.queue_id, recipient, result, delays)
 
+    def refuse(self, recipient: Recipient, reply: Reply, service: str, now: float) -> None:
+        """It is not tried.  now: monotonic seconds."""
+        self.record(recipient, Result(reply, reply.text), service, now)
+
     def _softened(self, result: Result) -> Result:
         """A refusal is temporary under soft_bounce."""
         if not (result.reply.is_permanent and self.soft_bounce):
