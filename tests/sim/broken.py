@@ -8,7 +8,8 @@ from unittest.mock import patch
 from mta.fsio import Fsio
 from mta.fsio_soon import Finished
 from mta.queue.api import Job
-from mta.queue.store import Claimed, SpoolStore
+from mta.queue.store import SpoolStore
+from mta.queue.store_job import Claimed
 
 
 def _never_flushed(self: Fsio, fd: int, directory: int, done: Finished, *, large: bool = False) -> None:

@@ -18,7 +18,8 @@ from mta.qmgr.grouping import Target
 from mta.qmgr.qmgr import QmgrSettings, QueueManager
 from mta.qmgr.scheduler import Scheduler, SchedulerSettings, TransportLimits
 from mta.queue.api import Draft, Job, Parent, Queue
-from mta.queue.store import Claimed, SpoolStore, StoreSettings, create_spool
+from mta.queue.store import SpoolStore, StoreSettings, create_spool
+from mta.queue.store_job import Claimed
 from mta.smtp.reply import Reply
 from tests.inline_fsio import InlineFsio
 from tests.virtual_time import run_virtual
