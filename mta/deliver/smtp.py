@@ -20,6 +20,7 @@ from dataclasses import replace
 from errno import EMFILE, ENFILE, ENOBUFS, ENOMEM
 
 from mta.clock import Clock
+from mta.deadlines import Deadlines
 from mta.deliver.connector import Connector
 from mta.deliver.request import DeliveryRequest, Result
 from mta.deliver.smtp_failure import Failure, words
@@ -67,6 +68,7 @@ class SmtpAgent:
         self.router = Router(settings, resolver, log, own_addresses, shuffle)
         self.pool = Pool(settings, clock)
         self.outbox = Outbox()
+        self.deadlines = Deadlines(clock)
         self._destinations: dict[str, list[Destination]] = {}
         self._ignored = frozenset(word.upper() for word in settings.smtp_discard_ehlo_keywords)
 
@@ -104,7 +106,9 @@ class SmtpAgent:
             ehlo="never" if settings.smtp_never_send_ehlo else "always" if settings.smtp_always_send_ehlo else "banner",
             ignored=self._ignored,
         )
-        return Session(client, target.host, target.address, destination.port, settings, self.clock, self.outbox)
+        return Session(
+            client, target.host, target.address, destination.port, settings, self.clock, self.outbox, self.deadlines
+        )
 
     async def connect(self, session: Session, destination: Destination) -> Failure | None:
         """Make the connection; None: it stands."""

@@ -18,6 +18,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from typing import cast
 
 from mta.clock import Clock
+from mta.deadlines import NEVER, Deadlines
 from mta.deliver.request import CorruptContentError
 from mta.deliver.smtp_failure import MAX_WORDS, UNREADABLE, Failure, words
 from mta.deliver.smtp_settings import SmtpSettings
@@ -50,7 +51,15 @@ class Session(asyncio.Protocol):
     """host, address, port: the peer, for texts; port 0: a unix socket.  clock and settings: for the deadlines."""
 
     def __init__(
-        self, client: Client, host: str, address: str, port: int, settings: SmtpSettings, clock: Clock, outbox: Outbox
+        self,
+        client: Client,
+        host: str,
+        address: str,
+        port: int,
+        settings: SmtpSettings,
+        clock: Clock,
+        outbox: Outbox,
+        deadlines: Deadlines,
     ) -> None:
         self.client = client
         self.host = host
@@ -62,14 +71,12 @@ class Session(asyncio.Protocol):
         self.reusable = False
         self.reset_needed = False
         self.on_lost: Callable[[Session], None] | None = None
-        self._clock, self._settings, self._outbox = clock, settings, outbox
+        self._settings, self._clock, self._outbox, self._deadlines = settings, clock, outbox, deadlines
         self._transport: asyncio.Transport | None = None
         self._failure: Failure | None = None
         self._lost = False
         self._waiter: asyncio.Future[None] | None = None
-        self._deadline: float | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_at = 0.0
+        self.deadline = NEVER
         self._seen = 0
         self._fate: Callable[[Fate], None] | None = None
         self._busy = False  # a handshake or a message is under way
@@ -151,7 +158,7 @@ class Session(asyncio.Protocol):
     def abort(self) -> None:
         """Drop the connection at once."""
         self.reusable = False
-        self._stop_timer()
+        self.deadline = NEVER
         if self._transport is not None and not self._lost:
             self._transport.abort()
 
@@ -224,7 +231,7 @@ class Session(asyncio.Protocol):
         while self._paused and self._busy and self._failure is None:
             self._arm()
             await self._wait()
-        self._deadline = None
+        self.deadline = NEVER
         return self._failure is None and self._busy
 
     def _end_body(self, tail: bytes) -> None:
@@ -243,6 +250,7 @@ class Session(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport; the server speaks first."""
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is one only by behaviour
+        self._deadlines.watch(self)
 
     def data_received(self, data: bytes) -> None:
         """Run the dialogue as far as it goes."""
@@ -258,7 +266,7 @@ class Session(asyncio.Protocol):
         """Whoever waits hears of it; an idle session leaves the cache."""
         self._lost = True
         self.reusable = False
-        self._stop_timer()
+        self._deadlines.forget(self)
         if self._busy and self._failure is None:
             self._fail(self._lost_failure())
         self._wake()
@@ -307,7 +315,7 @@ class Session(asyncio.Protocol):
 
     def _done(self) -> None:
         self._busy = False
-        self._deadline = None
+        self.deadline = NEVER
         self._wake()
 
     def _refused(self, event: Refused) -> None:
@@ -340,7 +348,7 @@ class Session(asyncio.Protocol):
         if self._failure is None:
             self._failure = failure
         self.reusable = False
-        self._deadline = None
+        self.deadline = NEVER
         self._wake()
 
     def _lost_failure(self) -> Failure:
@@ -373,31 +381,17 @@ class Session(asyncio.Protocol):
         """Start the deadline of the current step anew."""
         step = self.client.step
         if step is Step.IDLE or (step is Step.BODY and not self._paused):
-            self._deadline = None
+            self.deadline = NEVER
             return
-        now = self._clock.monotonic()
-        self._deadline = now + float(getattr(self._settings, step.limit))
-        if self._timer is None or self._timer_at > self._deadline:
-            self._set_timer(now)
+        self.deadline = self._clock.monotonic() + float(getattr(self._settings, step.limit))
+        self._deadlines.earlier(self.deadline)
 
-    def _set_timer(self, now: float) -> None:
-        self._stop_timer()
-        if self._deadline is not None:
-            self._timer_at = self._deadline
-            self._timer = self._clock.call_later(self._deadline - now, self._on_timer)
-
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _on_timer(self) -> None:
-        self._timer = None
-        now = self._clock.monotonic()
-        if self._deadline is None or self._lost:
+    def expired(self) -> None:
+        """The deadline has passed, if nothing was heard since."""
+        if self._lost:
             return
-        if now < self._deadline - 0.001:
-            self._set_timer(now)
+        if self.deadline > self._clock.monotonic():
+            self._deadlines.earlier(self.deadline)
             return
         if self._busy:
             self._fail(self._broken_off(f"conversation with {self.namaddr} timed out while {self.client.where}"))
@@ -409,7 +403,7 @@ class Session(asyncio.Protocol):
         transport = self._transport
         if transport is None or context is None:
             raise RuntimeError("no TLS context")
-        self._deadline = None
+        self.deadline = NEVER
         loop = asyncio.get_running_loop()
         limit = self._settings.smtp_starttls_timeout
         try:
@@ -420,6 +414,7 @@ class Session(asyncio.Protocol):
         if secured is None:
             text = "Cannot start TLS: handshake failure"
             self._fail(Failure(Reply(451, "4.7.5", text), text, tls=True, handshake=why))
+            self._deadlines.forget(self)  # the loops do not always say that its transport is gone
             with contextlib.suppress(OSError):
                 transport.abort()
             return
