@@ -40,8 +40,8 @@ class Underway(Counter[Copy]):
 
 @dataclass
 class Account:
-    """One run.  places: where each message must end, by message name.  at_kills, todo: what was where at each kill,
-    and which recipients each queue file still had at the last.  wrong: seen on the way; altered: by the last look."""
+    """One run.  places: where each message must end, by message name.  at_kills, todo_at_kills: what was where at each
+    kill, and which recipients each queue file still had.  wrong: seen on the way; altered: by the last look."""
 
     places: dict[str, set[str]]
     bodies: dict[str, bytes]
@@ -50,7 +50,7 @@ class Account:
     at_kills: list[Counter[Copy]] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
     altered: list[str] = field(default_factory=list)
-    todo: dict[str, set[str]] = field(default_factory=dict)
+    todo_at_kills: list[dict[str, set[str]]] = field(default_factory=list)
     windows: Counter[str] = field(default_factory=Counter)
 
     @property
@@ -89,12 +89,22 @@ class Account:
             seen = [at_kill[Copy(name, place, way)] for at_kill in self.at_kills]
             if not _each_after_a_kill(seen, count):
                 yield f"duplicate outside the windows: {name} in {place}: {count}, at the kills {seen}"
-            if count > 1 and " about " not in place and way[-1] in self.todo:
-                address = place.partition(":")[2]
-                if not any(r in (address, f"{address}@{r.partition('@')[2]}") for r in self.todo[way[-1]]):
-                    yield f"delivered again after its mark: {name} in {place} by {way}"
+            if count > 1 and " about " not in place and self._again_after_mark(place, way[-1], count, seen):
+                yield f"delivered again after its mark: {name} in {place} by {way}"
             if count > 1:
                 self.windows["W2" if place.startswith("sink:") else "W3"] += count - 1
+
+
+    def _again_after_mark(self, place: str, queue_id: str, count: int, seen: list[int]) -> bool:
+        """Are there more copies than at some kill at which the queue file said that it was done?"""
+        address = place.partition(":")[2]
+        for now, todo in zip(seen, self.todo_at_kills, strict=False):
+            left = todo.get(queue_id)
+            if left is None or any(r in (address, f"{address}@{r.partition('@')[2]}") for r in left):
+                continue
+            if count > now:
+                return True
+        return False
 
 
 def _each_after_a_kill(seen: list[int], count: int) -> bool:

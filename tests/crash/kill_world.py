@@ -215,7 +215,7 @@ class World:
         copies = self.copies()
         self.account.at_kills.append(Underway(copies) if helper_lives else copies)
         claimed = (file for file in self.queue_files() if file.parent.name in ("active", "incoming"))
-        self.account.todo = {file.name: recipients_todo(file) for file in claimed}
+        self.account.todo_at_kills.append({file.name: recipients_todo(file) for file in claimed})
         self.kill_at = -1
 
     def stop(self) -> None:

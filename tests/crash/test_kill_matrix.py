@@ -72,6 +72,26 @@ def test_the_ledger_sees_what_must_not_be() -> None:
         assert account.windows["W2"] == len(after) - 1
 
 
+def test_the_ledger_knows_whether_a_copy_came_before_or_after_the_mark() -> None:
+    place = "sink:ok@sink.test"
+    one = Copy("a", place, ("1",))
+    open_, done = {"1": {"ok@sink.test"}}, {"1": {"other@sink.test"}}
+    for copies, todo, after, wrong in (
+        ([1], [open_], 2, False),
+        ([1], [done], 2, True),
+        ([1, 2], [open_, done], 2, False),  # the second copy came in the second life, whose mark it was
+        ([1, 2], [open_, done], 3, True),
+        ([1, 2], [done, done], 2, True),  # marked in the first life
+        ([1, 1], [open_, done], 2, True),
+        ([1, 2], [done, {}], 2, True),  # removed since
+    ):
+        at_kills = [Counter({one: n}) for n in copies]
+        account = Account({"a": {place}}, {"a": b"x\n"}, at_kills=at_kills, todo_at_kills=todo)
+        account.attempts["a"] = account.promised["a"] = 1
+        lines = account.verdict(Counter({one: after}))
+        assert ["again after its mark" in line for line in lines] == [True] * wrong, (copies, todo, after, lines)
+
+
 def test_processes_never_count_a_step_twice_and_none_passes_the_last(tmp_path: Path) -> None:
     counter = tmp_path / "counter"
     counter.touch()
