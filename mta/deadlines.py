@@ -2,10 +2,10 @@
 
 A deadline moves with nearly everything that a peer does and hardly ever passes, so nothing is done when it moves to a
 later time.  The timer stands at the earliest deadline that was known when it was set; when it looks, it calls whoever
-is late and sets itself to the earliest of the others.  Two timers less for each connection (9 us of a short session).
+is late and sets itself to the earliest of the others.
 
-State: who is watched, and when the timer will look.  One Deadlines per listener or agent, of one loop.  Whoever is late is
-called in a turn of its own, so a bug in one takes no deadline from the others.
+State: who is watched, and when the timer will look.  One Deadlines per listener or agent, of one loop.  Whoever is late
+is called in a turn of its own, so a bug in one takes no deadline from the others.
 """
 
 import asyncio

@@ -252,7 +252,8 @@ def build_smtpd(core: Core, config: Config, anvil: Anvil, service: str, kept: Ke
     tls = _server_tls(core, config.fill(TlsServerSettings), name, kept or {})
     return SMTPServer(
         config.fill(ServerSettings), restrictions, core.cleanup, anvil, core.resolver, core.log, core.clock, tls,
-        service=name, silent=restrictions.silent, company=core.fsio.company,
+        service=name, entry=config.service.name if config.service else "smtp", silent=restrictions.silent,
+        company=core.fsio.company,
     )  # fmt: skip
 
 

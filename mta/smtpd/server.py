@@ -102,15 +102,17 @@ class SMTPServer:
         tls: ssl.SSLContext | None = None,
         *,
         service: str = "smtpd",
+        entry: str = "smtp",
         silent: frozenset[Stage] = frozenset(),
         company: Company | None = None,
     ) -> None:
-        """service: name in the log ("submission/smtpd").  silent: stages at which the policy has nothing to say, so
-        that nobody need ask.  company: of the disk that cleanup writes to.  To be called in the loop that serves."""
+        """service: name in the log ("submission/smtpd").  entry: name in master.cf ("submission").  silent: stages at
+        which the policy has nothing to say, so that nobody need ask.  company: of the disk that cleanup writes to.  To
+        be called in the loop that serves."""
         self.company = company or Company(clock)
         self.settings = settings
         self.policy, self.cleanup, self.anvil, self.names = policy, cleanup, anvil, names
-        self.log, self.clock, self.tls, self.service = log, clock, tls, service
+        self.log, self.clock, self.tls, self.service, self.entry = log, clock, tls, service, entry
         self.plan = SessionPlan(settings, tls=tls is not None, silent=silent)
         self.loop = asyncio.get_running_loop()
         self.awake = Awake(self.loop)

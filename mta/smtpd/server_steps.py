@@ -39,7 +39,7 @@ async def introduce(server: "SMTPServer", connection: "Connection") -> Verdict:
 def exceeded(server: "SMTPServer", facts: Facts, verdict: Verdict) -> Verdict:
     """Warn about a client that is over a limit, as Postfix's smtpd does; the verdict without that."""
     for text in verdict.log:
-        server.log.warning(server.service, f"{text} from {facts.client} for service smtp")
+        server.log.warning(server.service, f"{text} from {facts.client} for service {server.entry}")
     return replace(verdict, log=()) if verdict.log else verdict
 
 

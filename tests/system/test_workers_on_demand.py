@@ -80,6 +80,9 @@ def test_a_service_with_limits_of_its_own_counts_for_itself(count: str) -> None:
             assert [reply[:3] for reply in replies] == ["250"] * messages + ["450"] * (5 - messages)
         with Client(strict) as one_more:
             assert one_more.greeting.startswith("421 4.7.0 ")
+        for port in (strict, system.port):
+            entry = f"for service 127.0.0.1:{port}\n"
+            until(lambda entry=entry: entry in system.log_text(), "the log names the entry in master.cf")
 
 
 def test_a_client_that_stays_keeps_its_worker() -> None:
