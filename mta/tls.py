@@ -22,6 +22,7 @@ _NO = {
     0x0301: ssl.OP_NO_TLSv1, 0x0302: ssl.OP_NO_TLSv1_1, 0x0303: ssl.OP_NO_TLSv1_2, 0x0304: ssl.OP_NO_TLSv1_3,
 }  # fmt: skip
 BUFFER = 32 * 1024  # octets per connection instead of asyncio's 256 KiB
+PEM_LIMIT = 1 << 20  # octets of a file with keys and certificates
 MAY = ("", "none", "may")
 _SEPARATOR = re.compile(r"[\s,:]+")
 
@@ -51,7 +52,7 @@ class TlsClientSettings:
 
 @dataclass(frozen=True, slots=True)
 class TlsServerSettings:
-    """postconf(5): incoming.  smtpd_tls_chain_files: files with a key followed by its certificates."""
+    """postconf(5): incoming.  smtpd_tls_chain_files: keys, each followed by its certificates."""
 
     smtpd_tls_security_level: str
     smtpd_use_tls: bool
@@ -126,7 +127,7 @@ def server_context(settings: TlsServerSettings) -> ssl.SSLContext | None:
     """
     if server_level(settings) == "none":
         return None
-    pairs = [(file, file) for file in settings.smtpd_tls_chain_files]
+    pairs = _chains(settings.smtpd_tls_chain_files)
     if not pairs:
         for certificate, key in (
             (settings.smtpd_tls_cert_file, settings.smtpd_tls_key_file),
@@ -149,6 +150,29 @@ def server_context(settings: TlsServerSettings) -> ssl.SSLContext | None:
             why = _why_unusable(error)
             raise CertificateError(f"cannot use certificate {certificate} with key {key}: {why}") from None
     return context
+
+
+def _chains(files: tuple[str, ...]) -> list[tuple[str, str]]:
+    """(certificates, key) of smtpd_tls_chain_files; a key may stand in a file by itself, before its certificates."""
+    pairs, key = [], ""
+    for file in files:
+        holds = _holds(file)
+        if holds == (True, False) and not key:
+            key = file
+            continue
+        pairs.append((file, key if key and not holds[0] else file))
+        key = ""
+    return [*pairs, (key, key)] if key else pairs
+
+
+def _holds(file: str) -> tuple[bool, bool]:
+    """A key, certificates?  Of what cannot be read the loading says why."""
+    try:
+        with open(file, "rb") as opened:
+            text = opened.read(PEM_LIMIT)
+    except OSError:
+        return True, True
+    return b"PRIVATE KEY-----" in text, b"BEGIN CERTIFICATE-----" in text
 
 
 def offered_context(settings: TlsServerSettings) -> tuple[ssl.SSLContext | None, str]:

@@ -27,7 +27,7 @@ SERVER: tuple[Param, ...] = (
     yes_no("smtpd_use_tls", "no", "Old form of smtpd_tls_security_level = may; counts when that is empty."),
     yes_no("smtpd_tls_wrappermode", "no",
            "TLS from the first byte, as on port 465; for -o in master.cf. Needs a certificate, whatever the level."),
-    items("smtpd_tls_chain_files", "", "PEM files: a key followed by its certificates, repeated."),
+    items("smtpd_tls_chain_files", "", "PEM files: a key followed by its certificates, in one file or two; repeated."),
     path("smtpd_tls_cert_file", "", "PEM file with the server's certificate and its intermediates."),
     path("smtpd_tls_key_file", "$smtpd_tls_cert_file", "Its key."),
     path("smtpd_tls_eccert_file", "", "The same for an elliptic-curve certificate."),

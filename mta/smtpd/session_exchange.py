@@ -229,9 +229,9 @@ class Exchange(ABC):
             self._hang_up(host_reply(421, "4.7.0", settings.myhostname, "Error: too many errors"), events)
 
     def _count_junk(self) -> None:
-        self._junk += 1
-        if self._junk > self.plan.settings.smtpd_junk_command_limit:
+        if self._junk > self.plan.settings.smtpd_junk_command_limit:  # the limit and one more, as in Postfix
             self._errors += 1
+        self._junk += 1
 
     def _hang_up(self, reply: Reply, events: list[Event]) -> None:
         self._say(reply)

@@ -77,6 +77,29 @@ def test_a_server_needs_a_certificate_that_can_be_read(tmp_path: Path) -> None:
             server_context(replace(SERVER, smtpd_tls_eccert_file=bad))
 
 
+def test_a_key_may_stand_in_a_file_of_its_own_before_its_certificates(tmp_path: Path) -> None:
+    chains = []
+    for name in ("rsa", "other"):
+        (tmp_path / name).mkdir()
+        whole = Certificates(tmp_path / name).file.read_text()
+        start = whole.index("-----BEGIN CERTIFICATE")
+        start, end = (0, whole.index("-----BEGIN", 10)) if start == 0 else (start, len(whole))
+        certificate = whole[start:end]
+        key = whole.replace(certificate, "")
+        assert "PRIVATE KEY" in key and "PRIVATE KEY" not in certificate
+        for part, text in (("key", key), ("chain", certificate), ("both", key + certificate)):
+            (tmp_path / name / part).write_text(text)
+        chains.append({part: str(tmp_path / name / part) for part in ("key", "chain", "both")})
+    one, two = chains
+    for files in (
+        (one["key"], one["chain"]), (one["both"], two["key"], two["chain"]), (two["key"], two["chain"], one["both"]),
+    ):  # fmt: skip
+        assert server_context(replace(SERVER, smtpd_tls_chain_files=files)) is not None
+    for wrong in ([one["key"]], [one["chain"], one["key"]], [one["key"], two["chain"]], [one["both"], one["key"]]):
+        with pytest.raises(TlsError, match="cannot use certificate"):
+            server_context(replace(SERVER, smtpd_tls_chain_files=tuple(wrong)))
+
+
 def test_without_a_usable_certificate_mail_comes_in_the_clear_but_not_in_wrapper_mode(tmp_path: Path) -> None:
     gone = replace(SERVER, smtpd_tls_cert_file="/gone")
     context, why = offered_context(gone)
