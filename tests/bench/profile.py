@@ -28,7 +28,7 @@ RULES: tuple[tuple[str, str, str], ...] = (
     (r"mta/(cleanup/|trivial_rewrite|message)", r"", "cleanup"),
     (r"mta/queue/(store_draft|store_space|queue_file)", r"", "commit"),
     (r"mta/queue/store\.", r"^(draft|_create)$", "commit"),
-    (r"mta/queue/store\.", r"^(content|header)$", "deliver"),
+    (r"mta/queue/store(_job)?\.", r"^(content|header)$", "deliver"),
     (r"mta/queue/store(_job)?\.", r"mark|finish|_remove|defer|_move_away|give_back|hold|release|_close|_let_go", "settle"),
     (r"mta/qmgr/", r"settle|notices|_defer|notify|forward|reasons", "settle"),
     (r"mta/qmgr/attempt", r"record|done", "deliver"),
