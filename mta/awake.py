@@ -10,7 +10,7 @@ as many as the last time and at most MOST.  So a client across a network costs n
 State: how many looks are left, and how many replies will go without.  Nothing here can fail, and nothing but the time
 to an answer depends on it.
 
-See also: mta/outbox.py, mta/smtpd/server_connection.py
+See also: mta/outbox.py, mta/smtpd/server_wire.py
 """
 
 import asyncio

@@ -156,12 +156,16 @@ def _chains(files: tuple[str, ...]) -> list[tuple[str, str]]:
     """(certificates, key) of smtpd_tls_chain_files; a key may stand in a file by itself, before its certificates."""
     pairs, key = [], ""
     for file in files:
-        holds = _holds(file)
-        if holds == (True, False) and not key:
-            key = file
+        has_key, has_certificates = _holds(file)
+        if key and not has_key:
+            pairs.append((file, key))
+            key = ""
             continue
-        pairs.append((file, key if key and not holds[0] else file))
-        key = ""
+        if key:
+            pairs.append((key, key))  # nothing of its own follows: loading it says so
+        key = file if has_key and not has_certificates else ""
+        if not key:
+            pairs.append((file, file))
     return [*pairs, (key, key)] if key else pairs
 
 
@@ -172,7 +176,7 @@ def _holds(file: str) -> tuple[bool, bool]:
             text = opened.read(PEM_LIMIT)
     except OSError:
         return True, True
-    return b"PRIVATE KEY-----" in text, b"BEGIN CERTIFICATE-----" in text
+    return b"PRIVATE KEY-----" in text, b"CERTIFICATE-----" in text
 
 
 def offered_context(settings: TlsServerSettings) -> tuple[ssl.SSLContext | None, str]:

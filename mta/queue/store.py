@@ -167,6 +167,8 @@ class SpoolStore(JobStore):
             file.content_8bit, Claimed(fd, file, path, found.st_mtime, file.envelope.warn_time),
         )  # fmt: skip
 
+    # -- children -----------------------------------------------------------------------------------
+
     async def release(self, children: Sequence[Draft]) -> None:
         """See QueueStore."""
         for child in children:

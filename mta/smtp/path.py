@@ -31,8 +31,7 @@ _ROUTE = re.compile(rb"@[^:@,<>\"]+(?:,@[^:@,<>\"]+)*:")
 _CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
 _PLAIN_HOST = re.compile(r"[A-Za-z0-9._:\[\]-]*")
 _ATEXT = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~\x80-\U0010ffff-]+"
-_ATOM_TEXT = re.compile(rf"{_ATEXT}(?:\.{_ATEXT})*")
-_PLAIN_ADDRESS = re.compile(rf"{_ATEXT}(?:\.{_ATEXT})*@[^@]*", re.DOTALL)
+_PLAIN_ADDRESS = re.compile(rf"{_ATEXT}(?:\.{_ATEXT})*(?:@[^@]*)?")
 _JOINERS = {0x200C: None, 0x200D: None}
 
 BAD_SENDER = Reply(501, "5.1.7", "Bad sender address syntax")
@@ -78,15 +77,11 @@ def quote_address(address: str) -> str:
 
     "" stays "" (the null sender).  The last "@" separates the domain.
     """
-    if _PLAIN_ADDRESS.fullmatch(address):
+    if not address or _PLAIN_ADDRESS.fullmatch(address):
         return address
     local, at, domain = address.rpartition("@")
     if not at:
         local, domain = address, ""
-    if not local and not at:
-        return ""
-    if _ATOM_TEXT.fullmatch(local):
-        return address
     return '"' + local.replace("\\", "\\\\").replace('"', '\\"') + '"' + at + domain
 
 

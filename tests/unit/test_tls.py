@@ -95,7 +95,8 @@ def test_a_key_may_stand_in_a_file_of_its_own_before_its_certificates(tmp_path: 
         (one["key"], one["chain"]), (one["both"], two["key"], two["chain"]), (two["key"], two["chain"], one["both"]),
     ):  # fmt: skip
         assert server_context(replace(SERVER, smtpd_tls_chain_files=files)) is not None
-    for wrong in ([one["key"]], [one["chain"], one["key"]], [one["key"], two["chain"]], [one["both"], one["key"]]):
+    for wrong in ([one["key"]], [one["chain"], one["key"]], [one["key"], two["chain"]], [one["both"], one["key"]],
+                  [one["key"], two["both"]], [one["key"], two["key"], two["chain"]]):  # fmt: skip
         with pytest.raises(TlsError, match="cannot use certificate"):
             server_context(replace(SERVER, smtpd_tls_chain_files=tuple(wrong)))
 
