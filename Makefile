@@ -6,8 +6,12 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check -q
 LOWER := .venv-lower
+# what depends on the three libraries; make full runs all unit tests
+LOWER_TESTS ?= $(patsubst %,tests/unit/test_%.py,aiosmtpd_contract fsio fsio_soon local mx resolver restrictions server \
+	server_deadlines server_tls smtp_agent spared stop_listening tls whole_way)
 LOWER_BOUNDS := aiosmtpd==1.4.3 dnspython==2.3.0 aiofiles==23.1.0
 TEST_TOOLS := pytest 'pytest-asyncio>=1.5' pytest-xdist hypothesis cryptography
+TEST_ARGS ?=
 PEERS_ARGS ?=
 SYSTEM_ARGS ?=
 BENCH := .venv-bench
@@ -44,7 +48,7 @@ lint: $(VENV)/.dev
 
 ## make test        the whole test suite, as any user
 test: $(VENV)/.dev
-	$(PY) -m pytest -n auto --dist worksteal
+	$(PY) -m pytest -n auto --dist worksteal $(TEST_ARGS)
 
 ## make coverage    branch coverage of what mail depends on, each part by its own tests; less than 100 % fails
 coverage: $(VENV)/.dev
@@ -52,11 +56,11 @@ coverage: $(VENV)/.dev
 
 ## make test-root   the tests that only root can run (they are in make test too, when root calls it)
 test-root: $(VENV)/.dev
-	$(PY) -m pytest -n auto -m needs_root
+	$(PY) -m pytest -n auto -m needs_root $(TEST_ARGS)
 
-## make test-lower  unit tests with the oldest supported dependencies (those of Debian 12)
+## make test-lower  with the oldest supported dependencies (those of Debian 12): the unit tests of what depends on them
 test-lower: $(LOWER)/.installed
-	$(LOWER)/bin/python -m pytest -n auto tests/unit
+	$(LOWER)/bin/python -m pytest -n auto $(LOWER_TESTS)
 
 ## make test-peers  real Postfix, Exim, unbound, cron, swaks, ... in chroots and namespaces of their own (root)
 test-peers: $(VENV)/.dev
@@ -103,6 +107,8 @@ load: $(VENV)/.dev
 	nice -n 5 $(PY) -m tests.crash.load --messages 100000
 
 ## make full        everything above
+full: export AIOMTA_PAIRS = 1
+full: LOWER_TESTS = tests/unit
 full: check test test-lower coverage test-peers test-logs test-system sim crash
 
 ## make bench       beside Postfix, Exim and OpenSMTPD; makes docs/bench.svg anew; BENCH_ARGS (root)

@@ -162,7 +162,7 @@ class JobStore:
             self._write_mark(held, held.file.warn_offset + queue_file.WARN_DATA, queue_file.warn_digits(0))
         if not held.marks:
             return
-        flushed = list(held.marks)
+        flushed = set(held.marks)
         try:
             if held.failed is not None:
                 held.failed = None
