@@ -20,7 +20,7 @@ from mta import __version__
 from mta.clock import Clock, stamp
 from mta.config.config import Config, ConfigError, check_config, load
 from mta.config.main_cf import decode, parse_main_cf
-from mta.master_lock import ALREADY_RUNNING, NOT_RUNNING, running, wait_until_stopped
+from mta.master.lock import ALREADY_RUNNING, NOT_RUNNING, running, wait_until_stopped
 
 EX_USAGE, EX_IOERR, EX_CONFIG = 64, 74, 78
 VERBS = ("start", "start-fg", "stop", "abort", "reload", "flush", "check", "logrotate", "status", "version")
@@ -68,7 +68,7 @@ def _command(argv: Sequence[str] | None) -> int:
         else:
             return usage()
     if args and args[0] in ("install", "uninstall"):
-        from mta.install import main as install_main  # tools that nothing else needs
+        from mta.install.install import main as install_main  # tools that nothing else needs
 
         return install_main(args[0], args[1:], os.path.abspath(directory))
     if args[:1] == ["queue"]:
@@ -115,7 +115,7 @@ def load_or_complain(directory: str) -> Config | None:
     except ConfigError as broken:
         config, problems = None, broken.problems
     if config is not None:
-        from mta.master_check import check_services  # most of the mail system: only where it is about to be used
+        from mta.master.check import check_services  # most of the mail system: only where it is about to be used
 
         problems += check_services(config)
     for problem in problems:
@@ -156,7 +156,7 @@ def start(config: Config, overrides: Mapping[str, str], *, foreground: bool = Fa
         if running(config.text("queue_directory")):
             say(f"fatal: {ALREADY_RUNNING}")
             return 1
-    from mta.master import start as start_master  # imports the whole mail system: only when it is started
+    from mta.master.master import start as start_master  # imports the whole mail system: only when it is started
 
     return start_master(config, foreground=foreground, overrides=overrides)
 
@@ -280,7 +280,7 @@ async def flush(spool: str) -> int:
 
 def check(config: Config) -> int:
     """Look at configuration and permissions; print what is wrong."""
-    from mta.master_check import check_permissions, check_tables  # the spool's layout: not needed by the other verbs
+    from mta.master.check import check_permissions, check_tables  # the spool's layout: not needed by the other verbs
 
     problems = [*check_config(config), *check_tables(config), *check_permissions(config)]
     for problem in problems:

@@ -1,4 +1,4 @@
-"""Who may have a message ready within moments: a group commit waits for them (see mta/fsio.py).
+"""Who may have a message ready within moments: a group commit waits for them (see mta/fsio/fsio.py).
 
 State: who was seen in the middle of handing in a message, and when, oldest first.  A client is seen when it has
 connected or sent something, a draft when it was opened or written to; both are gone when they commit or end.

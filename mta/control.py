@@ -30,12 +30,12 @@ from mta.clock import Clock
 from mta.envelope import MAILER_DAEMON
 from mta.lookup.match_list import DomainList
 from mta.lookup.table import TableError
-from mta.maillog import Maillog
+from mta.maillog.maillog import Maillog
 from mta.queue.api import Listing, Queue, QueueError, QueueStore
 from mta.queue.reasons import printable, quoted
 from mta.queue.store_admin import Administrator, Outcome, Verb
 from mta.record import dataclass
-from mta.submit_users import Access
+from mta.submit.users import Access
 
 TIMEOUT = 30.0  # seconds a client may take to write, or to read anything at all
 MAX_REQUEST = 300  # bytes

@@ -39,11 +39,11 @@ from mta.deliver.local_wire import (
     decode_ask,
     encode_answer,
 )
-from mta.fsio import fsync_now
+from mta.fsio.fsio import fsync_now
 from mta.local_helper_child import Become, Children, Work, become_user
 from mta.lookup.table import TableError
 from mta.lookup.unix import User
-from mta.maillog import Maillog
+from mta.maillog.maillog import Maillog
 from mta.record import dataclass
 from mta.smtp.reply import Reply
 

@@ -33,9 +33,9 @@ from mta.deliver.local_plan import LocalSettings, ToUser
 from mta.deliver.local_user import deliver_to_user, mailbox_path
 from mta.deliver.local_wire import ANSWER_LIMIT, Answer, Ask, WireError, decode_answer, encode_answer
 from mta.deliver.mailbox import System
-from mta.linux_writeback import Journals
+from mta.fsio.linux_writeback import Journals
 from mta.lookup.unix import User
-from mta.maillog import Maillog
+from mta.maillog.maillog import Maillog
 from mta.record import dataclass
 from mta.smtp.reply import Reply
 

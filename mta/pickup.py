@@ -14,18 +14,18 @@ from mta.cleanup.intake import RefusedError
 from mta.clock import Clock
 from mta.envelope import VERP, Envelope, wants_verp
 from mta.lookup.table import TableError
-from mta.maillog import Maillog
+from mta.maillog.maillog import Maillog
 from mta.message import HeaderScanner
 from mta.queue.api import Draft, Parent, QueueError, QueueStore
 from mta.queue.queue_reader import DamagedError, QueueFile
 from mta.queue.store_maildrop import MaildropFile
 from mta.record import dataclass
 from mta.smtp.parameters import MAX_ENVID, is_orcpt
-from mta.submit_intake import Opener, open_local
-from mta.submit_limits import UserLimits
-from mta.submit_options import CONTROL
-from mta.submit_prepare import HEADER_BLOCK_LIMIT
-from mta.submit_users import Access
+from mta.submit.intake import Opener, open_local
+from mta.submit.limits import UserLimits
+from mta.submit.options import CONTROL
+from mta.submit.prepare import HEADER_BLOCK_LIMIT
+from mta.submit.users import Access
 
 AT_ONCE = 500  # files between two looks at the directory: whoever comes during a flood gets a turn
 SCAN_INTERVAL = 60.0  # seconds, Postfix's wakeup time of pickup

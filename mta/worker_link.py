@@ -30,7 +30,7 @@ from collections.abc import Callable, Coroutine
 from typing import cast
 
 from mta.eager import start
-from mta.maillog import Maillog
+from mta.maillog.maillog import Maillog
 from mta.smtpd.facts import Verdict
 from mta.smtpd.ports import Anvil
 

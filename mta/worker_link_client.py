@@ -7,7 +7,7 @@ They are not before the scheduler says so, nor while the link is down.
 import asyncio
 
 from mta.clock import Clock
-from mta.maillog import Maillog
+from mta.maillog.maillog import Maillog
 from mta.smtp.reply import Reply
 from mta.smtpd.facts import PERMIT, Verdict
 from mta.smtpd.ports import Anvil

@@ -1,16 +1,16 @@
 """Who may use the commands, judged in the command itself: for what is done without the daemon.
 
-See also: mta/submit_users.py, postconf(5) authorized_submit_users
+See also: mta/submit/users.py, postconf(5) authorized_submit_users
 """
 
 import asyncio
 import os
 
 from mta.clock import Clock
-from mta.fsio import Fsio
+from mta.fsio.fsio import Fsio
 from mta.lookup.context import LookupContext
 from mta.lookup.unix import UserDb
-from mta.submit_users import Access
+from mta.submit.users import Access
 from sendmail_compat.config import Config
 
 

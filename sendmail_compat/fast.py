@@ -10,7 +10,7 @@ write for hours; a file, which does not wait, while the daemon looks at who is t
 its first answer nothing has been sent, so maildrop is still
 open to us; after that a lost connection is followed by the question what became of our key.
 
-See also: mta/submit_wire.py (protocol)
+See also: mta/submit/wire.py (protocol)
 """
 
 import _socket
@@ -254,7 +254,7 @@ def _write(fd: int, data: bytes) -> None:
 
 
 def frame(kind: bytes, data: bytes) -> bytes:
-    """See mta/submit_wire.py."""
+    """See mta/submit/wire.py."""
     return kind + len(data).to_bytes(4, "big") + data
 
 

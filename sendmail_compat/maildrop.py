@@ -20,8 +20,8 @@ from types import FrameType
 from mta.envelope import VERP, Envelope
 from mta.queue.maildrop_rules import MAX_ENVELOPE, MAX_RECIPIENTS, TOO_MANY
 from mta.queue.queue_reader import MAX_RECORD
-from mta.submit_options import EX_DATAERR
-from mta.submit_prepare import Submission
+from mta.submit.options import EX_DATAERR
+from mta.submit.prepare import Submission
 
 LINE_LIMIT = 2048  # bytes of one text record
 COMPLETE = 0o750

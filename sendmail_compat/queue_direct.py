@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 
 from mta.clock import Clock
 from mta.control import listing_lines
-from mta.fsio import Fsio
+from mta.fsio.fsio import Fsio
 from mta.queue.api import Queue
 from mta.queue.store import SpoolStore, StoreSettings
 from mta.queue.store_admin import Administrator, Verb

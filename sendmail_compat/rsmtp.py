@@ -3,7 +3,7 @@
 Replies are read, not shown.  The first refusal ends the batch and is said on stderr.  Exit status as Exim's: 0 all
 was accepted, 1 something was accepted before the refusal, 2 nothing was; 75 when the daemon is not there.
 
-See also: mta/submit_wire.py (mode s)
+See also: mta/submit/wire.py (mode s)
 """
 
 import socket

@@ -2,7 +2,7 @@
 
 Runs with the caller's rights.  Imports the pure parts of mta and the standard library only.
 
-See also: sendmail_compat/fast.py, mta/submit_options.py
+See also: sendmail_compat/fast.py, mta/submit/options.py
 """
 
 import contextlib
@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from mta import __version__
 from mta.lookup.table import TableError
 from mta.lookup.unix import UserLookup
-from mta.submit_options import Invocation, Mode, UsageError, argument_recipients, parse_command
-from mta.submit_prepare import Caller, Submission, VerpSettings
+from mta.submit.options import Invocation, Mode, UsageError, argument_recipients, parse_command
+from mta.submit.prepare import Caller, Submission, VerpSettings
 from sendmail_compat import config as main_cf
 from sendmail_compat import fast
 from sendmail_compat.tool import LogLine, ToolError, plain_output, syslog_name

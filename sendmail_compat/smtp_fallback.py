@@ -14,8 +14,8 @@ import socket
 from email.utils import formatdate
 
 from mta.message_address import quote
-from mta.submit_options import Invocation
-from mta.submit_prepare import Submission
+from mta.submit.options import Invocation
+from mta.submit.prepare import Submission
 from sendmail_compat import fast
 
 EX_OK, EX_DATAERR, EX_NOUSER, EX_TEMPFAIL = 0, 65, 67, 75

@@ -3,7 +3,7 @@
 Callers may end lines with LF alone (LSB): when the first line does, CRs are added.  A dialogue with CRLF is passed
 on untouched, so a bare LF inside a message cannot become a line of its own.
 
-See also: mta/submit_wire.py (mode s)
+See also: mta/submit/wire.py (mode s)
 """
 
 import os

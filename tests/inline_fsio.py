@@ -1,4 +1,4 @@
-"""The disk without threads: the deterministic twin of mta.fsio.Fsio for tests on virtual time.
+"""The disk without threads: the deterministic twin of mta.fsio.fsio.Fsio for tests on virtual time.
 
 Files are real, on the real file system; only waiting is gone: blocking work runs at once, a flush is reported
 on the next turn of the loop.
@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
 from typing import ParamSpec, TypeVar
 
-from mta.fsio import Flusher, Fsio
-from mta.linux_aio import Done
+from mta.fsio.fsio import Flusher, Fsio
+from mta.fsio.linux_aio import Done
 
 P = ParamSpec("P")
 T = TypeVar("T")

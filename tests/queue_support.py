@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mta.clock import Clock
 from mta.envelope import Envelope, Recipient
-from mta.fsio import Fsio
+from mta.fsio.fsio import Fsio
 from mta.queue.api import Parent
 from mta.queue.store import SpoolStore, StoreSettings, create_spool
 from mta.queue.store_draft import SpoolDraft

@@ -22,7 +22,7 @@ from mta.deliver.smtp_settings import SmtpSettings
 from mta.dns.mx import Shuffle
 from mta.dns.resolver import Resolver, ResolverSettings
 from mta.envelope import Envelope, Recipient
-from mta.maillog import Maillog, MaillogSettings
+from mta.maillog.maillog import Maillog, MaillogSettings
 from mta.tls import ClientTls, TlsClientSettings, client_tls
 
 P = TypeVar("P", bound=asyncio.BaseProtocol)

@@ -24,7 +24,7 @@ from mta.bounce.dsn import Kind, Report, ReportRecipient, closing, opening
 from mta.clock import Clock, rfc5322_date
 from mta.deliver.request import CorruptContentError, Result
 from mta.envelope import Envelope, Notify, Origin, Recipient, Ret, verp_sender, wants_verp
-from mta.maillog import Maillog
+from mta.maillog.maillog import Maillog
 from mta.queue.api import Draft, Job, Parent, QueueError, QueueStore
 from mta.record import dataclass
 

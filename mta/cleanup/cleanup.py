@@ -16,7 +16,7 @@ from mta.cleanup.settings import CleanupSettings
 from mta.clock import Clock, rfc5322_date, stamp
 from mta.envelope import Envelope, Origin
 from mta.lookup.table import TableError
-from mta.maillog import Maillog
+from mta.maillog.maillog import Maillog
 from mta.message import HeaderScanner, clean, received
 from mta.queue.api import Draft, Parent, QueueError, QueueStore
 

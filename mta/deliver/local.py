@@ -25,10 +25,10 @@ from mta.deliver.local_wire import ADDRESS_LIMIT, Answer, Ask, possible
 from mta.deliver.mailbox import Message, System
 from mta.deliver.request import DeliveryRequest, Expansion, Result
 from mta.envelope import Recipient
-from mta.fsio import Fsio, fsync_now
+from mta.fsio.fsio import Fsio, fsync_now
 from mta.lookup.context import LookupContext
 from mta.lookup.open import open_tables
-from mta.maillog import Maillog
+from mta.maillog.maillog import Maillog
 from mta.message import HeaderScanner, text
 from mta.message_address import quote
 from mta.smtp.reply import Reply

@@ -59,7 +59,7 @@ class Message:
 class System:
     """What the engine may not reach for itself.  wait, now: seconds.  uid: owner the mailbox must have.
 
-    written_out: see Journals in mta/linux_writeback.py; without it a new file and its name are flushed in turn.
+    written_out: see Journals in mta/fsio/linux_writeback.py; without it a new file and its name are flushed in turn.
     """
 
     fsync: Callable[[int], None]

@@ -31,7 +31,7 @@ from mta.deliver.smtp_settings import SMTP_PORT, Destination, NexthopError, Smtp
 from mta.dns.mx import Shuffle, Target
 from mta.dns.resolver import Resolver
 from mta.envelope import Recipient
-from mta.maillog import Maillog
+from mta.maillog.maillog import Maillog
 from mta.outbox import Outbox
 from mta.smtp.client import Client
 from mta.smtp.client_events import Fate

@@ -31,7 +31,7 @@ from mta.dns.mx import (
     order,
 )
 from mta.dns.resolver import HostsFile, Resolver
-from mta.maillog import Maillog
+from mta.maillog.maillog import Maillog
 from mta.smtp.reply import Reply
 
 MAX_HOSTS = 20  # that are looked up at once

@@ -24,7 +24,7 @@ from mta.dns.answers import MAX_NEGATIVE_TTL, Answer, Found, is_host, pointer_na
 from mta.dns.exchange import Exchange
 from mta.dns.mx import DnsError, DnsNoData, DnsNotFound, DnsTemporary, MXAnswer
 from mta.dns.system import Servers, WatchedFile, parse_hosts, parse_resolv_conf, parse_server, same_address
-from mta.maillog import Maillog
+from mta.maillog.maillog import Maillog
 from mta.record import dataclass
 
 MAX_CACHE = 10_000  # answers

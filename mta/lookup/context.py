@@ -17,14 +17,14 @@ T = TypeVar("T")
 
 
 class Worker(Protocol):
-    """The part of mta/fsio.py used here: blocking work off the loop."""
+    """The part of mta/fsio/fsio.py used here: blocking work off the loop."""
 
     async def run(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Call fn in a thread."""
 
 
 class Log(Protocol):
-    """The part of mta/maillog.py used here."""
+    """The part of mta/maillog/maillog.py used here."""
 
     def warning(self, service: str, text: str) -> None:
         """One line with "warning: " in front."""

@@ -15,7 +15,7 @@ from mta.cleanup.intake import RefusedError
 from mta.clock import Clock
 from mta.deliver.request import DeliveryRequest, Expansion, Result
 from mta.envelope import RET_DEFAULT, Envelope, Notify, Origin, Recipient, verp_sender, wants_verp
-from mta.maillog import Delays, Maillog, delivery
+from mta.maillog.maillog import Delays, Maillog, delivery
 from mta.queue.api import Draft, Job, Parent, QueueError, QueueStore, Reason
 from mta.record import dataclass
 from mta.smtp.path import quote_address

@@ -23,7 +23,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from mta.clock import Clock
 from mta.deliver.request import CorruptContentError, DeliveryAgent
 from mta.envelope import Recipient, wants_verp
-from mta.maillog import Maillog
+from mta.maillog.maillog import Maillog
 from mta.qmgr.attempt import Attempt, Bounces, Injector
 from mta.qmgr.backoff import BackoffSettings, due
 from mta.qmgr.deliveries import Agents, Deliveries

@@ -8,7 +8,7 @@ State: the wall clock beside the loop's, so that a clock that was wrong gives no
 """
 
 from mta.clock import Clock
-from mta.maillog import Maillog
+from mta.maillog.maillog import Maillog
 from mta.qmgr.attempt import Attempt, Bounces, Injector
 from mta.qmgr.backoff import BackoffSettings, expired, next_attempt
 from mta.queue.api import FencedError, QueueError, QueueStore

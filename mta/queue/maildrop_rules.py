@@ -8,7 +8,7 @@ See also: sendmail_compat/maildrop.py, mta/queue/store_maildrop.py, mta/pickup.p
 
 from mta.envelope import Envelope
 from mta.queue.queue_reader import DamagedError, QueueFile, ReadAt, decode
-from mta.submit_options import CONTROL
+from mta.submit.options import CONTROL
 
 MAX_RECIPIENTS = 250_000  # a memory of tens of megabytes while they are read
 MAX_RECORDS = 3 * MAX_RECIPIENTS + 1000  # of an envelope; a recipient may have notify_flags and dsn_orig_rcpt

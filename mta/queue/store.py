@@ -12,7 +12,7 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 from mta.clock import Clock
-from mta.fsio import Fsio
+from mta.fsio.fsio import Fsio
 from mta.queue import queue_id as ids
 from mta.queue.api import Draft, FencedError, Job, Listing, Queue, QueueError
 from mta.queue.queue_reader import QueueFile

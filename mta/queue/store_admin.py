@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from enum import StrEnum
 
 from mta.clock import Clock
-from mta.fsio import Fsio
+from mta.fsio.fsio import Fsio
 from mta.queue import queue_id as ids
 from mta.queue.api import FencedError, Queue
 from mta.queue.store_listing import NO_MESSAGE, SLICE, Failed, queue_files

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from mta.fsio import WORKERS, Fsio
+from mta.fsio.fsio import WORKERS, Fsio
 from mta.queue.api import Queue
 from mta.queue.queue_reader import DamagedError, QueueFile, ReadAt, decode
 from mta.queue.store_spool import Spool, is_ready

@@ -18,7 +18,7 @@ from dataclasses import field
 from mta.clock import Clock
 from mta.deliver.request import CorruptContentError
 from mta.envelope import Recipient
-from mta.fsio import Fsio
+from mta.fsio.fsio import Fsio
 from mta.queue import queue_file
 from mta.queue.api import FencedError, Job, Queue, Reason
 from mta.queue.content_reader import ContentReader, check_content

@@ -13,7 +13,7 @@ import stat
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from itertools import islice
 
-from mta.fsio import Fsio
+from mta.fsio.fsio import Fsio
 from mta.queue import queue_id as ids
 from mta.queue.api import Listing, Queue
 from mta.queue.queue_reader import DamagedError, decode

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Iterable
 from itertools import zip_longest
 
 from mta.clock import Clock
-from mta.fsio import Fsio
+from mta.fsio.fsio import Fsio
 from mta.queue import queue_id as ids
 from mta.queue.api import QueueError
 from mta.queue.content_reader import ContentReader

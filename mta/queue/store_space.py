@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Callable
 
 from mta.clock import Clock
-from mta.fsio import Fsio
+from mta.fsio.fsio import Fsio
 from mta.queue.api import QueueError, QueueFullError
 from mta.queue.store_spool import QueueLog, Spool, queue_error
 

@@ -8,7 +8,7 @@ import os
 import stat
 from typing import Protocol
 
-from mta.fsio import Fsio
+from mta.fsio.fsio import Fsio
 from mta.queue import queue_id as ids
 from mta.queue.api import FencedError, QueueError, QueueFullError
 from mta.record import dataclass
@@ -28,7 +28,7 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class QueueLog(Protocol):
-    """What the store needs of mta.maillog.Maillog."""
+    """What the store needs of mta.maillog.maillog.Maillog."""
 
     def warning(self, service: str, text: str) -> None:
         """One line for the administrator."""

@@ -1,7 +1,7 @@
 """What the SMTP server needs from the other rooms, as types only.
 
 Policy is answered by mta/smtpd/restrictions.py, Cleanup and Intake by mta/cleanup, Anvil by mta/smtpd/anvil.py,
-PeerNames by mta/dns/resolver.py; mta/master.py puts them together.
+PeerNames by mta/dns/resolver.py; mta/master/master.py puts them together.
 """
 
 from typing import Protocol
@@ -90,7 +90,7 @@ class PeerNames(Protocol):
 
 
 class Log(Protocol):
-    """The part of mta/maillog.py used here."""
+    """The part of mta/maillog/maillog.py used here."""
 
     def write(self, service: str, text: str) -> None:
         """One line."""

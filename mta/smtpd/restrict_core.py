@@ -112,7 +112,7 @@ class Dns(Protocol):
 
 
 class Log(Protocol):
-    """The part of mta/maillog.py used here."""
+    """The part of mta/maillog/maillog.py used here."""
 
     def warning(self, service: str, text: str) -> None:
         """One line with "warning: " in front."""

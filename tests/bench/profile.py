@@ -23,7 +23,7 @@ STAGES = ("accept", "restrictions", "cleanup", "commit", "schedule", "deliver", 
 RULES: tuple[tuple[str, str, str], ...] = (
     # file, function, stage; the first that matches
     (r"mta/maillog", r"", "log"),
-    (r"mta/(fsio|linux_aio)", r"^(?!_?read|pread|content)", "flush"),
+    (r"mta/fsio", r"^(?!_?read|pread|content)", "flush"),
     (r"mta/smtpd/(restrict|access|anvil)|mta/lookup/|mta/dns/", r"", "restrictions"),
     (r"mta/(cleanup/|trivial_rewrite|message)", r"", "cleanup"),
     (r"mta/queue/(store_draft|store_space|queue_file)", r"", "commit"),
@@ -87,7 +87,7 @@ def short(file: str) -> str:
 
 def title(text: str, pid: int) -> str:
     """What one of our processes is, told by what it runs."""
-    for word, name in (("run_worker", "smtpd"), ("run_scheduler", "scheduler"), ("master_local", "mta-local")):
+    for word, name in (("run_worker", "smtpd"), ("run_scheduler", "scheduler"), ("master.local", "mta-local")):
         if word in text:
             return name
     return f"process {pid}"

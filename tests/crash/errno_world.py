@@ -21,11 +21,11 @@ import mta.deliver.mailbox
 import mta.deliver.maildir
 import mta.deliver.mbox
 import mta.deliver.mbox_lock
-import mta.master_build
+import mta.master.build
 from mta.config.config import Config, load
 from mta.envelope import Envelope, Recipient
-from mta.maillog import Maillog, MaillogSettings
-from mta.master_build import build_anvil, build_core, build_qmgr, build_smtpd
+from mta.maillog.maillog import Maillog, MaillogSettings
+from mta.master.build import build_anvil, build_core, build_qmgr, build_smtpd
 from mta.pickup import Pickup, PickupSettings
 from mta.queue.store import StoreSettings, create_spool
 from sendmail_compat.maildrop import LineRecords, envelope_records, record
@@ -254,7 +254,7 @@ class Life:
             mock.patch.object(mta.deliver.mbox, "os", calls),
             mock.patch.object(mta.deliver.mbox_lock, "os", calls),
             mock.patch.object(mta.deliver.local, "os", calls),
-            mock.patch.object(mta.master_build, "fsync_now", calls.fsync),
+            mock.patch.object(mta.master.build, "fsync_now", calls.fsync),
         ):
             return await self._run()
 

@@ -141,7 +141,7 @@ def arm(counter: str, die_at: int) -> None:
         setattr(socket.socket, name, _sending(name, getattr(socket.socket, name)))
     for name in _RECEIVES:
         setattr(socket.socket, name, _receiving(name, getattr(socket.socket, name)))
-    from mta.linux_aio import LinuxAio  # not at the top: sendmail counts its steps too, and has no use for it
+    from mta.fsio.linux_aio import LinuxAio  # not at the top: sendmail counts its steps too, and has no use for it
 
     submit = LinuxAio.submit
 

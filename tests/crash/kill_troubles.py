@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import mta.qmgr.qmgr
 from mta.deliver.request import DeliveryRequest
 from mta.deliver.smtp import SmtpAgent
-from mta.linux_aio import Done, LinuxAio
+from mta.fsio.linux_aio import Done, LinuxAio
 
 POISON = "poison@sink.test"  # sender of messages that no handler survives
 SLOW = 0.5  # seconds that each flush takes longer

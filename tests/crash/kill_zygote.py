@@ -15,8 +15,8 @@ import traceback
 from typing import Any
 
 import mta.cli
-import mta.master
-import mta.master_local
+import mta.master.local
+import mta.master.master
 import sendmail_compat.fast
 import sendmail_compat.maildrop
 import sendmail_compat.slow

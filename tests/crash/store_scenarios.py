@@ -22,7 +22,7 @@ from pathlib import Path
 
 from mta.clock import Clock
 from mta.envelope import Envelope, Recipient
-from mta.fsio import Fsio
+from mta.fsio.fsio import Fsio
 from mta.queue.api import Job, Parent, Queue, Reason
 from mta.queue.store import SpoolStore, create_spool
 from mta.queue.store_draft import SpoolDraft

@@ -15,12 +15,12 @@ from mta.cleanup.settings import CleanupSettings
 from mta.clock import Clock
 from mta.config.config import load
 from mta.dns.mx import DnsNotFound, MXAnswer
-from mta.fsio import Fsio
+from mta.fsio.fsio import Fsio
 from mta.lookup.context import LookupContext
 from mta.lookup.match_list import NetworkList
 from mta.lookup.open import open_tables
 from mta.lookup.unix import UserDb
-from mta.maillog import Maillog, MaillogSettings
+from mta.maillog.maillog import Maillog, MaillogSettings
 from mta.queue.api import Queue
 from mta.queue.store import SpoolStore, StoreSettings
 from mta.queue.store_spool import create_spool

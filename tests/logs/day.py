@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mta.clock import Clock
-from mta.submit_intake import Delivery
-from mta.submit_options import parse_command
-from mta.submit_prepare import Caller, Submission
+from mta.submit.intake import Delivery
+from mta.submit.options import parse_command
+from mta.submit.prepare import Caller, Submission
 from tests.logs.world import MIDNIGHT, USERS, Books, Client, Mta, Names, Net, Peer, configure, running
 from tests.virtual_time import VirtualLoop
 

@@ -20,8 +20,8 @@ import dns.rrset
 
 from mta.clock import Clock
 from mta.config.config import load
-from mta.maillog import FileSink, Maillog, MaillogSettings
-from mta.master_build import Core, build_anvil, build_core, build_qmgr, build_smtpd
+from mta.maillog.maillog import FileSink, Maillog, MaillogSettings
+from mta.master.build import Core, build_anvil, build_core, build_qmgr, build_smtpd
 from mta.queue.store import StoreSettings, create_spool
 from mta.smtpd.server import SMTPServer
 from tests.inline_fsio import InlineFsio

@@ -60,7 +60,7 @@ class Cutoff:
         return any(self._synced("/active", when) or self._followed(when) for when in removed)
 
     def _followed(self, removal: float) -> bool:
-        """Is a message durable that got its name after this removal?  (mta/fsio_soon.py)"""
+        """Is a message durable that got its name after this removal?  (mta/fsio/soon.py)"""
         named = (r for r in self.trace if r.name == "rename" and "/incoming/" in r.detail)
         return any(self._synced(r.detail, r.begun) for r in named if r.begun > removal + A_CALL)
 

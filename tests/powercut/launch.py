@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from mta import linux_aio
+from mta.fsio import linux_aio
 
 COUNTERS = struct.Struct("=QQd")  # steps so far, the step to stop before (0: not armed), seconds to hold up marks
 Call = Callable[..., Any]

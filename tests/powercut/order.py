@@ -1,6 +1,6 @@
 """A message that was named later takes along what was removed before it: python -m tests.powercut.order [--rounds 100]
 
-What mta/fsio_soon.py believes, without the MTA: files are removed, then another one gets its name and is flushed, while
+What mta/fsio/soon.py believes, without the MTA: files are removed, then another one gets its name and is flushed, while
 a third is flushed all the time or nobody else is there.  The power fails at once.  What comes back is printed.
 --control: files are removed after the other one was flushed, so they may well come back.
 """
@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from mta.linux_writeback import names_follow_files, start_writing
+from mta.fsio.linux_writeback import names_follow_files, start_writing
 from tests.powercut.disk import KINDS, Cut, Disk, unusable
 
 _INSIDE = "AIOMTA_POWERCUT_ORDER"

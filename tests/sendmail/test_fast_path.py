@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from mta.submit_wire import decode_hello, encode
+from mta.submit.wire import decode_hello, encode
 from tests.sendmail.world import World
 
 # The whole list: an interpreter that was just started, _socket, and fast.py itself.

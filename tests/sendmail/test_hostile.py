@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from mta.message_address import SLICE
-from mta.submit_intake import Delivery
-from mta.submit_options import parse_command
-from mta.submit_prepare import Caller, Submission
+from mta.submit.intake import Delivery
+from mta.submit.options import parse_command
+from mta.submit.prepare import Caller, Submission
 from tests.sendmail.world import Done, World
 
 Case = dict[str, Any]

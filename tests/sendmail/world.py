@@ -20,12 +20,12 @@ from mta.cleanup.settings import CleanupSettings
 from mta.clock import Clock
 from mta.control import Control, guarded
 from mta.envelope import Envelope
-from mta.fsio import Fsio
+from mta.fsio.fsio import Fsio
 from mta.lookup.context import LookupContext
 from mta.lookup.open import open_tables
 from mta.lookup.table import Maps
 from mta.lookup.unix import User, UserDb
-from mta.maillog import Maillog, MaillogSettings
+from mta.maillog.maillog import Maillog, MaillogSettings
 from mta.pickup import Pickup, PickupSettings
 from mta.queue.api import Queue
 from mta.queue.store import SpoolStore, StoreSettings, create_spool
@@ -34,9 +34,9 @@ from mta.smtp.reply import Reply
 from mta.smtpd.facts import PERMIT, Facts, Stage, Verdict
 from mta.smtpd.server import SMTPServer
 from mta.smtpd.server_settings import ServerSettings
-from mta.submit import SubmitServer, SubmitSettings
-from mta.submit_smtp import LocalDoor, SmtpOnStdin
-from mta.submit_users import Access
+from mta.submit.smtp import LocalDoor, SmtpOnStdin
+from mta.submit.submit import SubmitServer, SubmitSettings
+from mta.submit.users import Access
 from mta.trivial_rewrite import Rewriter, RewriterSettings
 from sendmail_compat.install import install
 

@@ -5,8 +5,8 @@ import contextlib
 from collections.abc import Iterator
 from unittest.mock import patch
 
-from mta.fsio import Fsio
-from mta.fsio_soon import Finished
+from mta.fsio.fsio import Fsio
+from mta.fsio.soon import Finished
 from mta.queue.api import Job
 from mta.queue.store import SpoolStore
 from mta.queue.store_job import Claimed

@@ -13,7 +13,7 @@ any    each operation on names by itself, as long as what it builds on is there;
 A rename is one operation in both: no file system in use loses a file by it.  What is older than WRITEBACK seconds
 is on the device in any case, as with the kernel's dirty_expire_centisecs.
 
-See also: mta/fsio.py, fsync(2), rename(2)
+See also: mta/fsio/fsio.py, fsync(2), rename(2)
 """
 
 import errno

@@ -19,16 +19,16 @@ from mta.config.config import Config
 from mta.dns.exchange import Exchange
 from mta.dns.mx import MX, DnsNoData, DnsNotFound, DnsTemporary, MXAnswer
 from mta.dns.resolver import Resolver, ResolverSettings
-from mta.fsio import Flusher
-from mta.linux_aio import FDSYNC, Done
+from mta.fsio.fsio import Flusher
+from mta.fsio.linux_aio import FDSYNC, Done
 from mta.lookup.unix import Group, User, UserLookup
-from mta.maillog import Maillog, MaillogSettings
-from mta.master_build import Core, build_anvil, build_core, build_qmgr, build_smtpd
+from mta.maillog.maillog import Maillog, MaillogSettings
+from mta.master.build import Core, build_anvil, build_core, build_qmgr, build_smtpd
 from mta.pickup import Pickup, PickupSettings
 from mta.queue.store import StoreSettings, create_spool
 from mta.smtpd.server import SMTPServer
-from mta.submit import SubmitServer, SubmitSettings
-from mta.submit_users import Access
+from mta.submit.submit import SubmitServer, SubmitSettings
+from mta.submit.users import Access
 from tests.inline_fsio import InlineFsio
 from tests.sim.loop import SimLoop
 from tests.sim.net import Net
@@ -248,7 +248,7 @@ class Scheduler:
         self.serving = True
 
     async def stop(self) -> None:
-        """SIGTERM: as in mta/master_scheduler.py."""
+        """SIGTERM: as in mta/master/scheduler.py."""
         self.world.net.listeners.pop(SUBMIT, None)
         work = [self.submit.drain(20.0), self.qmgr.drain(20.0)]
         if self.server is not None:

@@ -9,8 +9,8 @@ import random
 import re
 from typing import Protocol
 
-from mta.submit_options import parse_command
-from mta.submit_prepare import Caller, Submission
+from mta.submit.options import parse_command
+from mta.submit.prepare import Caller, Submission
 from sendmail_compat import maildrop
 from tests.sim.ledger import Attempt, Ledger
 from tests.sim.mta_process import ADDRESS, SUBMIT, UID

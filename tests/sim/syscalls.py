@@ -20,14 +20,14 @@ import mta.deliver.maildir
 import mta.deliver.mbox
 import mta.deliver.mbox_lock
 import mta.descriptors
-import mta.fsio
+import mta.fsio.fsio
 import mta.queue.store_spool
 import sendmail_compat.maildrop
 from tests.sim.disk import PAGE, Disk, Inode, error
 from tests.sim.process import FIRST_FD, OpenFile, Process, current
 
 MODULES = (
-    mta.fsio, mta.deliver.mailbox, mta.deliver.mbox, mta.deliver.mbox_lock, mta.deliver.maildir, mta.deliver.local,
+    mta.fsio.fsio, mta.deliver.mailbox, mta.deliver.mbox, mta.deliver.mbox_lock, mta.deliver.maildir, mta.deliver.local,
     mta.deliver.local_user, mta.queue.store_spool, sendmail_compat.maildrop,
 )  # fmt: skip
 CONSTANTS = ("O_", "SEEK_", "RWF_", "MFD_", "EX_")

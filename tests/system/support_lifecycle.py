@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from mta.master_worker import CROWD
+from mta.master.worker import CROWD
 from tests.crash.system import ROOT, System
 from tests.system.support_system import directory
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from mta.master_owner import OURS
+from mta.master.owner import OURS
 from tests.crash.system import ROOT, free_port
 from tests.system.support_lifecycle import Client, Instance, hold_lock, instance, knocking, started, until
 from tests.system.support_system import DOMAIN, local_user, mailbox_of

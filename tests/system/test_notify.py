@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from mta.clock import Clock
-from mta.master_notify import Notify
-from mta.master_watchdog import feed
+from mta.master.notify import Notify
+from mta.master.watchdog import feed
 from tests.crash.system import ROOT, free_port
 from tests.system.support_lifecycle import Client, Instance, instance, until
 from tests.system.support_load import Load
@@ -136,7 +136,7 @@ def test_mta_local_feeds_a_watchdog_of_its_own_and_only_while_its_loop_turns(tmp
         private = system.spool / "private"
         private.mkdir(parents=True, exist_ok=True)
         environ = {**os.environ, "NOTIFY_SOCKET": str(tmp_path / "n"), "WATCHDOG_USEC": "200000"}
-        command = [sys.executable, "-m", "mta.master_local", "-c", str(system.etc)]
+        command = [sys.executable, "-m", "mta.master.local", "-c", str(system.etc)]
         process = subprocess.Popen(command, cwd=ROOT, env=environ)
         try:
             assert sock.recv(64) == b"READY=1\nSTATUS=serving"
@@ -160,8 +160,8 @@ def test_a_worker_whose_loop_stands_still_is_ended_by_the_kernel() -> None:
     code = textwrap.dedent("""
         import asyncio, time
         from mta.clock import Clock
-        from mta.master_notify import Notify
-        from mta.master_watchdog import guard
+        from mta.master.notify import Notify
+        from mta.master.watchdog import guard
         async def main():
             task = asyncio.create_task(guard(Notify({"WATCHDOG_USEC": "2000000"}), Clock()))
             await asyncio.sleep(4.5)  # longer than the alarm: the loop turns, so nothing happens

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from mta.master_worker import CROWD
+from mta.master.worker import CROWD
 from tests.crash.system import free_port
 from tests.system.support_lifecycle import Client, crowd, instance, started, until
 from tests.system.support_system import DOMAIN, local_user, mailbox_of

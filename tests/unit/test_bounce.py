@@ -16,9 +16,9 @@ from mta.cleanup.settings import CleanupSettings
 from mta.clock import Clock
 from mta.deliver.request import Result
 from mta.envelope import NOTIFY_DEFAULT, Envelope, Notify, Recipient, Ret
-from mta.fsio import Fsio
+from mta.fsio.fsio import Fsio
 from mta.lookup.open import open_tables
-from mta.maillog import Maillog, MaillogSettings
+from mta.maillog.maillog import Maillog, MaillogSettings
 from mta.queue.api import Draft, Job, Queue, QueueError
 from mta.queue.store import SpoolStore
 from mta.queue.store_spool import StoreSettings, create_spool

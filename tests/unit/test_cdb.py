@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mta.clock import Clock
-from mta.fsio import Fsio
+from mta.fsio.fsio import Fsio
 from mta.lookup.cdb import HEADER, Cdb, CdbError, build, cdb_hash
 from mta.lookup.context import LookupContext
 from mta.lookup.open import open_table

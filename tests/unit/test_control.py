@@ -17,11 +17,11 @@ from mta.lookup.context import LookupContext
 from mta.lookup.match_list import DomainList
 from mta.lookup.table import TableError
 from mta.lookup.unix import UserDb
-from mta.maillog import Maillog, MaillogSettings
+from mta.maillog.maillog import Maillog, MaillogSettings
 from mta.queue.api import Listing, Queue
 from mta.queue.reasons import quoted
 from mta.queue.store_admin import Administrator
-from mta.submit_users import Access, User
+from mta.submit.users import Access, User
 from tests.queue_support import Spooled, spooled
 from tests.unit.test_resolver import Lines
 

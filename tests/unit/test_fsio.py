@@ -12,10 +12,10 @@ from typing import Protocol
 
 import pytest
 
-from mta.fsio import ENTROPY, LEAST, Fsio, ThreadFlusher, fsync_now
-from mta.fsio_groups import TOGETHER
-from mta.linux_aio import CONTEXT_SIZE, FDSYNC, FSYNC, Done, LinuxAio
-from mta.linux_writeback import names_follow_files
+from mta.fsio.fsio import ENTROPY, LEAST, Fsio, ThreadFlusher, fsync_now
+from mta.fsio.groups import TOGETHER
+from mta.fsio.linux_aio import CONTEXT_SIZE, FDSYNC, FSYNC, Done, LinuxAio
+from mta.fsio.linux_writeback import names_follow_files
 
 
 class Opener(Protocol):
@@ -59,7 +59,7 @@ async def test_many_commits_share_few_flushes(tmp_path: Path, opener: Opener, ai
 async def test_a_directory_is_flushed_unless_the_journal_holds_names_together_with_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, follows: bool
 ) -> None:
-    monkeypatch.setattr("mta.fsio.names_follow_files", lambda _: follows)
+    monkeypatch.setattr("mta.fsio.fsio.names_follow_files", lambda _: follows)
     fsio = Fsio(journal=True)
     operations: list[str] = []
     fsio.hook = lambda op, _: operations.append(op) if op.startswith("flush") else None
@@ -94,7 +94,7 @@ def test_only_xfs_and_ext4_with_a_journal_are_trusted_with_names(
     text = tmp_path / "journal_task"
     if journal is not None:
         text.write_text(journal)
-    monkeypatch.setattr("mta.linux_writeback.ctypes.CDLL", lambda _: SimpleNamespace(fstatfs=fstatfs))
+    monkeypatch.setattr("mta.fsio.linux_writeback.ctypes.CDLL", lambda _: SimpleNamespace(fstatfs=fstatfs))
     monkeypatch.setattr("builtins.open", lambda name: opened(text) if "/sys/fs/ext4/" in name else opened(name))
     fd = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -106,7 +106,7 @@ def test_only_xfs_and_ext4_with_a_journal_are_trusted_with_names(
 async def test_a_group_waits_a_moment_for_those_who_are_about_to_commit(
     tmp_path: Path, opener: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("company.RECENT", "fsio_groups.GATHER"):
+    for name in ("company.RECENT", "fsio.groups.GATHER"):
         monkeypatch.setattr(f"mta.{name}", 60.0)  # a moment is long, so that no pause of the machine ends it
     fsio = opener()
     directory = fsio.directory(str(tmp_path))
@@ -136,7 +136,7 @@ async def test_who_stalls_or_goes_on_and_on_holds_up_nobody_for_long(
     tmp_path: Path, opener: Opener, monkeypatch: pytest.MonkeyPatch, goes_on: bool
 ) -> None:
     if goes_on:  # looked for again and again, and always there
-        for name, seconds in (("company.RECENT", 60.0), ("fsio_groups.RECENT", 0.0), ("fsio_groups.GATHER", 0.2)):
+        for name, seconds in (("company.RECENT", 60.0), ("fsio.groups.RECENT", 0.0), ("fsio.groups.GATHER", 0.2)):
             monkeypatch.setattr(f"mta.{name}", seconds)
     fsio = opener()
     fd = fsio.open_excl(f"{tmp_path}/0", 0o600)

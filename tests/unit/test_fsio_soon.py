@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from mta.clock import Clock
-from mta.fsio import Fsio
-from mta.fsio_soon import SOON, Finished, Soon
+from mta.fsio.fsio import Fsio
+from mta.fsio.soon import SOON, Finished, Soon
 from tests.queue_support import Spooled, spooled
 from tests.virtual_time import run_virtual
 
@@ -118,8 +118,8 @@ def spool(tmp_path: Path) -> Iterator[Spooled]:
 async def test_an_accepted_message_takes_the_end_of_those_before_it_along(
     spool: Spooled, monkeypatch: pytest.MonkeyPatch, follow: bool
 ) -> None:
-    monkeypatch.setattr("mta.fsio.names_follow_files", lambda _: follow)
-    monkeypatch.setattr("mta.fsio_soon.SOON", 3600.0)  # what is taken was not flushed by time
+    monkeypatch.setattr("mta.fsio.fsio.names_follow_files", lambda _: follow)
+    monkeypatch.setattr("mta.fsio.soon.SOON", 3600.0)  # what is taken was not flushed by time
     queue_id = await spool.accept()
     job = await spool.store.claim(queue_id)
     assert job is not None

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from mta.config.config import Config, load
-from mta.install import main, parse
-from mta.install_journal import KINDS, Journal, decode, encode
-from mta.install_links import NAMES, plan_alternatives, plan_diverts, plan_links, systems
-from mta.install_links import Found as FoundNames
-from mta.install_spool import Spool, messages, plan_spool
-from mta.install_steps import (
+from mta.install.install import main, parse
+from mta.install.journal import KINDS, Journal, decode, encode
+from mta.install.links import NAMES, plan_alternatives, plan_diverts, plan_links, systems
+from mta.install.links import Found as FoundNames
+from mta.install.spool import Spool, messages, plan_spool
+from mta.install.steps import (
     Account,
     Alternative,
     Choose,
@@ -25,7 +25,7 @@ from mta.install_steps import (
     Units,
     WriteFile,
 )
-from mta.install_units import drop_in, enabled, port_lists, read_templates, units_for, with_ports
+from mta.install.units import drop_in, enabled, port_lists, read_templates, units_for, with_ports
 
 ROOT = Path(__file__).resolve().parents[2]
 EACH: list[Step] = [
@@ -137,7 +137,7 @@ def found(moves: dict[str, str], owner: str) -> FoundNames:
 
 
 def test_the_other_mail_system_is_a_choice_before_ours_is_and_ours_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mta.install_links.chosen", lambda tool: "")
+    monkeypatch.setattr("mta.install.links.chosen", lambda tool: "")
     moves = {"/usr/sbin/sendmail": "/usr/sbin/sendmail.postfix", "/usr/bin/mailq": "/usr/bin/mailq.postfix"}
     theirs, ours, choose = plan_alternatives(found(moves, "postfix"), "/opt/x", "update-alternatives")
     assert isinstance(theirs, Alternative) and isinstance(ours, Alternative) and isinstance(choose, Choose)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mta.linux_writeback import Journals, names_follow_files, start_writing
+from mta.fsio.linux_writeback import Journals, names_follow_files, start_writing
 
 
 def test_memory_promises_nothing() -> None:

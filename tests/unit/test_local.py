@@ -12,8 +12,8 @@ from mta.deliver.local import IN_MEMORY, LocalAgent, OwnMailboxes
 from mta.deliver.local_wire import Answer, Ask
 from mta.deliver.request import CorruptContentError, DeliveryRequest, Result
 from mta.envelope import Envelope, Recipient
-from mta.fsio import Fsio
-from mta.maillog import Maillog, MaillogSettings
+from mta.fsio.fsio import Fsio
+from mta.maillog.maillog import Maillog, MaillogSettings
 from mta.smtp.reply import Reply
 from tests.unit.local_fixture import Site
 

@@ -23,7 +23,7 @@ from mta.deliver.local_wire import Answer, Ask, WireError, decode_answer, decode
 from mta.local_helper import Channel, Helper, Listener, Setup, SetupError
 from mta.local_helper_child import become_user
 from mta.lookup.unix import User
-from mta.maillog import Maillog, MaillogSettings
+from mta.maillog.maillog import Maillog, MaillogSettings
 from mta.smtp.reply import Reply
 from tests.unit.local_fixture import Site
 from tests.unit.test_local import Lines

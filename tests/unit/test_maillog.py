@@ -10,8 +10,8 @@ import pytest
 from mta.clock import Clock
 from mta.deliver.request import Result
 from mta.envelope import Recipient
-from mta.maillog import GATHER, Delays, FileSink, Maillog, MaillogSettings, delivery, printable, seconds
-from mta.maillog_fields import fields
+from mta.maillog.fields import fields
+from mta.maillog.maillog import GATHER, Delays, FileSink, Maillog, MaillogSettings, delivery, printable, seconds
 from mta.smtp.path import quote_address
 from mta.smtp.reply import Reply
 
@@ -140,7 +140,7 @@ def test_only_a_file_changes_its_owner(tmp_path: Path) -> None:
 def test_without_its_file_the_log_goes_elsewhere_and_says_why_once(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mta.maillog.DEV_LOG", str(tmp_path / "none"))
+    monkeypatch.setattr("mta.maillog.maillog.DEV_LOG", str(tmp_path / "none"))
     path = tmp_path / "later/log"
     log = Maillog(MaillogSettings(str(path), "postfix", "h"), Clock())
     log.write("smtpd", "one")

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from mta.clock import Clock
-from mta.maillog import FileSink, Maillog, MaillogSettings, sink_for
-from mta.maillog_fields import fields, severity
-from mta.maillog_sinks import BUFFER_LIMIT, JournalSink, SyslogSink, is_journal
+from mta.maillog.fields import fields, severity
+from mta.maillog.maillog import FileSink, Maillog, MaillogSettings, sink_for
+from mta.maillog.sinks import BUFFER_LIMIT, JournalSink, SyslogSink, is_journal
 
 NOW = Clock(lambda: 1795217804.0)
 LINE = "Nov 21 00:01:03 postfix/{}[812]: {}"

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from mta import cli, cli_queue, install, submit_options
+from mta import cli, cli_queue
+from mta.install import install
+from mta.submit import options as submit_options
 from scripts.manual.__main__ import PAGES, files
 from scripts.manual.model import Page, Verb
 from sendmail_compat.commands import COMMANDS

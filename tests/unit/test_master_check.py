@@ -7,8 +7,8 @@ import pytest
 
 from mta.config.config import Config, load
 from mta.config.main_cf import Setting
-from mta.fsio import Fsio
-from mta.master_check import check_permissions, check_services, check_tables
+from mta.fsio.fsio import Fsio
+from mta.master.check import check_permissions, check_services, check_tables
 from mta.queue.store_spool import create_spool
 from tests.queue_support import settings
 

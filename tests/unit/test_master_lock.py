@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mta.clock import Clock
-from mta.master_lock import AlreadyRunningError, read_pid, running, take, wait_until_stopped
+from mta.master.lock import AlreadyRunningError, read_pid, running, take, wait_until_stopped
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_a_lock_on_the_data_directory_alone_is_enough_to_refuse(spool: Path) -> 
 
 def test_the_lock_dies_with_the_process(spool: Path) -> None:
     code = (
-        "import sys; from mta.master_lock import take; take(sys.argv[1], sys.argv[2]); "
+        "import sys; from mta.master.lock import take; take(sys.argv[1], sys.argv[2]); "
         "print('held', flush=True); sys.stdin.read()"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(spool / "spool"), str(spool / "data")],

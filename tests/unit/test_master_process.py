@@ -11,8 +11,8 @@ ROOT = Path(__file__).resolve().parents[2]
 HEAD = """
 import os, signal, sys
 from mta.clock import Clock
-from mta.maillog import Maillog, MaillogSettings
-from mta.master_process import ChildSpec, Supervisor
+from mta.maillog.maillog import Maillog, MaillogSettings
+from mta.master.process import ChildSpec, Supervisor
 log = Maillog(MaillogSettings("/dev/stdout", "postfix", "host"), Clock())
 
 def say(text):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mta.master_sockets import (
+from mta.master.sockets import (
     Address,
     SocketProblemError,
     address_of,

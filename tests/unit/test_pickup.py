@@ -12,7 +12,7 @@ import pytest
 from mta import pickup as pickup_module
 from mta.lookup.table import TableError
 from mta.pickup import Pickup, PickupSettings
-from mta.submit_limits import UserLimits, UserLimitSettings
+from mta.submit.limits import UserLimits, UserLimitSettings
 from sendmail_compat.maildrop import LineRecords, record
 from tests.sendmail.world import World
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mta import master_scheduler
+from mta.master import scheduler as master_scheduler
 
 
 def test_where_proc_hides_other_processes_the_scheduler_starts_all_the_same(

@@ -12,7 +12,7 @@ from mta.cleanup.intake import RefusedError
 from mta.clock import Clock
 from mta.deliver.request import DeliveryRequest, Expansion, Result
 from mta.envelope import Envelope, Notify, Origin, Recipient, Ret, wants_verp
-from mta.maillog import FileSink, Maillog, MaillogSettings
+from mta.maillog.maillog import FileSink, Maillog, MaillogSettings
 from mta.qmgr.backoff import BackoffSettings
 from mta.qmgr.grouping import Target
 from mta.qmgr.qmgr import QmgrSettings, QueueManager

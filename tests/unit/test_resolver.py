@@ -18,7 +18,7 @@ from mta.dns.answers import MAX_BESIDE, MAX_CNAMES, MAX_RECORDS, judge, read, wi
 from mta.dns.mx import MX, DnsNoData, DnsNotFound, DnsTemporary, MXAnswer
 from mta.dns.resolver import ClientName, Resolver, ResolverSettings
 from mta.dns.system import parse_hosts, parse_resolv_conf, parse_server
-from mta.maillog import Maillog, MaillogSettings
+from mta.maillog.maillog import Maillog, MaillogSettings
 from tests.dns_server import SOA, DnsServer
 
 

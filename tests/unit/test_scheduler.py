@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from mta.config.config import Config
 from mta.config.main_cf import Setting
 from mta.envelope import Recipient
-from mta.master_build import transport_limits
+from mta.master.build import transport_limits
 from mta.qmgr.scheduler import Entry, Scheduler, SchedulerSettings, TransportLimits
 from mta.smtp.reply import Reply
 

@@ -6,7 +6,7 @@ from typing import cast
 
 import pytest
 
-from mta.master_scheduler import Running
+from mta.master.scheduler import Running
 
 
 class Greeter(asyncio.Protocol):

@@ -11,7 +11,7 @@ import pytest
 
 from mta.deliver.request import CorruptContentError
 from mta.envelope import Envelope
-from mta.fsio import Fsio
+from mta.fsio.fsio import Fsio
 from mta.queue.api import FencedError, Parent, Queue, QueueError, QueueFullError
 from mta.queue.queue_file import PLAIN_LIMIT
 from mta.queue.store import SpoolStore

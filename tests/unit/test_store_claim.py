@@ -11,7 +11,7 @@ from typing import ParamSpec, TypeVar
 import pytest
 
 from mta.clock import Clock
-from mta.fsio import WORKERS, Fsio
+from mta.fsio.fsio import WORKERS, Fsio
 from mta.queue.api import QueueError
 from mta.queue.store_claim import BATCH, SLOW, Opened, Opener
 from tests.inline_fsio import InlineFsio

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mta.clock import Clock
-from mta.fsio import Fsio
+from mta.fsio.fsio import Fsio
 from mta.queue.api import FencedError, Job, Parent, Queue, QueueError, Reason
 from mta.queue.queue_reader import DamagedError
 from mta.queue.store import create_spool

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from mta.clock import Clock
-from mta.submit_limits import UserLimits, UserLimitSettings
-from mta.submit_results import Results
-from mta.submit_wire import encode
+from mta.submit.limits import UserLimits, UserLimitSettings
+from mta.submit.results import Results
+from mta.submit.wire import encode
 from tests.queue_support import spooled
 from tests.sendmail.world import World
 

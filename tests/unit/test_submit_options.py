@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mta.envelope import Notify, Ret
-from mta.submit_options import Invocation, Mode, UsageError, argument_recipients, full_name, parse_command
+from mta.submit.options import Invocation, Mode, UsageError, argument_recipients, full_name, parse_command
 
 
 def parse(*words: str, uid: int = 1000, program: str = "/usr/sbin/sendmail") -> Invocation:

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from mta.submit_smtp import SmtpOnStdin
+from mta.submit.smtp import SmtpOnStdin
 
 
 class Server:

@@ -9,8 +9,8 @@ from mta.deliver.request import DeliveryRequest, Result
 from mta.envelope import VERP, Envelope, Recipient, verp_sender, wants_verp
 from mta.queue.api import Queue
 from mta.smtp.reply import Reply
-from mta.submit_options import UsageError, parse_command
-from mta.submit_prepare import Caller, Submission, VerpSettings
+from mta.submit.options import UsageError, parse_command
+from mta.submit.prepare import Caller, Submission, VerpSettings
 from sendmail_compat.maildrop import record
 from tests.sendmail.world import World as Door
 from tests.unit.test_bounce import Office

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from mta.clock import Clock
 from mta.config.config import Config, load
-from mta.maillog import FileSink, Maillog, MaillogSettings
-from mta.master_build import Core, build_anvil, build_core, build_qmgr, build_smtpd
+from mta.maillog.maillog import FileSink, Maillog, MaillogSettings
+from mta.master.build import Core, build_anvil, build_core, build_qmgr, build_smtpd
 from mta.qmgr.qmgr import QueueManager
 from mta.queue.api import Queue
 from mta.queue.store import StoreSettings, create_spool

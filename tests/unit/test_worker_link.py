@@ -11,7 +11,7 @@ import pytest
 from mta import worker_link_client
 from mta.clock import Clock
 from mta.lookup.match_list import NetworkList
-from mta.maillog import Maillog, MaillogSettings
+from mta.maillog.maillog import Maillog, MaillogSettings
 from mta.smtpd.anvil import Anvil, AnvilSettings
 from mta.smtpd.facts import PERMIT, Verdict
 from mta.worker_link import LinkServer

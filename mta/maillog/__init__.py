@@ -1,0 +1,1 @@
+"""The log: its lines, their fields, and where they go."""
