@@ -32,6 +32,7 @@ SIZE_RECORD = 97  # bytes of the C record, at offset 0
 SMTPUTF8_REQUESTED = 1  # in field 6 of C
 WARN_DATA = 2  # offset of the digits in a W record
 MAX_CRASHES = 9  # one digit
+ANSWERED = 10_000  # offsets in one parent_rcpts: a reader takes no record of any length
 
 _LINE_PREFIX = [b"N%c" % n if n < 128 else b"N%c%c" % (n & 127 | 128, n >> 7) for n in range(LINE_LIMIT + 1)]
 _LENGTH = [bytes((n,)) for n in range(128)]  # of a record, where one byte will do
@@ -220,8 +221,10 @@ def encode_tail(
             _attribute("parent_kind", parent.kind),
             _attribute("parent_uid", parent.uid),
             _attribute("parent_id", parent.queue_id),
-            _attribute("parent_rcpts", " ".join(map(str, parent.recipients))),
         ]
+        offsets = parent.recipients
+        for i in range(0, len(offsets) or 1, ANSWERED):
+            parts.append(_attribute("parent_rcpts", " ".join(map(str, offsets[i : i + ANSWERED]))))
     parts += [_attribute(name, value) for name, value in (attributes or {}).items()]
     covered = b"".join(parts)
     crc = envelope_crc(size_record + head.data[SIZE_RECORD:], head.recipients, head.warn_offset, covered)

@@ -30,6 +30,7 @@ _IGNORED = frozenset(b"cIVKfdrePm>nio<w")  # known to Postfix, nothing to us
 _WITH_FIELD = {  # attributes that are not kept by name; log_ident is the id that a Postfix gave it
     "dsn_orig_rcpt", "notify_flags", "envelope_id", "ret_flags", "encoding", "create_time", "log_ident",
 }  # fmt: skip
+_ANSWERED = "parent_rcpts"  # stands there again and again when they are many
 
 ReadAt = Callable[[int, int], bytes]
 
@@ -161,6 +162,7 @@ class _Decoder:
         self.file = QueueFile(Envelope("", [], 0.0))
         self._own: dict[str, str] = {}
         self._own_offset: dict[str, int] = {}
+        self._answered: list[str] = []
         self._forget_dsn()
 
     def _forget_dsn(self) -> None:
@@ -286,6 +288,9 @@ class _Decoder:
                 name, _, value = _text(data).partition("=")
                 if name in ("encoding", "dsn_orig_rcpt", "notify_flags", "envelope_id", "ret_flags"):
                     self._attribute(name, value)
+                elif name == _ANSWERED:
+                    self._answered.append(value)
+                    self._own[name] = ""
                 else:
                     self._own[name], self._own_offset[name] = value, at
             elif kind == _O:
@@ -319,7 +324,8 @@ class _Decoder:
         try:
             file.content_crc = int(own.pop("content_crc32"), 16)
             if "parent_kind" in own:
-                offsets = tuple(map(int, own.pop("parent_rcpts").split()))
+                del own[_ANSWERED]
+                offsets = tuple(map(int, " ".join(self._answered).split()))
                 file.parent = Parent(own.pop("parent_kind"), own.pop("parent_uid"), own.pop("parent_id"), offsets)
         except (KeyError, ValueError):
             raise DamagedError("our attributes make no sense") from None

@@ -165,6 +165,11 @@ def test_a_file_of_ours_must_have_all_our_attributes(victim: str) -> None:
         decoded(raw)
 
 
+def test_a_child_may_answer_for_any_number_of_recipients() -> None:
+    parent = Parent("bounce", "cd" * 16, "4F3", tuple(range(10_000_000, 10_000_000 + 70 * 200_000, 70)))
+    assert decoded(encoded(simple(), b"x\n", parent=parent)).parent == parent
+
+
 @pytest.mark.parametrize("attributes", [{"content_crc32": "zz"}, {"parent_kind": "bounce"}, {"parent_kind": "bounce",
     "parent_uid": "", "parent_id": "", "parent_rcpts": "x"}])  # fmt: skip
 def test_attributes_that_make_no_sense_are_damage_though_the_checksum_is_right(attributes: Mapping[str, str]) -> None:
