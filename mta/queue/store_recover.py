@@ -225,7 +225,8 @@ class Recovery:
                 return False  # claim() will put it aside
             if file.identity(found.st_ino) != parent.uid:
                 return False
-            marks = [(r.offset, b"D") for r in file.envelope.recipients if r.offset in parent.recipients]
+            answered = frozenset(parent.recipients)
+            marks = [(r.offset, b"D") for r in file.envelope.recipients if r.offset in answered]
             if parent.kind == "delay":
                 marks = []
                 if file.warn_offset and file.envelope.warn_time:

@@ -10,6 +10,7 @@ import pytest
 
 from mta.queue.api import Job, Parent, Queue, Reason
 from mta.queue.store_listing import SLICE
+from mta.queue.store_recover import Recovery
 from tests.queue_support import NOW, Spooled, spooled
 from tests.unit.test_queue_file import decoded
 from tests.unit.test_store import fail_at
@@ -115,6 +116,24 @@ async def test_the_marks_are_durable_before_the_child_can_be_claimed(spool: Spoo
     assert steps.index("flush") < steps.index("pwrite")  # the child itself comes first
     last_flush = len(steps) - 1 - steps[::-1].index("flush")
     assert steps.index("pwrite") < last_flush < steps.index("rename")
+
+
+async def test_a_child_that_answers_for_many_is_applied_in_linear_time(spool: Spooled) -> None:
+    class Counted(int):
+        compared = 0
+
+        def __eq__(self, other: object) -> bool:
+            Counted.compared += 1
+            return int(self) == other
+
+        __hash__ = int.__hash__
+
+    job = await claimed(spool, *(f"{n}@dst.test" for n in range(3000)))
+    parent = Parent("bounce", job.uid, job.queue_id, tuple(Counted(r.offset) for r in reversed(job.todo)))
+    die(spool, job)
+    assert await Recovery(spool.store)._apply(parent, Queue.ACTIVE, str(spool.path("active", job.queue_id)))
+    assert states(spool.only("active")) == ["D"] * 3000
+    assert Counted.compared < 20 * 3000
 
 
 async def test_a_child_of_another_message_with_the_same_id_marks_nothing(spool: Spooled) -> None:
