@@ -158,7 +158,8 @@ class Lister:
             self._fsio.close_fd(fd)
         todo = [r.address for r in file.envelope.recipients if r.todo]
         reasons = self._reasons(entry.name) if queue in (Queue.ACTIVE, Queue.DEFERRED, Queue.HOLD) else {}
-        first = [a for a in reasons if a in todo]
+        waiting = frozenset(todo)
+        first = [a for a in reasons if a in waiting]
         return Listing(
             queue, entry.name, file.envelope.arrival or at.st_mtime, file.size or at.st_size,
             at.st_mode & (FORCE_EXPIRE | DROPPED) == FORCE_EXPIRE, file.envelope.sender,

@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -310,6 +311,23 @@ async def test_scan_sees_only_complete_messages(spool: Spooled) -> None:
     (spool.root / "incoming" / "DIR").mkdir(mode=0o700)
     assert [i for i, _ in await spool.store.scan(Queue.INCOMING)] == [queue_id]
     draft.abort()
+
+
+async def test_a_row_of_the_listing_takes_time_in_proportion_to_its_recipients(spool: Spooled) -> None:
+    async def spent(count: int) -> float:
+        job = await claimed(spool, *(f"{n}@dst.test" for n in range(count)))
+        await spool.store.defer(job, NOW, {r.offset: WHY for r in job.todo})
+        best = float("inf")
+        for _ in range(3):
+            begun = time.process_time()
+            (row,) = [row async for row in spool.store.listing()]
+            best = min(best, time.process_time() - begun)
+        assert len(row.recipients) == len(row.reasons) == count
+        spool.path("deferred", job.queue_id).unlink()
+        return best
+
+    few, many = await spent(2500), await spent(10_000)
+    assert many < 7 * few
 
 
 async def test_the_listing_is_in_the_order_of_mailq(spool: Spooled) -> None:
