@@ -21,6 +21,7 @@ from mta.record import dataclass
 from mta.smtp.path import quote_address
 from mta.smtp.reply import Reply
 
+HELD = 10  # children that wait for the marks of their parent; each has a descriptor
 INTERNAL_ERROR = Reply(451, "4.3.0", "internal error, will try again")
 
 
@@ -166,6 +167,15 @@ class Attempt:
                 self.store.mark(self.job, recipient)
             self.results[recipient.offset] = result
             delivery(self.log.write, service, self.job.queue_id, recipient, result, delays)
+            if len(self.children) >= HELD:
+                await self.release_children()
+
+    async def release_children(self) -> None:
+        """Make the marks durable, and let go of the children that answer for those recipients."""
+        if self.children:
+            await self.store.flush_marks(self.job)
+            await self.store.release(self.children)
+            self.children.clear()
 
     def _is_list(self, expansion: Expansion) -> bool:
         """Has it a sender of its own?  RFC 3461 s5.2.7.3: delivered to the list, its mail to the members is another."""
@@ -207,6 +217,8 @@ class Attempt:
                 self._adopt(kind, await bounces.bounce(self.job, part))
                 for recipient, _ in part:
                     self.store.mark(self.job, recipient)
+                if len(self.children) >= HELD:
+                    await self.release_children()
         done = [(r, x) for r, x in self.select(lambda x: x.reply.is_positive) if _reports(r) and x.action]
         if done and "success" not in self.told:
             self._adopt("success", await bounces.success_notice(self.job, done))

@@ -232,9 +232,8 @@ class QueueManager:
                 self._log_traceback(queue_id)
                 await self._clock.sleep(CRASH_PAUSE)  # its crash is counted: in the end that puts it on hold
                 attempt = self._active.get(queue_id)
-                if attempt is not None and attempt.children:  # their recipients are marked: nobody makes them again
-                    await self._store.flush_marks(job)
-                    await self._store.release(attempt.children)
+                if attempt is not None:
+                    await attempt.release_children()  # their recipients are marked: nobody makes them again
                 await self._store.give_back(job, crashed=True)
                 self._intake.arrived(queue_id)
         finally:

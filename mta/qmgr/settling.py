@@ -42,11 +42,10 @@ class Settler:
         while True:
             try:
                 if not attempt.ordinary:
+                    await attempt.release_children()  # of the try before, which may have wanted a descriptor
                     await attempt.forward(self._injector, self._clock)
                     await self._notices(attempt)
-                if attempt.children:
-                    await self._store.flush_marks(job)
-                    await self._store.release(attempt.children)
+                    await attempt.release_children()
                 if job.todo:
                     return await self._defer(attempt)
                 await self._store.finish(job)
@@ -79,9 +78,7 @@ class Settler:
         """Shutdown in the middle: keep and report what is known, give the rest back untouched."""
         await attempt.forward(self._injector, self._clock)
         await attempt.notify(self._bounces, expired=False, delayed=False)
-        if attempt.children:
-            await self._store.flush_marks(attempt.job)
-            await self._store.release(attempt.children)
+        await attempt.release_children()
         if attempt.job.todo:
             await self._store.give_back(attempt.job)
         else:

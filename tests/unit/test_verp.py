@@ -1,11 +1,13 @@
 """A sender that names the recipient, from `sendmail -XV` to the delivery and the bounce."""
 
+import errno
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from mta.deliver.request import DeliveryRequest, Result
+from mta.deliver.request import DeliveryRequest, Expansion, Result
 from mta.envelope import VERP, Envelope, Recipient, verp_sender, wants_verp
 from mta.queue.api import Queue
 from mta.smtp.reply import Reply
@@ -107,6 +109,39 @@ def test_each_recipient_is_delivered_by_itself_with_its_own_sender_and_has_its_o
         assert sorted(w.notices.bounced) == [("x@b.test",), ("y@b.test",)]
 
     simulate(tmp_path, lambda r, n: Result(no, "no") if r.address[0] in "xy" else OK, story)
+
+
+@pytest.mark.parametrize("room", [5, 1000])
+@pytest.mark.parametrize("aliases", [False, True])
+def test_hundreds_of_children_do_not_take_all_descriptors(tmp_path: Path, aliases: bool, room: int) -> None:
+    def fate(r: Recipient, n: int) -> Result:
+        if r.address[0] != "u":
+            return OK
+        if aliases:
+            expansion = Expansion((f"x{r.address}",), "s@a.test", "")
+            return Result(Reply(250, "2.0.0", ""), "", "local", expansion=expansion)
+        return Result(Reply(550, "5.1.1", "no"), "no")
+
+    async def story(w: World) -> None:
+        fields: dict[str, Any] = {} if aliases else {"attributes": {VERP: "+="}}
+        queue_id = await w.submit(*(f"u{n}@b.test" for n in range(200)), **fields)
+        before, most = len(os.listdir("/proc/self/fd")), 0
+
+        def watch(operation: str, _: str | int) -> None:
+            nonlocal most
+            if operation == "open_excl":
+                used = len(os.listdir("/proc/self/fd")) - before
+                if used >= room:
+                    raise OSError(errno.EMFILE, "Too many open files")
+                most = max(most, used)
+
+        w.fsio.hook = watch
+        await w.clock.sleep(400_000)
+        assert f"{queue_id}: removed" in w.lines()
+        assert len(w.children if aliases else set(w.notices.bounced)) == 200
+        assert most < 50
+
+    simulate(tmp_path, fate, story, recipients=1)
 
 
 @pytest.mark.parametrize(("disabled", "to"), [
