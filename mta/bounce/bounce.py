@@ -21,7 +21,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import Protocol
 
 from mta.bounce.dsn import Kind, Report, ReportRecipient, closing, opening
-from mta.clock import Clock, rfc5322_date
+from mta.clock import Clock, others_run, rfc5322_date
 from mta.deliver.request import CorruptContentError, Result
 from mta.envelope import Envelope, Notify, Origin, Recipient, Ret, verp_sender, wants_verp
 from mta.maillog.maillog import Maillog
@@ -29,6 +29,7 @@ from mta.queue.api import Draft, Job, Parent, QueueError, QueueStore
 from mta.record import dataclass
 
 HEADER_LIMIT = 60000  # bytes of the original's header that are returned
+SLICE = 1000  # recipients between two pauses
 SERVICE = "bounce"
 
 
@@ -143,7 +144,7 @@ class BounceWriter:
         to = job.envelope.sender
         if kind is Kind.FAILURE and self.one_by_one(job):
             to = verp_sender(job.envelope, about[0][0])
-        report = self._report(job, kind, about, to, original, postmaster=False)
+        report = await self._report(job, kind, about, to, original, postmaster=False)
         envelope = Envelope("", [Recipient(to)], self._clock.now(), smtputf8=report.utf8)
         return await self._inject(job, report, original, envelope, _parent(parent, job, about))
 
@@ -166,7 +167,7 @@ class BounceWriter:
         headers_only: bool,
     ) -> Draft:  # fmt: skip
         original = await self._original(job, headers_only=headers_only)
-        report = self._report(job, kind, about, to, original, postmaster=True)
+        report = await self._report(job, kind, about, to, original, postmaster=True)
         envelope = Envelope(self._double_bounce(), [Recipient(to)], self._clock.now(), smtputf8=report.utf8)
         child = await self._inject(job, report, original, envelope, parent)
         what = "delay" if kind is Kind.DELAY else "non-delivery"
@@ -180,7 +181,10 @@ class BounceWriter:
         return await self._cleanup.inject(origin, envelope, self._content(job, report, original), parent)
 
     async def _content(self, job: Job, report: Report, original: _Original) -> AsyncIterator[bytes]:
-        yield opening(report)
+        for number, piece in enumerate(opening(report)):
+            if number:
+                await others_run()
+            yield piece
         if report.original == "headers":
             yield original.header
         elif report.original == "message":
@@ -197,7 +201,7 @@ class BounceWriter:
 
     # -- what it says -----------------------------------------------------------------------------
 
-    def _report(
+    async def _report(
         self,
         job: Job,
         kind: Kind,
@@ -209,6 +213,11 @@ class BounceWriter:
     ) -> Report:
         settings, envelope, now = self._settings, job.envelope, self._clock.now()
         addresses = [to, envelope.sender, *(r.address for r, _ in about), *(r.dsn_orig_rcpt for r, _ in about)]
+        recipients = []
+        for n, (recipient, result) in enumerate(about):
+            if n % SLICE == SLICE - 1:
+                await others_run()
+            recipients.append(_report_recipient(kind, recipient, result))
         foreign = not all(a.isascii() for a in addresses) or not original.header.isascii()
         return Report(
             kind=kind,
@@ -220,7 +229,7 @@ class BounceWriter:
             date=rfc5322_date(int(now)),
             arrival=rfc5322_date(int(envelope.arrival)),
             boundary=self._boundary(job.queue_id),
-            recipients=tuple(_report_recipient(kind, r, x) for r, x in about),
+            recipients=tuple(recipients),
             envelope_id=envelope.envelope_id,
             retry_until=rfc5322_date(int(envelope.arrival + settings.maximal_queue_lifetime)),
             original=original.kind,

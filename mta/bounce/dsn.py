@@ -1,8 +1,8 @@
 """Delivery status notifications: the bytes of a multipart/report around a returned message.
 
 Layout as Postfix writes it, because people's tools know it: a text for humans, message/delivery-status for
-programs, then the message or its header.  The original is not in here: callers send `opening(report)`, the
-text to be returned, `closing(report)`, so a large message is never in memory.
+programs, then the message or its header.  The original is not in here: callers send the pieces of `opening(report)`,
+the text to be returned, `closing(report)`, so a large message is never in memory.
 
 Everything that came from outside (remote replies, addresses, envelope ids) is data: it enters as one line of
 printable ASCII of at most TEXT_LIMIT characters, folded, and only addresses may keep UTF-8, in a report that
@@ -14,6 +14,7 @@ See also: RFC 3461, RFC 3464 (fields), RFC 6533 (utf-8 addresses), RFC 3834 (Aut
 import re
 from collections.abc import Iterable, Iterator
 from enum import Enum
+from itertools import chain, islice
 
 from mta.message_address import quote
 from mta.record import dataclass
@@ -23,6 +24,7 @@ WIDTH = 79  # columns of a folded line, as Postfix
 INDENT = "    "
 WORD_LIMIT = 900  # characters without a blank before a line is cut all the same; RFC 5322 s2.1.1: 998 octets
 ADDRESS_LIMIT = 900  # octets of an address in a field
+PIECE = 100  # lines
 
 _BOUNDARY = re.compile(r"[0-9A-Za-z'()+_,./:=?-]{1,69}[0-9A-Za-z'()+_,./:=?-]\Z")  # RFC 2046 s5.1.1
 _STATUS = re.compile(r"[245]\.\d{1,3}\.\d{1,3}\Z", re.ASCII)
@@ -103,15 +105,17 @@ class Report:
     retried_for: float = 0.0
 
 
-def opening(report: Report) -> bytes:
-    """Everything up to the first byte of the returned message (or header).  ValueError: a bug, no boundary."""
+def opening(report: Report) -> Iterator[bytes]:
+    """Everything up to the first byte of the returned message (or header), in pieces that take milliseconds each: of
+    a mailing there may be 200,000 recipients.  ValueError: a bug, no boundary."""
     if not _BOUNDARY.match(report.boundary):
         raise ValueError("not a MIME boundary")
-    lines = [*_header(report), "", "This is a MIME-encapsulated message.", ""]
-    lines += _notification(report)
-    lines += _status(report)
-    lines += _original(report)
-    return b"".join(map(_line, lines))
+    lines = chain(
+        _header(report), ("", "This is a MIME-encapsulated message.", ""), _notification(report), _status(report),
+        _original(report),
+    )  # fmt: skip
+    while piece := b"".join(map(_line, islice(lines, PIECE))):
+        yield piece
 
 
 def closing(report: Report) -> bytes:
@@ -253,6 +257,8 @@ def _span(seconds: float) -> str:
 def _clean(text: str, limit: int = TEXT_LIMIT) -> str:
     """Outside text as one line of printable ASCII: white space of any kind is one blank, the rest is "?"."""
     line = " ".join(text[: 4 * limit].split())
+    if line.isascii() and line.isprintable():
+        return line[:limit]
     return "".join(c if " " <= c <= "~" else "?" for c in line)[:limit]
 
 
@@ -264,6 +270,8 @@ def _token(text: str) -> str:
 def _address(address: str, *, utf8: bool) -> str:
     """An address in quoted form on one line; what is not ASCII stays in a utf8 report, else is "?"."""
     quoted = quote(address) if address else ""
+    if _plain(quoted):
+        return quoted
     return _bounded(c if " " <= c <= "~" or (utf8 and c.isprintable()) else "?" for c in quoted)
 
 
@@ -276,6 +284,9 @@ def _typed(address: str, *, utf8: bool) -> str:
 def _given(address: str, *, utf8: bool) -> str:
     """An address with its type beside it.  Without SMTPUTF8 as utf-8-addr-xtext, RFC 6533 s3: \\x{FC}."""
 
+    if _plain(address):
+        return address
+
     def one(c: str) -> str:
         if " " <= c <= "~":
             return c
@@ -284,6 +295,11 @@ def _given(address: str, *, utf8: bool) -> str:
         return c if utf8 else f"\\x{{{ord(c):X}}}"
 
     return _bounded(map(one, address))
+
+
+def _plain(address: str) -> bool:
+    """May it stand as it is?  Nearly all may."""
+    return len(address) <= ADDRESS_LIMIT and address.isascii() and address.isprintable()
 
 
 def _bounded(pieces: Iterable[str]) -> str:
@@ -317,6 +333,6 @@ def _words_of(text: str) -> Iterable[str]:
 
 def _line(text: str) -> bytes:
     """The only way out: one line, and a bug instead of a second one."""
-    if any(c < " " or c == "\x7f" for c in text.removeprefix("\t")):
+    if not text.isprintable() and any(c < " " or c == "\x7f" for c in text.removeprefix("\t")):
         raise ValueError("control character in a line of a delivery report")
     return text.encode() + b"\n"

@@ -1,5 +1,6 @@
 """Who is told what: notices on a real queue, through the real door."""
 
+import asyncio
 import email
 import errno
 import os
@@ -104,6 +105,23 @@ def about(job: Job, result: Result, notify: Notify = NOTIFY_DEFAULT) -> list[tup
     for recipient in job.todo:
         recipient.notify = notify
     return [(recipient, result) for recipient in job.todo]
+
+
+async def test_others_have_their_turns_while_a_report_about_many_is_written(office: Office) -> None:
+    sizes: set[int] = set()
+
+    async def other() -> None:
+        while True:
+            await asyncio.sleep(0)
+            sizes.update(os.stat(entry).st_size for entry in os.scandir(f"{office.store.spool.root}/incoming"))
+
+    job = await office.job(recipients=[Recipient(f"{n}@rej.test") for n in range(3000)])
+    beside = asyncio.ensure_future(other())
+    child = await office.writer.bounce(job, about(job, REFUSED))
+    beside.cancel()
+    assert len(sizes) > 5, "it was seen to grow"
+    _, _, raw = await office.read(child)
+    assert raw.count(b"\nFinal-Recipient: ") == 3000
 
 
 async def test_a_failed_message_comes_back_to_its_sender_with_the_null_sender(office: Office) -> None:

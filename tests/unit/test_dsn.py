@@ -79,9 +79,13 @@ CASES = {
 }
 
 
+def opened(report: Report) -> bytes:
+    return b"".join(opening(report))
+
+
 def whole(report: Report, header: bytes = HEADER, body: bytes = BODY) -> bytes:
     original = {"message": header + body, "headers": header, "": b""}[report.original]
-    return opening(report) + original + closing(report)
+    return opened(report) + original + closing(report)
 
 
 def parts(raw: bytes) -> list[Message]:
@@ -135,24 +139,24 @@ def test_the_original_comes_back_unchanged() -> None:
 
 
 def test_a_notice_is_never_answered_automatically() -> None:
-    assert b"\nAuto-Submitted: auto-replied\n" in opening(REPORT)
-    assert b"\nAuto-Submitted: auto-generated\n" in opening(POSTMASTER)
+    assert b"\nAuto-Submitted: auto-replied\n" in opened(REPORT)
+    assert b"\nAuto-Submitted: auto-generated\n" in opened(POSTMASTER)
 
 
 def test_without_smtputf8_a_foreign_address_is_written_in_ascii() -> None:
-    raw = opening(replace(INTERNATIONAL, utf8=False, to="a@b", sender="a@b"))
+    raw = opened(replace(INTERNATIONAL, utf8=False, to="a@b", sender="a@b"))
     assert raw.isascii()
     assert b"Final-Recipient: utf-8; gr\\x{FC}n@rej.test\n" in raw
     assert b"Original-Recipient: utf-8;gr\\x{FC}n@rej.test\n" in raw
 
 
 def test_the_null_sender_has_no_field_of_its_own() -> None:
-    assert b"-Sender:" not in opening(replace(REPORT, sender=""))
+    assert b"-Sender:" not in opened(replace(REPORT, sender=""))
 
 
 def test_a_report_needs_a_valid_boundary() -> None:
     with pytest.raises(ValueError, match="boundary"):
-        opening(replace(REPORT, boundary='x"\n--'))
+        opened(replace(REPORT, boundary='x"\n--'))
 
 
 def bounce_injection_texts() -> list[str]:
@@ -180,7 +184,7 @@ def check_hostile(text: str, address: str) -> None:
     for utf8 in (False, True):
         report = replace(REPORT, to=address, sender=address, recipients=(recipient,), utf8=utf8, envelope_id=text)
         raw = whole(report)
-        head = opening(report)
+        head = opened(report)
         assert utf8 or head.isascii()
         assert b"\r" not in head and b"\0" not in head
         assert max(map(len, raw.split(b"\n"))) < 998
@@ -200,12 +204,12 @@ def check_hostile(text: str, address: str) -> None:
     (30, "30 seconds"), (60, "1 minute"), (5400, "2 hours"), (86400, "1 day"), (432000, "5 days"),
 ])  # fmt: skip
 def test_a_delay_is_told_in_the_largest_unit(seconds: float, text: str) -> None:
-    assert f"For more than {text} your message".encode() in opening(replace(DELAYED, warned_after=seconds))
+    assert f"For more than {text} your message".encode() in opened(replace(DELAYED, warned_after=seconds))
 
 
 def test_an_address_without_end_is_cut_so_that_its_line_can_be_sent() -> None:
     long = "x" * 5000 + "@rej.test"
-    raw = opening(replace(REPORT, recipients=(replace(UNKNOWN, address=long, original=""),)))
+    raw = opened(replace(REPORT, recipients=(replace(UNKNOWN, address=long, original=""),)))
     (field,) = [line for line in raw.split(b"\n") if line.startswith(b"Final-Recipient: ")]
     assert field == b"Final-Recipient: rfc822; " + b"x" * ADDRESS_LIMIT
     assert max(map(len, raw.split(b"\n"))) <= 998
@@ -216,3 +220,9 @@ def test_the_last_function_before_the_file_writes_one_line_or_none(text: str) ->
     with pytest.raises(ValueError, match="control character"):
         _line(text)
     assert _line("\tb") == b"\tb\n"
+
+
+def test_a_report_about_many_comes_in_small_pieces() -> None:
+    pieces = list(opening(replace(REPORT, recipients=(UNKNOWN,) * 3000)))
+    assert max(map(len, pieces)) < 65536
+    assert b"".join(pieces).count(b"\nFinal-Recipient: ") == 3000
