@@ -133,10 +133,10 @@ class SpoolStore(JobStore):
             return None
         try:
             try:
-                found = self._claims.open(Queue.INCOMING, queue_id)
+                found = await self._claims.claim(Queue.INCOMING, queue_id)
                 origin = Queue.INCOMING
             except FileNotFoundError:
-                found = await self._claims.deferred(queue_id)
+                found = await self._claims.claim(Queue.DEFERRED, queue_id)
                 origin = Queue.DEFERRED
             if found is None:
                 return None

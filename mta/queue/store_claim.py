@@ -19,7 +19,7 @@ from mta.queue.api import Queue
 from mta.queue.queue_reader import DamagedError, QueueFile, ReadAt, decode
 from mta.queue.store_spool import Spool, is_ready
 
-IN_LOOP = 512 * 1024  # octets of a deferred message read in the loop: 2,000 recipients, 20 ms
+IN_LOOP = 512 * 1024  # octets of a message read in the loop: 2,000 recipients, 20 ms
 BATCH = 20  # messages per visit
 SLOW = 0.2  # seconds after which who waits does so for the disk, which can look for several files at once
 
@@ -33,17 +33,19 @@ class Claims:
     def __init__(self, fsio: Fsio, spool: Spool, drop: Callable[[int], None]) -> None:
         """drop: closes a descriptor for whom nobody waits any more."""
         self._fsio, self._spool = fsio, spool
-        self._opener = Opener(fsio, partial(self.open, Queue.DEFERRED), drop)
+        self._openers = {
+            queue: Opener(fsio, partial(self.open, queue), drop) for queue in (Queue.INCOMING, Queue.DEFERRED)
+        }
 
-    async def deferred(self, queue_id: str) -> Opened:
-        """As open(), and never waits for the disk in the loop."""
+    async def claim(self, queue: Queue, queue_id: str) -> Opened:
+        """As open(), in the loop when that does not take long; what is in INCOMING is in memory."""
         try:
-            return self.open(Queue.DEFERRED, queue_id, wait=False)
+            return self.open(queue, queue_id, in_loop=True)
         except BlockingIOError:
-            return await self._opener.open(queue_id)
+            return await self._openers[queue].open(queue_id)
 
-    def open(self, queue: Queue, queue_id: str, *, wait: bool = True) -> Opened:
-        """Lock a file and read its envelope.  wait: for the disk; else BlockingIOError when that would take long.
+    def open(self, queue: Queue, queue_id: str, *, in_loop: bool = False) -> Opened:
+        """Lock a file and read its envelope.  in_loop: BlockingIOError when that would take long.
 
         FileNotFoundError and other OSError as from open(2): nothing is known of the message.
         """
@@ -60,7 +62,7 @@ class Claims:
                 self._fsio.close_fd(fd)
                 return None
             try:
-                file: QueueFile | str = decode(self._reader(fd, found.st_size, wait=wait))
+                file: QueueFile | str = decode(self._reader(queue, fd, found.st_size, in_loop=in_loop))
             except DamagedError as error:
                 file = str(error)
             except OSError as error:
@@ -72,8 +74,8 @@ class Claims:
             raise
         return fd, file, found
 
-    def _reader(self, fd: int, end: int, *, wait: bool) -> ReadAt:
-        if wait:
+    def _reader(self, queue: Queue, fd: int, end: int, *, in_loop: bool) -> ReadAt:
+        if not in_loop:
             return lambda offset, size: self._fsio.pread(fd, size, offset)
         left = IN_LOOP
 
@@ -82,6 +84,8 @@ class Claims:
             left -= min(size, end - offset)
             if left < 0:
                 raise BlockingIOError(errno.EAGAIN, "too much for the loop")
+            if queue is Queue.INCOMING:
+                return self._fsio.pread(fd, size, offset)
             return self._fsio.pread_cached(fd, size, offset, end)
 
         return read_at

@@ -96,6 +96,13 @@ async def test_the_loop_does_not_stand_still_for_a_message_to_thousands(
     assert disk.visits == visits
 
 
+async def test_nor_when_it_came_just_now(spool: Spooled, disk: Counted) -> None:
+    few, many = await spool.accept("b@dst.test"), await spool.accept(*(f"{n}@dst.test" for n in range(10_000)))
+    assert await spool.store.claim(few) is not None and disk.visits == 0, "it is in memory"
+    job = await spool.store.claim(many)
+    assert job is not None and len(job.todo) == 10_000 and disk.visits == 1
+
+
 async def test_a_message_of_which_only_a_part_is_in_memory_is_claimed_whole(spool: Spooled, disk: Counted) -> None:
     recipients = [f"{'a' * 50}{n}@dst.test" for n in range(1000)]
     job = await spool.store.claim(await spool.accept(*recipients))
