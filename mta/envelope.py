@@ -92,7 +92,7 @@ class Origin:
 
     door: "smtpd", "pickup" (sendmail), "bounce", "forward".  For smtpd the client_* fields, helo and protocol
     ("SMTP", "ESMTP", "ESMTPS", ...) are set; for pickup uid, and protocol and helo when root has told them.
-    tls: comment for Received:, "" in the clear.
+    tls: comment for Received:, "" in the clear.  requeued: it was in the queue before, and its size was judged then.
     """
 
     door: str
@@ -105,6 +105,7 @@ class Origin:
     sasl_username: str = ""
     tls: str = ""
     rewrite_local: bool = False  # rewrite_context=local: complete and rewrite headers
+    requeued: bool = False
 
 
 def domain_of(address: str) -> str:

@@ -171,6 +171,7 @@ class Pickup:
             self._log,
             hops=await _hops(file, found),
             hop_limit=self._settings.hopcount_limit,
+            requeued=requeued,
         )
         try:
             async for chunk in file.content(found):

@@ -110,7 +110,7 @@ class Cleanup:
             add=local or (settings.always_add_missing_headers and not internal),
             ask=self._ask if local and (self._envelopes.header_sender or self._envelopes.header_recipient) else None,
             hold=hold,
-            size_limit=0 if internal else settings.message_size_limit,
+            size_limit=0 if internal or origin.requeued else settings.message_size_limit,
             hop_limit=0 if origin.door in ("bounce", "pickup") else settings.hopcount_limit,
             encoding=envelope.encoding if settings.detect_8bit_encoding_header else "off",
             log=self._note,

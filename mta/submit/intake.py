@@ -50,16 +50,17 @@ async def open_local(
     hop_limit: int,
     attributes: dict[str, str] | None = None,
     via: tuple[str, str] = ("", ""),
+    requeued: bool = False,
 ) -> Intake:
     """Begin a message of a local user and log it; one that went round too often is to be returned, not refused.
 
-    via: protocol and host by which it came to the user's program, for Received.
+    via: protocol and host by which it came to the user's program, for Received.  requeued: see Origin.
     """
     local = envelope.attributes.get("rewrite_context") != "remote"
     if hop_limit and hops + 1 > hop_limit:
         envelope.attributes["content_filter"] = HOPS_FILTER
     sender = envelope.sender
-    origin = Origin("pickup", uid=uid, rewrite_local=local, protocol=via[0], helo=via[1])
+    origin = Origin("pickup", uid=uid, rewrite_local=local, protocol=via[0], helo=via[1], requeued=requeued)
     intake = await cleanup.open(origin, envelope, attributes=attributes)
     log.write("pickup", f"{intake.queue_id}: uid={uid} from=<{quote_address(sender)}>")
     return intake

@@ -198,6 +198,17 @@ async def test_a_message_over_the_limit_is_refused_once_and_stays_with_its_owner
         assert "552 5.3.4" in line
 
 
+async def test_a_requeued_message_may_be_longer_than_what_is_taken_in() -> None:
+    """It was taken in before: our Received makes it longer, a bounce has no limit, and the limit may have changed."""
+    async with World(message_size_limit=2000) as world:
+        path = drop(world, message(text=b"Subject: s\n\n" + b"a line of text\n" * 1000))
+        pickup = Pickup(PickupSettings(50), world.store, world.cleanup, os.getuid(), world.maillog, world.clock)
+        assert await pickup.scan() == 1
+        assert not path.exists()
+        (found,) = await world.queued()
+        assert found.body == ["a line of text"] * 1000
+
+
 async def test_a_bug_costs_one_file_and_not_the_service(world: World) -> None:
     path = drop(world, message(), "A1")
 
