@@ -115,7 +115,8 @@ class Pickup:
             self._refused.add(name)  # a file of its owner, who may look at it; never removed by us
             self._log.warning("pickup", f"maildrop/{name}: not a message: {error}")
         except RefusedError as error:
-            self._refused.add(name)
+            if error.reply.is_permanent:
+                self._refused.add(name)
             self._log.warning("pickup", f"maildrop/{name}: {error.reply}")
         except (OSError, QueueError) as error:
             self._log.warning("pickup", f"maildrop/{name}: {error}; will try again")

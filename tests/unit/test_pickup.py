@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from mta import pickup as pickup_module
+from mta.lookup import source
 from mta.lookup.table import TableError
 from mta.pickup import Pickup, PickupSettings
 from mta.submit.limits import UserLimits, UserLimitSettings
@@ -207,6 +208,23 @@ async def test_a_requeued_message_may_be_longer_than_what_is_taken_in() -> None:
         assert not path.exists()
         (found,) = await world.queued()
         assert found.body == ["a line of text"] * 1000
+
+
+async def test_a_header_that_cannot_be_looked_up_leaves_the_file_for_the_next_scan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source, "CHECK_INTERVAL", 0.0)
+    table = tmp_path / "canonical"
+    classes = ("header_sender", "header_recipient")
+    async with World(canonical_maps=(f"hash:{table}",), canonical_classes=classes) as world:
+        path = drop(world, message(text=b"From: alice\n\nbody\n"))
+        assert await world.pickup.scan() == 0
+        assert path.exists()
+        table.write_text("alice@example.test al@example.test\n")
+        os.utime(table, (1e9, 1e9))
+        assert await world.pickup.scan() == 1
+        (found,) = await world.queued()
+        assert found.header("From") == "From: al@example.test"
 
 
 async def test_a_bug_costs_one_file_and_not_the_service(world: World) -> None:
