@@ -12,6 +12,7 @@ See also: RFC 1035, RFC 2308 (negative answers)
 
 import re
 import struct
+import unicodedata
 
 import dns.exception
 import dns.flags
@@ -270,7 +271,13 @@ def _a_label(label: str) -> str:
     """IDNA2003, but for the four characters that it replaces or drops: in IDNA2008 they make another name, which may
     be another's (straße.de is not strasse.de; postconf(5) enable_idna2003_compatibility = no)."""
     if not _DEVIATIONS.search(label):
-        return label.encode("idna").decode("ascii")
+        try:
+            return label.encode("idna").decode("ascii")
+        except UnicodeError:
+            # Its rule for names from right to left forbids what RFC 5893 allows: an end in a digit or a vowel sign.
+            if not all(c.isalnum() or c == "-" or unicodedata.category(c)[0] == "M" for c in label):
+                raise
+        return "xn--" + unicodedata.normalize("NFC", label.lower()).encode("punycode").decode("ascii")
     from encodings.idna import nameprep  # with its tables, which few need
 
     prepared = "".join(part if _DEVIATIONS.match(part) else nameprep(part) for part in _DEVIATIONS.split(label))

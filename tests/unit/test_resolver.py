@@ -305,6 +305,8 @@ async def test_unicode_domains_are_asked_as_a_labels(net: Net) -> None:
         ("Fa\u00df\u3002test", "xn--fa-hia.test"),
         ("\u03b2\u03cc\u03bb\u03bf\u03c2.test", "xn--nxasmm1c.test"),
         ("a\u200cb.test", "xn--ab-j1t.test"),
+        ("\u078b\u07a8\u0788\u07ac\u0780\u07a8.test", "xn--hqbpi0jcw.test"),  # not in IDNA2003
+        ("\u05d0\u05d1\u05d21.test", "xn--1-zhcde.test"),
     ],
 )
 def test_a_name_never_becomes_that_of_somebody_else(name: str, asked: str) -> None:
