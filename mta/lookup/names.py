@@ -9,6 +9,7 @@ import unicodedata
 from mta.lookup.cidr import Address, parse_address
 
 MAX_NAME = 255  # octets
+_SPELLING = "\u00b7\u0375\u05f3\u05f4\u200c\u200d\u30fb"  # no letters, but names need them (RFC 5892 appendix A)
 _NAME = re.compile(r"(?=.*[^\d.])(?!-)[A-Za-z0-9_-]{1,63}(?<!-)(?:\.(?!-)[A-Za-z0-9_-]{1,63}(?<!-))*")
 
 
@@ -23,7 +24,7 @@ def valid_hostname(name: str) -> bool:
 
 
 def _letter(c: str) -> bool:
-    return c.isalnum() or unicodedata.category(c)[0] == "M"
+    return c.isalnum() or unicodedata.category(c)[0] == "M" or c in _SPELLING
 
 
 def literal_address(domain: str) -> Address | None:

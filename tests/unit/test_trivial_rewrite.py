@@ -84,6 +84,15 @@ async def test_resolving(address: str, recipient: str, kind: str, target: str) -
 
 
 @pytest.mark.parametrize(
+    "domain",
+    ["paral\u00b7lel.example", "\u0646\u0627\u0645\u0647\u200c\u0627\u06cc.example", "\u30c9\u30fb\u30b3.example"],
+)
+async def test_a_domain_may_have_the_marks_that_some_scripts_need(domain: str) -> None:
+    route = await Site().rewriter.resolve(f"x@{domain}")
+    assert not route.error and (route.transport, route.nexthop) == ("smtp", domain)
+
+
+@pytest.mark.parametrize(
     "address",
     [
         "x@",
@@ -97,6 +106,8 @@ async def test_resolving(address: str, recipient: str, kind: str, target: str) -
         "-x@dst.example",
         "x@a\0b.c",
         "x@.a",
+        "x@a\u2028b.c",
+        "x@a\uff20b.c",
     ],
 )
 async def test_what_is_no_address_goes_to_the_error_transport(address: str) -> None:
