@@ -23,6 +23,7 @@ FOLD = 70  # columns of a rewritten header, counted as Postfix does
 TOKEN_LIMIT = 10240  # of one element; Postfix's header_address_token_limit, of a whole header
 REWRITE_LIMIT = 5000  # addresses of a header: some 70 ms, in which nobody else has a turn
 SLICE = 1000  # tokens, or addresses, between two pauses
+NO_DOMAIN = "address without local part or domain"  # a fault that hides no other address
 _COMMENT_DEPTH = 100
 
 _TOKEN = re.compile(
@@ -179,7 +180,8 @@ class _Parser:
             self._words.append(tokens[i])
 
     def _bad(self, why: str) -> None:
-        self.malformed = self.malformed or why
+        if self.malformed in ("", NO_DOMAIN):
+            self.malformed = why
 
     def _at(self, start: int) -> Element:
         if self._element is None:
@@ -318,7 +320,7 @@ class _Parser:
                 piece = "".join(_ESCAPE.split(piece))
             parts.append(piece)
         if tokens and (tokens[0][0] == "@" or tokens[-1][0] == "@"):
-            self._bad("address without local part or domain")
+            self.malformed = self.malformed or NO_DOMAIN
         source = "".join(self.value[a:b] for _, a, b in tokens)
         return Address("".join(parts), start, end, routed, source)
 

@@ -10,7 +10,7 @@ from typing import Protocol
 from mta.cleanup.settings import CleanupSettings
 from mta.lookup.address import ExtensionRules, find_address, split_extension
 from mta.lookup.table import Maps, TableError
-from mta.message_address import parse_list
+from mta.message_address import NO_DOMAIN, parse_list
 from mta.record import dataclass
 
 
@@ -54,11 +54,17 @@ class AddressMapper:
         return Found(*found) if found else None
 
     def results(self, found: Found, key: str, kind: str) -> list[str]:
-        """The addresses of a map's answer: completed, `@domain` filled in, the extension passed on."""
+        """The addresses of a map's answer: completed, `@domain` filled in, the extension passed on.
+
+        TableError: it is no list of addresses.
+        """
+        parsed = parse_list(found.value)
+        if parsed.malformed not in ("", NO_DOMAIN) or not parsed.addresses:
+            raise TableError(f"{kind} table entry of {key}: {parsed.malformed or 'no address'}: {found.value}")
         local = key.rpartition("@")[0] or key
         extension = found.extension if kind in self._propagate else ""
         out = []
-        for address in parse_list(found.value).addresses:
+        for address in parsed.addresses:
             if address.startswith("@"):
                 address = (
                     local + address

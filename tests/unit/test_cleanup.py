@@ -3,6 +3,7 @@
 import asyncio
 import os
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
@@ -97,6 +98,21 @@ async def test_endless_aliases_and_failing_tables_accept_nothing() -> None:
             with pytest.raises(LookupFailedError):
                 await put(world, REMOTE, MESSAGE)
             assert await world.queued() == []
+
+
+@pytest.mark.parametrize("value", ['a@x.test, "b c@y.test', "a@x.test, <b@y.test", "(gone)", "@x.test, (b@y.test", ","])
+async def test_an_entry_that_is_no_list_of_addresses_is_neither_half_of_it_nor_none(value: str, tmp_path: Path) -> None:
+    """Left out, bob would be unknown, or b would never hear of the mail."""
+    table = tmp_path / "virtual"
+    table.write_text(f"bob@r.test {value}\n")
+    maps = (f"hash:{table}",)
+    for made in (World(virtual_alias_maps=maps), World(canonical_maps=maps), World(recipient_bcc_maps=maps)):
+        async with made as world:
+            with pytest.raises(LookupFailedError):
+                await put(world, REMOTE, MESSAGE)
+            assert await world.queued() == []
+            world.maillog.flush()
+            assert any("entry of bob@r.test: " in line for line in world.log)
 
 
 async def test_canonical_maps_change_envelope_and_local_headers() -> None:
