@@ -15,6 +15,7 @@ No other module imports aiosmtpd.  tests/unit/test_aiosmtpd_contract.py names ev
 
 import asyncio
 import ssl
+from collections.abc import Callable
 from typing import Any
 
 from mta.awake import Awake
@@ -143,9 +144,12 @@ class SMTPServer:
         shared = {name: getattr(template, name) for name in SHARED}
         return type("SMTPConnection", (SMTPConnection,), {"server": self, **shared})
 
-    def factory(self) -> SMTPConnection:
-        """For loop.create_server()."""
-        return self._class()
+    def factory(self, ended: Callable[[], None] | None = None) -> SMTPConnection:
+        """For loop.create_server().  ended: called when the connection is gone."""
+        connection = self._class()
+        if ended is not None:
+            connection.ended = ended
+        return connection
 
     def crowded(self, facts: Facts) -> None:
         """A client is refused for want of descriptors; the log hears of it at most once a minute."""

@@ -14,6 +14,7 @@ See also: mta/smtpd/server_connection.py; postconf(5) smtpd_timeout, smtpd_min_d
 import asyncio
 import traceback
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from mta.descriptors import in_last_quarter
@@ -39,6 +40,7 @@ class Wire(asyncio.BufferedProtocol):
     _pause: asyncio.TimerHandle | None = None  # of a Wait
     deadline = 0.0  # monotonic seconds
     counted = False  # the counters know of this connection
+    ended: Callable[[], None] | None = None  # for whoever counts it besides
     _eof = False  # the client has closed its sending side
     _reading_paused = False
     _writing_paused = False
@@ -216,6 +218,8 @@ class Wire(asyncio.BufferedProtocol):
             server.anvil.disconnect(self.dialogue.facts.client_address)
             server.log.write(server.service, self.dialogue.disconnect_line())
         server.connection_ended()
+        if self.ended is not None:
+            self.ended()
 
     def _fail(self) -> None:
         """A bug of ours: it ends this session and nothing else, and the client learns nothing of it."""

@@ -40,8 +40,8 @@ class LocalDoor:
 class Server(Protocol):
     """The part of mta.smtpd.server.SMTPServer that is needed."""
 
-    def factory(self) -> _Protocol:
-        """The protocol of one connection."""
+    def factory(self, ended: Callable[[], None]) -> _Protocol:
+        """The protocol of one connection; ended: called when that is gone."""
 
 
 class SmtpOnStdin:
@@ -55,8 +55,10 @@ class SmtpOnStdin:
         self._make = make
         self._server: Server | None = None
 
-    async def serve(self, transport: asyncio.Transport, uid: int) -> None:
+    async def serve(self, transport: asyncio.Transport, uid: int, ended: Callable[[], None]) -> None:
         """Hand the connection, which is not being read, over and return: from here on the SMTP server owns it.
+
+        ended: called once when it is gone; not after an exception.
 
         In a turn of the loop of its own, as for a connection from the network: the server takes the short way only
         when it is not called from a task.
@@ -67,11 +69,11 @@ class SmtpOnStdin:
             except BaseException:
                 transport.abort()
                 raise
-        asyncio.get_running_loop().call_soon(self._hand_over, self._server, transport)
+        asyncio.get_running_loop().call_soon(self._hand_over, self._server, transport, ended)
 
     @staticmethod
-    def _hand_over(server: Server, transport: asyncio.Transport) -> None:
-        protocol = server.factory()
+    def _hand_over(server: Server, transport: asyncio.Transport, ended: Callable[[], None]) -> None:
+        protocol = server.factory(ended)
         transport.set_protocol(protocol)
         protocol.connection_made(transport)
         if not transport.is_closing():

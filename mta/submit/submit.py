@@ -15,6 +15,7 @@ import struct
 from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from functools import partial
 
 from mta.cleanup.intake import TOO_BIG, WRITE_ERROR
 from mta.clock import Clock
@@ -61,7 +62,8 @@ class Answer:
     results: Results | None = None
 
 
-ServeSmtp = Callable[[asyncio.Transport, int], Awaitable[None]]  # takes the transport over until the session ends
+ServeSmtp = Callable[[asyncio.Transport, int, Callable[[], None]], Awaitable[None]]
+"""Takes the transport over; calls the function when the session has ended."""
 
 
 class SubmitServer:
@@ -127,9 +129,7 @@ class SubmitServer:
             finally:
                 connection.close()
                 await connection.closed()
-                self._open[uid] -= 1
-                if not self._open[uid]:
-                    del self._open[uid]
+                self._ended(uid)
         except (WireError, LostError, TimeoutError, OSError):
             pass  # sendmail asks again, or gives up; nothing was accepted or it is remembered by its key
         except Exception as error:
@@ -137,6 +137,11 @@ class SubmitServer:
         finally:
             connection.close()
             await connection.closed()
+
+    def _ended(self, uid: int) -> None:
+        self._open[uid] -= 1
+        if not self._open[uid]:
+            del self._open[uid]
 
     def _room(self, uid: int) -> bool:
         limit = MAX_CONNECTIONS if uid == 0 else MAX_CONNECTIONS - RESERVED_FOR_ROOT
@@ -180,7 +185,12 @@ class SubmitServer:
             return
         transport = connection.detach()
         transport.write(encode(b"G", self._run_id))
-        await self._serve_smtp(transport, uid)
+        self._open[uid] += 1  # also when we have handed it over
+        try:
+            await self._serve_smtp(transport, uid, partial(self._ended, uid))
+        except BaseException:
+            self._ended(uid)
+            raise
 
     # -- one message ---------------------------------------------------------------------------------
 

@@ -84,6 +84,34 @@ async def test_a_user_with_all_connections_waits_and_then_uses_maildrop(monkeypa
         assert await reader.read() == b""
 
 
+async def smtp_session(world: World) -> tuple[bytes, asyncio.StreamReader, asyncio.StreamWriter]:
+    """Ask for a dialogue as `sendmail -bs` does; with it the kind of the first answer."""
+    reader, writer = await asyncio.open_unix_connection(str(world.queue / "public" / "submit"))
+    writer.write(encode(b"H", os.urandom(16) + b"s\0\0\0\2" + b"sendmail\0-bs\0"))
+    return (await reader.readexactly(1)), reader, writer
+
+
+async def test_dialogues_on_stdin_count_as_connections_for_as_long_as_they_last() -> None:
+    async with World() as world:
+        await limited(world, submit_user_connection_limit=2)
+        sessions = [await smtp_session(world) for _ in range(2)]
+        for _, reader, _ in sessions:
+            await reader.readuntil(b"220 ")
+        refused = await smtp_session(world)
+        assert [kind for kind, _, _ in (*sessions, refused)] == [b"G", b"G", b"B"]
+        refused[2].close()
+        for _, reader, writer in sessions:
+            writer.write(b"QUIT\r\n")
+            await reader.read()
+            writer.close()
+        while world.submit._open:  # noqa: ASYNC110  nothing else says so
+            await asyncio.sleep(0)
+        kind, reader, writer = await smtp_session(world)
+        assert kind == b"G"
+        writer.close()
+        await reader.read()
+
+
 async def test_pickup_takes_what_the_limit_allows_and_the_rest_later() -> None:
     async with World() as world:
         await world.stop()

@@ -1,6 +1,7 @@
 """The door of `sendmail -bs`: its server is made for the first user."""
 
 import asyncio
+from collections.abc import Callable
 
 import pytest
 
@@ -13,7 +14,7 @@ class Server:
     def __init__(self) -> None:
         self.made: list[asyncio.Protocol] = []
 
-    def factory(self) -> asyncio.Protocol:
+    def factory(self, ended: Callable[[], None]) -> asyncio.Protocol:
         self.made.append(asyncio.Protocol())
         return self.made[-1]
 
@@ -39,6 +40,10 @@ class Transport(asyncio.Transport):
         self.done.append("aborted")
 
 
+def nothing() -> None:
+    pass
+
+
 async def test_one_server_is_made_and_serves_all() -> None:
     servers: list[Server] = []
 
@@ -50,7 +55,7 @@ async def test_one_server_is_made_and_serves_all() -> None:
     assert servers == []
     transports = [Transport(), Transport()]
     for transport in transports:
-        await door.serve(transport, 1000)
+        await door.serve(transport, 1000, nothing)
     await asyncio.sleep(0)
     assert [transport.protocol for transport in transports] == servers[0].made
     assert len(servers) == 1 and transports[0].done == transports[1].done == ["resumed"]
@@ -66,8 +71,8 @@ async def test_a_user_is_not_left_waiting_when_there_is_no_server_and_the_next_o
 
     door, first, second = SmtpOnStdin(make), Transport(), Transport()
     with pytest.raises(MemoryError):
-        await door.serve(first, 1000)
+        await door.serve(first, 1000, nothing)
     assert first.done == ["aborted"]
-    await door.serve(second, 1000)
+    await door.serve(second, 1000, nothing)
     await asyncio.sleep(0)
     assert second.done == ["resumed"]
