@@ -73,6 +73,9 @@ class SmtpOnStdin:
 
     @staticmethod
     def _hand_over(server: Server, transport: asyncio.Transport, ended: Callable[[], None]) -> None:
+        if transport.is_closing():  # the user has gone: its end would be told to nobody
+            ended()
+            return
         protocol = server.factory(ended)
         transport.set_protocol(protocol)
         protocol.connection_made(transport)

@@ -25,13 +25,14 @@ class Transport(asyncio.Transport):
     def __init__(self) -> None:
         super().__init__()
         self.done: list[str] = []
+        self.closing = False
         self.protocol: object = None
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
         self.protocol = protocol
 
     def is_closing(self) -> bool:
-        return False
+        return self.closing
 
     def resume_reading(self) -> None:
         self.done.append("resumed")
@@ -76,3 +77,11 @@ async def test_a_user_is_not_left_waiting_when_there_is_no_server_and_the_next_o
     await door.serve(second, 1000, nothing)
     await asyncio.sleep(0)
     assert second.done == ["resumed"]
+
+
+async def test_a_user_who_has_gone_before_he_is_served_takes_no_place() -> None:
+    server, gone, ended = Server(), Transport(), list[bool]()
+    await SmtpOnStdin(lambda: server).serve(gone, 1000, lambda: ended.append(True))
+    gone.closing = True
+    await asyncio.sleep(0)
+    assert server.made == [] and ended == [True]
