@@ -54,6 +54,16 @@ class Flusher(Protocol):
         """Wait for what is in flight."""
 
 
+def in_thread(loop: asyncio.AbstractEventLoop, pool: Executor, fn: Callable[[], T]) -> asyncio.Future[T]:
+    """Have it called in a thread; OSError when the system starts none: then it is not called later either."""
+    wanted = [fn]
+    try:
+        return loop.run_in_executor(pool, lambda: wanted.pop()())
+    except RuntimeError as error:  # the pool keeps it for a thread that it has
+        wanted.clear()
+        raise OSError(errno.EAGAIN, str(error)) from error
+
+
 class ThreadFlusher:
     """For systems without Linux AIO."""
 
@@ -80,7 +90,11 @@ class ThreadFlusher:
                 done(results)
 
         for i, fd in enumerate(fds):
-            future = self._loop.run_in_executor(self._pool, os.fsync if op == FSYNC else os.fdatasync, fd)
+            try:
+                future = in_thread(self._loop, self._pool, partial(os.fsync if op == FSYNC else os.fdatasync, fd))
+            except OSError as error:
+                future = self._loop.create_future()
+                future.set_exception(error)
             future.add_done_callback(partial(finished, i))
 
     def close(self) -> None:
@@ -372,9 +386,8 @@ class Fsio:
     # -- the worker -------------------------------------------------------------------------------
 
     async def run(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call something that blocks on the disk in a thread, for all rooms."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self.pool(), lambda: fn(*args, **kwargs))
+        """Call something that blocks on the disk in a thread, for all rooms; OSError when there is none."""
+        return await in_thread(asyncio.get_running_loop(), self.pool(), lambda: fn(*args, **kwargs))
 
     def pool(self) -> Executor:
         """The worker's threads, for a library that wants an executor (aiofiles)."""

@@ -659,6 +659,53 @@ async def test_a_thread_that_fails_in_another_way_is_an_error_of_the_disk(monkey
     flusher.close()
 
 
+class NoThreads:
+    """The system starts no thread (pids.max, RLIMIT_NPROC) while `short`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.short = False
+        start = threading.Thread.start
+
+        def refuse(thread: threading.Thread) -> None:
+            if self.short:
+                raise RuntimeError("can't start new thread")
+            start(thread)
+
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+
+
+async def test_a_flush_for_which_there_is_no_thread_is_an_error_and_the_next_group_goes_on(
+    tmp_path: Path, opener: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsio, system = opener(aio=False), NoThreads(monkeypatch)
+    directory = fsio.directory(str(tmp_path))
+    fds = [fsio.open_excl(f"{tmp_path}/{i}", 0o600) for i in range(3)]
+    system.short = True
+    errors = await asyncio.wait_for(asyncio.gather(*(committed(fsio, fd, directory) for fd in fds)), 20)
+    assert [error.errno if error else 0 for error in errors] == [errno.EAGAIN] * 3
+    system.short = False
+    assert await asyncio.wait_for(asyncio.gather(*(committed(fsio, fd, directory) for fd in fds)), 20) == [None] * 3
+    for fd in fds:
+        fsio.close_fd(fd)
+
+
+async def test_work_for_which_there_is_no_thread_is_an_error_of_the_disk_and_is_not_done_later(
+    opener: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsio, system, done = opener(), NoThreads(monkeypatch), list[str]()
+    go = threading.Event()
+    first = asyncio.ensure_future(fsio.run(go.wait))
+    await asyncio.sleep(0)
+    system.short = True
+    with pytest.raises(OSError, match="thread") as caught:
+        await fsio.run(done.append, "never")
+    assert caught.value.errno == errno.EAGAIN
+    go.set()
+    await first
+    await fsio.run(done.append, "later")
+    assert done == ["later"]
+
+
 def test_an_unknown_machine_has_no_aio(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(machine="z80"))
     loop = asyncio.new_event_loop()
