@@ -59,7 +59,7 @@ class Administrator:
 
     def __init__(self, spool: Spool, fsio: Fsio, clock: Clock) -> None:
         self._spool, self._fsio, self._clock = spool, fsio, clock
-        self._changed: set[str] = set()  # directories with an entry that came or went
+        self._changed: set[str] = set()  # directories with an entry that came or went, of one act()
 
     async def act(
         self, verb: Verb, queue_ids: Sequence[str], queues: Sequence[Queue] = (), failed: Failed | None = None
@@ -69,14 +69,19 @@ class Administrator:
         What was done is durable when this returns: mail that was deleted or held does not come back by a power cut.
         failed: is told of each id it could not be done to, and the others are done; none: the first ends it.
         """
+        alone = Administrator(self._spool, self._fsio, self._clock)  # what others change at the same time is theirs
+        return await alone._act(verb, queue_ids, queues, failed)
+
+    async def _act(
+        self, verb: Verb, queue_ids: Sequence[str], queues: Sequence[Queue], failed: Failed | None
+    ) -> dict[str, Outcome]:
         places = tuple(
             q for q in (*ALL_QUEUES, Queue.CORRUPT) if q in (queues or DEFAULT_QUEUES[verb]) and _possible(verb, q)
         )
         found: dict[str, Outcome] = {}
         for at in range(0, len(queue_ids), SLICE):
             found |= await self._fsio.run(self._slice, verb, queue_ids[at : at + SLICE], places, failed)
-        changed, self._changed = self._changed, set()
-        for path in sorted(changed):
+        for path in sorted(self._changed):
             fd = self._fsio.open(path)
             try:
                 await self._fsio.flush(fd)

@@ -1,9 +1,11 @@
 """hold, release, requeue, expire, delete: what they do to the spool, beside a queue manager that holds messages."""
 
+import asyncio
 import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -91,3 +93,38 @@ async def test_only_the_named_queues_are_looked_at_and_no_name_leads_out_of_the_
     assert await admin.act(Verb.EXPIRE, ["4FLINK"]) == {"4FLINK": Outcome.ABSENT}
     assert stat.S_IMODE(outside.stat().st_mode) & 0o010 == 0
     assert spool.names("deferred") == [queue_id]
+
+
+async def test_two_administrators_at_once_both_wait_for_the_disk(
+    spool: Spooled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    admin, one, two = administrator(spool), await spool.accept(), await spool.accept()
+    begun, flushing, go_on = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    flush, run = spool.fsio.flush, spool.fsio.run
+    flushed: list[str] = []
+
+    async def slow_run(*args: Any) -> Any:
+        found = await run(*args)
+        if not begun.is_set():  # the first has done its work, and waits for its turn in the loop
+            begun.set()
+            await flushing.wait()
+        return found
+
+    async def slow_flush(fd: int) -> None:
+        flushing.set()
+        await go_on.wait()
+        await flush(fd)
+        flushed.append(os.readlink(f"/proc/self/fd/{fd}"))
+
+    monkeypatch.setattr(spool.fsio, "run", slow_run)
+    monkeypatch.setattr(spool.fsio, "flush", slow_flush)
+    first = asyncio.ensure_future(admin.act(Verb.HOLD, [one]))
+    await begun.wait()
+    second = asyncio.ensure_future(admin.act(Verb.DELETE, [two]))
+    await flushing.wait()
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert not first.done(), "what it did is not durable yet"
+    go_on.set()
+    assert await first == {one: Outcome.DONE} and await second == {two: Outcome.DONE}
+    assert set(flushed) == {str(spool.root / name) for name in ("incoming", "hold")}
