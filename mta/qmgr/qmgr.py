@@ -19,6 +19,7 @@ import asyncio
 import contextlib
 import traceback
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from functools import partial
 
 from mta.clock import Clock
 from mta.deliver.request import CorruptContentError, DeliveryAgent
@@ -214,7 +215,7 @@ class QueueManager:
                 return
             if job.crashes >= MAX_CRASHES:
                 self._log.warning("qmgr", f"{queue_id}: its handler crashed again and again, placed on hold")
-                await self._store.hold(job)
+                await self._settler.written(queue_id, partial(self._store.hold, job))
                 return
             try:
                 if job.crashes >= SUSPECT:
@@ -231,10 +232,8 @@ class QueueManager:
             except Exception:
                 self._log_traceback(queue_id)
                 await self._clock.sleep(CRASH_PAUSE)  # its crash is counted: in the end that puts it on hold
-                attempt = self._active.get(queue_id)
-                if attempt is not None:
-                    await attempt.release_children()  # their recipients are marked: nobody makes them again
-                await self._store.give_back(job, crashed=True)
+                crashed = partial(self._settler.crashed, job, self._active.get(queue_id))
+                await self._settler.written(queue_id, crashed)
                 self._intake.arrived(queue_id)
         finally:
             self._active.pop(queue_id, None)

@@ -7,11 +7,17 @@ still ours.
 State: the wall clock beside the loop's, so that a clock that was wrong gives no mail back.
 """
 
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import TypeVar
+
 from mta.clock import Clock
 from mta.maillog.maillog import Maillog
 from mta.qmgr.attempt import Attempt, Bounces, Injector
 from mta.qmgr.backoff import BackoffSettings, expired, next_attempt
-from mta.queue.api import FencedError, QueueError, QueueStore
+from mta.queue.api import FencedError, Job, QueueError, QueueStore
+
+T = TypeVar("T")
 
 SETTLE_RETRY = 60.0  # seconds at most between tries to write the end of an attempt to a failing disk ...
 FIRST_SETTLE_RETRY = 1.0  # ... and before the second try, doubled each time: descriptors come back soon
@@ -38,25 +44,39 @@ class Settler:
 
     async def settle(self, attempt: Attempt) -> float | None:
         """Children, marks, then finish or defer.  Returns when to try again, Unix seconds, or None: it is gone."""
-        job, pause = attempt.job, FIRST_SETTLE_RETRY
+        return await self.written(attempt.job.queue_id, partial(self._end, attempt))
+
+    async def written(self, queue_id: str, work: Callable[[], Awaitable[T]]) -> T:
+        """Repeat work on a message that is ours until the queue can be written."""
+        pause = FIRST_SETTLE_RETRY
         while True:
             try:
-                if not attempt.ordinary:
-                    await attempt.release_children()  # of the try before, which may have wanted a descriptor
-                    await attempt.forward(self._injector, self._clock)
-                    await self._notices(attempt)
-                    await attempt.release_children()
-                if job.todo:
-                    return await self._defer(attempt)
-                await self._store.finish(job)
-                self._log.write("qmgr", f"{job.queue_id}: removed")
-                return None
+                return await work()
             except FencedError:
                 raise
             except QueueError as error:
-                self._log.warning("qmgr", f"{job.queue_id}: cannot write the queue, will try again: {error}")
+                self._log.warning("qmgr", f"{queue_id}: cannot write the queue, will try again: {error}")
                 await self._clock.sleep(pause)
                 pause = min(SETTLE_RETRY, pause * 2)
+
+    async def _end(self, attempt: Attempt) -> float | None:
+        job = attempt.job
+        if not attempt.ordinary:
+            await attempt.release_children()  # of the try before, which may have wanted a descriptor
+            await attempt.forward(self._injector, self._clock)
+            await self._notices(attempt)
+            await attempt.release_children()
+        if job.todo:
+            return await self._defer(attempt)
+        await self._store.finish(job)
+        self._log.write("qmgr", f"{job.queue_id}: removed")
+        return None
+
+    async def crashed(self, job: Job, attempt: Attempt | None) -> None:
+        """Its handling had a bug: let go of it.  What its children answer for is marked: nobody makes them again."""
+        if attempt is not None:
+            await attempt.release_children()
+        await self._store.give_back(job, crashed=True)
 
     async def _notices(self, attempt: Attempt) -> None:
         job, now = attempt.job, self._clock.now()

@@ -1,6 +1,7 @@
 """The queue manager with a real spool, on virtual time; delivery agents are the outside world here."""
 
 import asyncio
+import errno
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
@@ -570,6 +571,45 @@ def test_a_message_that_goes_on_killing_its_handler_is_held_and_a_suspect_waits(
         await clock.sleep(60)
         assert len(world.agent.contents) == (not held)
         assert ("placed on hold" in world.lines()) == held
+        await world.qmgr.drain(5.0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        world.fsio.close()
+
+    run_virtual(main, patience=0.0)
+
+
+@pytest.mark.parametrize("crashes", [0, 6])
+def test_what_cannot_be_let_go_of_because_of_the_disk_is_let_go_of_when_the_disk_is_back(
+    tmp_path: Path, crashes: int
+) -> None:
+    async def main(clock: Clock) -> None:
+        world = World(tmp_path, clock, lambda r, n: NEVER)
+        queue_id = await world.submit("x@b.test")
+        for _ in range(crashes):
+            job = await world.store.claim(queue_id)
+            assert job is not None
+            await world.store.begin_attempt(job)
+            await world.store.give_back(job, crashed=True)
+        broken = True
+
+        def hook(op: str, path: str | int) -> None:
+            if broken and op == "rename" and "/active/" in str(path):
+                raise OSError(errno.EROFS, "Read-only file system")
+
+        async def buggy(job: Job, failed: Sequence[tuple[Recipient, Result]]) -> Draft | None:
+            raise RuntimeError("a bug")
+
+        world.fsio.hook, world.notices.bounce = hook, buggy  # type: ignore[method-assign]
+        task = asyncio.ensure_future(world.qmgr.run())
+        await clock.sleep(200)
+        assert await world.count(Queue.ACTIVE) == 1
+        broken = False
+        await clock.sleep(60)
+        if crashes:
+            assert await world.count(Queue.HOLD) == 1
+        else:
+            assert len(world.agent.tries) > 1, "it is tried again"
         await world.qmgr.drain(5.0)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
