@@ -185,6 +185,7 @@ class JobStore:
             self.fsio.unlink(held.path)
             self.fsio.flush_soon(self.fsio.directory(held.path[: -len(job.queue_id) - 1]), self._removed)
         except FileNotFoundError:
+            await self.flush_marks(job)  # on hold only they say who has it
             self._let_go(job, held)
             raise FencedError(f"{job.queue_id}: not there any more") from None
         except OSError as error:

@@ -249,6 +249,27 @@ async def test_a_message_that_is_gone_when_it_is_deferred_is_forgotten_and_not_m
     assert spool.names("deferred") == spool.names("active") == []
 
 
+async def test_what_was_delivered_of_a_message_that_was_put_on_hold_meanwhile_is_made_durable(spool: Spooled) -> None:
+    job = await claimed(spool)
+    assert await administrator(spool).act(Verb.HOLD, [job.queue_id]) == {job.queue_id: Outcome.DONE}
+    spool.store.mark(job, job.todo[0])
+    flushed: list[str] = []
+
+    def hook(operation: str, target: str | int) -> None:
+        if operation == "flush":
+            flushed.append(os.path.basename(os.readlink(f"/proc/self/fd/{target}")))
+            if len(flushed) == 1:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    spool.fsio.hook = hook
+    with pytest.raises(QueueError, match="marks not durable"):
+        await spool.store.finish(job)
+    with pytest.raises(FencedError):
+        await spool.store.finish(job)
+    spool.fsio.hook = None
+    assert flushed == [job.queue_id] * 2
+
+
 # -- looking over queues --------------------------------------------------------------------------
 
 
