@@ -9,6 +9,7 @@ user has said that the mailbox is the wrong place.  One that is empty or all com
 See also: mta/deliver/mbox.py, mta/deliver/maildir.py
 """
 
+import errno
 import os
 import stat
 from collections.abc import Callable
@@ -94,6 +95,8 @@ def _forward_file(delivery: UserDelivery, user: User, uid: int) -> str:
             continue
         except OSError as error:
             if isinstance(error, PermissionError) and user.uid == uid:  # else the user could, and we cannot tell
+                continue
+            if error.errno == errno.ENAMETOOLONG:  # of a long extension: there can be no such file
                 continue
             raise failure(error, f"cannot look for {path}") from error
         if not stat.S_ISDIR(found.st_mode) and not (stat.S_ISREG(found.st_mode) and _says_nothing(path, found)):

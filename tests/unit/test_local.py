@@ -200,6 +200,13 @@ async def test_a_forward_file_that_says_something_or_more_than_is_read_waits(tmp
         assert result.reply.enhanced == "4.3.5"
 
 
+async def test_an_extension_too_long_for_the_name_of_a_file_has_no_forward_file_of_its_own(tmp_path: Path) -> None:
+    desk = Desk(Site(tmp_path))
+    (tmp_path / "home/alice").mkdir()
+    (result,) = await desk.send(f"alice+{'x' * 300}@mx.test")
+    assert result.reply == Reply(250, "2.0.0", "delivered to mailbox")
+
+
 async def test_an_extension_cannot_walk_through_directories(tmp_path: Path) -> None:
     desk = Desk(Site(tmp_path))
     (tmp_path / "home/alice/.forward+..").mkdir(parents=True)
