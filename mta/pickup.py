@@ -136,7 +136,7 @@ class Pickup:
             child = await self._copy(file, found)
             try:
                 await self._store.remove_maildrop(file)
-            except QueueError:  # the file is still there, and will be copied again
+            except QueueError:  # what is there is copied again
                 child.abort()
                 raise
         finally:

@@ -215,8 +215,9 @@ class SpoolStore(JobStore):
     async def remove_maildrop(self, file: MaildropFile) -> None:
         """Unlink it and flush the directory: its copy may be released.
 
-        QueueError: the file is still there, so the copy must be aborted.  A flush that fails after the unlink
-        is no reason to lose or to park the copy, which is durable: at worst a power cut brings the file back.
+        QueueError: the file is still there, or was changed or removed meanwhile, so the copy must be aborted.  A
+        flush that fails after the unlink is no reason to lose or to park the copy, which is durable: at worst a power
+        cut brings the file back.
         """
         self._maildrop.remove(file)
         try:

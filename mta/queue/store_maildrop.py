@@ -142,9 +142,14 @@ class Maildrop:
             self._log.warning("pickup", f"maildrop/{name}: refused: {why}")
 
     def remove(self, file: MaildropFile) -> None:
-        """Unlink a file that was copied, and close it; flush() must follow."""
+        """Unlink a file that was copied, and close it; flush() must follow.
+
+        QueueError, too, when it is not that file any more: who has removed it meanwhile wants nothing sent (a
+        sendmail whose flush failed has said so), and what was changed would be queued a second time.
+        """
         try:
-            self.unlink_if_same(file.name, file.uid)
+            if not self.unlink_if_same(file.name, file.uid):
+                raise QueueError("is not any more what was copied")
         except OSError as error:
             raise queue_error(error, f"maildrop/{file.name}") from error
         finally:

@@ -99,6 +99,32 @@ async def test_a_failing_table_leaves_the_file_for_the_next_scan() -> None:
         assert await world.queued() == []
 
 
+async def test_a_file_that_goes_away_while_it_is_copied_was_taken_back(world: World) -> None:
+    path = drop(world, message())
+
+    def take_back(operation: str, target: str | int) -> None:
+        if operation == "rename":  # of the copy, which is complete
+            path.unlink(missing_ok=True)
+
+    world.fsio.hook = take_back
+    assert await world.pickup.scan() == 0
+    assert list((world.queue / "incoming").iterdir()) == []
+
+
+async def test_a_file_that_changes_while_it_is_copied_is_copied_again_and_queued_once(world: World) -> None:
+    path = drop(world, message())
+    changes = [0o751]
+
+    def change(operation: str, target: str | int) -> None:
+        if operation == "rename" and changes:
+            path.chmod(changes.pop())
+
+    world.fsio.hook = change
+    assert [await world.pickup.scan(), await world.pickup.scan()] == [0, 1]
+    assert len(await world.queued()) == 1
+    assert not path.exists()
+
+
 async def test_a_file_that_cannot_be_removed_leaves_no_copy_behind(world: World) -> None:
     path = drop(world, message())
 

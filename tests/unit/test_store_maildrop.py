@@ -62,15 +62,17 @@ async def test_a_file_that_was_replaced_meanwhile_is_not_removed(spool: Spooled)
     file = await opened(spool)
     path.rename(path.with_name("other"))
     drop(spool, b"another message")
-    await spool.store.remove_maildrop(file)
+    with pytest.raises(QueueError):
+        await spool.store.remove_maildrop(file)
     assert path.exists()
 
 
-async def test_one_that_is_gone_already_is_no_error(spool: Spooled) -> None:
+async def test_one_that_somebody_else_has_removed_is_an_error(spool: Spooled) -> None:
     path = drop(spool)
     file = await opened(spool)
     path.unlink()
-    await spool.store.remove_maildrop(file)
+    with pytest.raises(QueueError):
+        await spool.store.remove_maildrop(file)
     assert await spool.store.open_maildrop(NAME) is None
 
 
