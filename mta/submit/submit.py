@@ -299,13 +299,13 @@ class SubmitServer:
     def _remember(self, key: bytes, outcome: asyncio.Future[Answer]) -> None:
         now = self._clock.monotonic()
         self._answers[key] = (now, outcome)
-        while self._answers:
+        for _ in range(len(self._answers)):
             oldest, (since, future) = next(iter(self._answers.items()))
             if len(self._answers) <= MAX_KEYS and now - since < KEY_LIFETIME:
                 break
-            if not future.done():
-                break
             del self._answers[oldest]
+            if not future.done():  # there are never more of these than connections
+                self._answers[oldest] = (now, future)
 
     def _remembered(self, key: bytes) -> asyncio.Future[Answer] | None:
         entry = self._answers.get(key)

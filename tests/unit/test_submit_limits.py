@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from mta.clock import Clock
+from mta.submit import submit
 from mta.submit.limits import UserLimits, UserLimitSettings
 from mta.submit.results import Results
 from mta.submit.wire import encode
@@ -110,6 +111,30 @@ async def test_dialogues_on_stdin_count_as_connections_for_as_long_as_they_last(
         assert kind == b"G"
         writer.close()
         await reader.read()
+
+
+async def test_a_message_that_takes_its_time_does_not_have_the_answers_of_all_others_remembered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(submit, "MAX_KEYS", 3)
+
+    async def begin(world: World, key: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        reader, writer = await asyncio.open_unix_connection(str(world.queue / "public" / "submit"))
+        writer.write(encode(b"H", key + b"m" + words(["sendmail", "-i", "bob@r.test"])))
+        assert (await reader.readexactly(13))[:1] == b"G"
+        return reader, writer
+
+    async def end(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(encode(b"D", MESSAGE) + encode(b"E", len(MESSAGE).to_bytes(8, "big")))
+        assert await reader.read() == encode(b"R", b"\0")
+        writer.close()
+
+    async with World() as world:
+        slow = await begin(world, b"slow".ljust(16))
+        for n in range(10):
+            await end(*await begin(world, bytes([n]) * 16))
+        assert set(world.submit._answers) == {b"slow".ljust(16), b"\x08" * 16, b"\x09" * 16}
+        await end(*slow)
 
 
 async def test_pickup_takes_what_the_limit_allows_and_the_rest_later() -> None:
