@@ -11,6 +11,7 @@ from mta.submit import submit
 from mta.submit.limits import UserLimits, UserLimitSettings
 from mta.submit.results import Results
 from mta.submit.wire import encode
+from sendmail_compat.fast import words
 from tests.queue_support import spooled
 from tests.sendmail.world import World
 
