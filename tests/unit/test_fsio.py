@@ -702,6 +702,7 @@ async def test_work_for_which_there_is_no_thread_is_an_error_of_the_disk_and_is_
     assert caught.value.errno == errno.EAGAIN
     go.set()
     await first
+    system.short = False
     await fsio.run(done.append, "later")
     assert done == ["later"]
 
