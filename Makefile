@@ -78,7 +78,7 @@ test-system: $(VENV)/.dev
 ##                  at each call of each kind; as root also power cuts at each twelfth step: minutes
 crash: $(VENV)/.dev
 	AIOMTA_KILLS=$(KILLS) AIOMTA_STRIDE=$(STRIDE) AIOMTA_ERRNO_STRIDE=$(ERRNO_STRIDE) AIOMTA_RESTARTS=5 AIOMTA_LOAD=20000 \
-		AIOMTA_CUT_EVERY=$(CUT_EVERY) $(PY) -m pytest -n 2 --loops asyncio tests/crash tests/powercut
+		AIOMTA_CUT_EVERY=$(CUT_EVERY) $(PY) -m pytest -n 2 --loops asyncio --durations=12 tests/crash tests/powercut
 
 ## make sim         SIM_SEEDS (0-2000) of the simulator: the whole MTA on a simulated disk, net and clock; see tests/sim
 sim: $(VENV)/.dev
