@@ -66,7 +66,7 @@ def encode_reasons(entries: Iterable[tuple[Recipient, Reason]], *, compatible: b
 
 
 def _line(text: str) -> str:
-    return text.translate(_CONTROL)
+    return text if text.isprintable() else text.translate(_CONTROL)
 
 
 def decode_reasons(data: bytes) -> list[tuple[str, int, Reason]]:

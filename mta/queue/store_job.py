@@ -12,7 +12,7 @@ See also: mta/queue/store.py (how it comes to be claimed), mta/INTERNALS.md "set
 import contextlib
 import errno
 import zlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import field
 
 from mta.clock import Clock
@@ -30,6 +30,7 @@ from mta.record import dataclass
 
 READ_SIZE = 65536  # bytes read at a time: twice as much after decoding and with CRLF is one chunk
 REASONS_LIMIT = 4 << 20  # bytes of defer/ID
+MANY = 1000  # reasons that are written in a thread: 20 ms
 UNREADABLE = (errno.EIO, errno.EBADMSG, errno.EUCLEAN)  # what a device or file system says of a damaged file
 
 
@@ -242,15 +243,19 @@ class JobStore:
         todo = job.todo
         if any(r.offset not in reasons for r in todo):  # not tried this time: what was said last time stands
             reasons = {**await self.reasons(job), **reasons}
-        data = encode_reasons(
-            [(r, reasons[r.offset]) for r in todo if r.offset in reasons],
-            compatible=self.settings.backwards_bounce_logfile_compatibility,
-        )
-        path = self.spool.path("defer", job.queue_id)
+        known = [(r, reasons[r.offset]) for r in todo if r.offset in reasons]
+        if len(known) > MANY:
+            await self.fsio.run(self._store_reasons, job.queue_id, known)
+        else:
+            self._store_reasons(job.queue_id, known)
+
+    def _store_reasons(self, queue_id: str, known: Sequence[tuple[Recipient, Reason]]) -> None:
+        data = encode_reasons(known, compatible=self.settings.backwards_bounce_logfile_compatibility)
+        path = self.spool.path("defer", queue_id)
         try:
             self.fsio.write_file(path, data, WRITING)
         except FileNotFoundError:
-            self.spool.make_hashed("defer", job.queue_id)
+            self.spool.make_hashed("defer", queue_id)
             self.fsio.write_file(path, data, WRITING)
 
     def _move_away(self, job: Job, held: Claimed, queue: Queue) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from mta.clock import Clock
 from mta.fsio.fsio import WORKERS, Fsio
-from mta.queue.api import QueueError
+from mta.queue.api import QueueError, Reason
 from mta.queue.store_claim import BATCH, SLOW, Opened, Opener
 from tests.inline_fsio import InlineFsio
 from tests.queue_support import Spooled, spooled
@@ -101,6 +101,17 @@ async def test_nor_when_it_came_just_now(spool: Spooled, disk: Counted) -> None:
     assert await spool.store.claim(few) is not None and disk.visits == 0, "it is in memory"
     job = await spool.store.claim(many)
     assert job is not None and len(job.todo) == 10_000 and disk.visits == 1
+
+
+async def test_nor_for_the_reasons_of_thousands(spool: Spooled, disk: Counted) -> None:
+    for count, visits in ((10, 0), (5000, 1)):
+        job = await spool.store.claim(await spool.accept(*(f"{n}@dst.test" for n in range(count))))
+        assert job is not None
+        reasons = {r.offset: Reason("4.4.1", "later") for r in job.todo}
+        await spool.store.defer(job, spool.now, reasons)
+        assert disk.visits == visits
+        assert await spool.store.reasons(job) == reasons
+        disk.visits = 0
 
 
 async def test_a_message_of_which_only_a_part_is_in_memory_is_claimed_whole(spool: Spooled, disk: Counted) -> None:
