@@ -12,7 +12,7 @@ from functools import partial
 from typing import Protocol
 
 from mta.cleanup.intake import RefusedError
-from mta.clock import Clock
+from mta.clock import Clock, others_run
 from mta.deliver.request import DeliveryRequest, Expansion, Result
 from mta.envelope import RET_DEFAULT, Envelope, Notify, Origin, Recipient, verp_sender, wants_verp
 from mta.maillog.maillog import Delays, Maillog, delivery
@@ -21,6 +21,7 @@ from mta.record import dataclass
 from mta.smtp.path import quote_address
 from mta.smtp.reply import Reply
 
+SLICE = 500  # recipients between two pauses
 HELD = 10  # children that wait for the marks of their parent; each has a descriptor
 INTERNAL_ERROR = Reply(451, "4.3.0", "internal error, will try again")
 
@@ -215,7 +216,9 @@ class Attempt:
         for kind, part in parts.items():
             if kind not in self.told:
                 self._adopt(kind, await bounces.bounce(self.job, part))
-                for recipient, _ in part:
+                for n, (recipient, _) in enumerate(part):
+                    if n % SLICE == SLICE - 1:
+                        await others_run()
                     self.store.mark(self.job, recipient)
                 if len(self.children) >= HELD:
                     await self.release_children()

@@ -11,13 +11,14 @@ import contextlib
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Protocol
 
-from mta.clock import Clock
+from mta.clock import Clock, others_run
 from mta.deliver.request import DeliveryAgent
-from mta.qmgr.attempt import Attempt, request_for
+from mta.qmgr.attempt import SLICE, Attempt, request_for
 from mta.qmgr.scheduler import Entry, Scheduler
 from mta.queue.api import QueueError, QueueStore
 from mta.smtp.reply import Reply
 
+FEW = 10  # deliveries that are given up between two pauses
 UNAVAILABLE = Reply(451, "4.3.5", "mail transport unavailable")
 
 Guarded = Callable[[Coroutine[None, None, None], str], Awaitable[None]]
@@ -57,6 +58,9 @@ class Deliveries:
         for entry in self._scheduler.withdraw():
             self._entry_done(entry.job_id)
 
+    def _has_stopped(self) -> bool:
+        return self._stopped
+
     def under_way(self, job_id: str) -> bool:
         """Is one of its deliveries outstanding?"""
         return job_id in self._open
@@ -75,10 +79,15 @@ class Deliveries:
         finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._open[attempt.job.queue_id] = (len(entries), finished)
         now = self._clock.monotonic()
-        for entry in entries:
-            suspended = self._scheduler.enqueue(entry, now)
-            if suspended is not None:
-                self._drop(entry, suspended)
+        suspended = []
+        for n, entry in enumerate(entries):
+            if n % SLICE == SLICE - 1:
+                await others_run()
+            if self._has_stopped():  # meanwhile
+                self._entry_done(entry.job_id)
+            elif reason := self._scheduler.enqueue(entry, now):
+                suspended.append((entry, reason))
+        await self._drop_all(suspended)
         own = self._pump(attempt.job.queue_id if len(entries) == 1 else "")
         if own is not None:  # most messages have one delivery, which needs no task besides the message's
             await self._guarded(self._deliver(own), own.job_id)
@@ -120,10 +129,22 @@ class Deliveries:
                 attempt.unreported(entry.recipients, entry.transport, started)
             failure = attempt.site_failure(entry.recipients)
             now = self._clock.monotonic()
-            for dropped, reason in self._scheduler.finished(entry, now, failure=failure):
-                self._drop(dropped, reason)
+            if dropped := self._scheduler.finished(entry, now, failure=failure):
+                self._spawn(self._drop_all(dropped), entry.job_id)
             self._entry_done(entry.job_id)
             self._pump()
+
+    async def _drop_all(self, dropped: list[tuple[Entry, Reply]]) -> None:
+        """A few at a time, each with up to fifty lines in the log; all of them, also when it is cancelled."""
+        left = iter(dropped)
+        try:
+            for n, (entry, reason) in enumerate(left, 1):
+                self._drop(entry, reason)
+                if n % FEW == 0:
+                    await others_run()
+        finally:
+            for entry, reason in left:
+                self._drop(entry, reason)
 
     def _drop(self, entry: Entry, reason: Reply) -> None:
         """The destination is dead: defer without trying."""

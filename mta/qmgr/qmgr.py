@@ -21,11 +21,11 @@ import traceback
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from functools import partial
 
-from mta.clock import Clock
+from mta.clock import Clock, others_run
 from mta.deliver.request import CorruptContentError, DeliveryAgent
 from mta.envelope import Recipient, wants_verp
 from mta.maillog.maillog import Maillog
-from mta.qmgr.attempt import Attempt, Bounces, Injector
+from mta.qmgr.attempt import SLICE, Attempt, Bounces, Injector
 from mta.qmgr.backoff import BackoffSettings, due
 from mta.qmgr.deliveries import Agents, Deliveries
 from mta.qmgr.grouping import Grouping, Target
@@ -276,7 +276,9 @@ class QueueManager:
         sender, verp = attempt.job.envelope.sender, wants_verp(attempt.job.envelope)
         transport, colon, nexthop = attempt.job.envelope.attributes.get(FILTER, "").partition(":")
         filtered = Target(transport, nexthop) if colon else None
-        for recipient in todo:
+        for n, recipient in enumerate(todo):
+            if n % SLICE == SLICE - 1:
+                await others_run()
             try:
                 target = filtered or await self._resolve(recipient, sender)
             except Exception as error:

@@ -257,6 +257,44 @@ def test_a_dead_site_is_left_alone_and_its_waiting_mail_deferred_at_once(tmp_pat
     simulate(tmp_path, lambda r, n: DOWN, story)
 
 
+@pytest.mark.parametrize("result", [NEVER, DOWN])
+def test_others_have_their_turns_beside_a_message_to_thousands(tmp_path: Path, result: Result) -> None:
+    async def story(w: World) -> None:
+        resolved, lines, marks, most = 0, 0, 0, 0
+
+        class Resolved(set[str]):
+            def __contains__(self, address: object) -> bool:
+                nonlocal resolved
+                resolved += 1
+                return False
+
+        class Watcher:
+            def line(self, text: str) -> None:
+                nonlocal lines
+                lines += "status=" in text
+
+        def hook(operation: str, _: str | int) -> None:
+            nonlocal marks
+            marks += operation == "pwrite"
+
+        w.unresolvable, w.fsio.hook = Resolved(), hook
+        w.log.watchers.append(Watcher())
+        queue_id = await w.submit(*(f"{n}@b.test" for n in range(5000)))
+        for _ in range(10_000):  # without a timer: virtual time waits until nobody has anything to do
+            before = resolved, lines, marks
+            await asyncio.sleep(0)
+            most = max(most, resolved - before[0], lines - before[1], marks - before[2])
+        assert resolved >= 5000 and (lines if result is DOWN else marks) >= 5000
+        assert most < 1500
+        await w.clock.sleep(10)
+        if result is NEVER:
+            assert len(w.notices.bounced[0]) == 5000 and f"{queue_id}: removed" in w.lines()
+        else:
+            assert await w.count(Queue.DEFERRED) == 1
+
+    simulate(tmp_path, lambda r, n: result, story)
+
+
 def test_an_agent_that_raises_or_stays_silent_defers_and_never_bounces(tmp_path: Path) -> None:
     def fate(r: Recipient, n: int) -> Result:
         if n == 1:
