@@ -112,7 +112,10 @@ class Resolver:
             raise
 
     def _local(self, host: str, kinds: Sequence[str]) -> list[str]:
-        known = self._hosts.get().addresses.get(host.lower().rstrip("."), ())
+        try:
+            known = self._hosts.get().addresses.get(host.lower().rstrip("."), ())
+        except OSError:
+            raise DnsTemporary(host, "A") from None
         return [a for a in known if ("AAAA" if ":" in a else "A") in kinds]
 
     async def _addresses(self, host: str, kinds: Sequence[str]) -> list[str]:
@@ -154,7 +157,10 @@ class Resolver:
 
     async def client_name(self, address: str) -> ClientName:
         """PTR, then back: a name counts only when it has this address (warned about otherwise, as in Postfix)."""
-        local = self._hosts.get().names.get(address)
+        try:
+            local = self._hosts.get().names.get(address)
+        except OSError:
+            return ClientName("unknown", "unknown", 4, 4)
         if local is not None:
             return ClientName(local, local, 2, 2)
         pointer = pointer_name(address)

@@ -1,11 +1,13 @@
 """What this machine's own files say about names: resolv.conf and hosts, re-read when they change.
 
 Both are small local files, so they are read in place; whether they changed is looked at once per second at most.
-A file that is missing or unreadable counts as empty.
+A file that is missing counts as empty.  One that cannot be read (no descriptor, a disk error) is what it was, and as
+long as it never was anything, nobody knows what it says.
 
 See also: resolv.conf(5), hosts(5)
 """
 
+import contextlib
 import ipaddress
 import os
 from collections.abc import Callable, Iterator
@@ -44,14 +46,20 @@ class WatchedFile(Generic[T]):
         self._path, self._clock, self._parse = path, clock, parse
         self._stamp: tuple[int, int, int] | None = None
         self._next = float("-inf")
-        self._value = parse("")
+        self._value: T | None = None
 
     def get(self) -> T:
-        """Return the parsed file; another stat at most once per second."""
+        """Return the parsed file; another stat at most once per second.  OSError: it cannot be read, and never was."""
         now = self._clock.monotonic()
-        if now < self._next:
-            return self._value
-        self._next = now + CHECK_EVERY
+        if now >= self._next:
+            self._next = now + CHECK_EVERY
+            with contextlib.suppress(OSError):
+                self._look()
+        if self._value is None:
+            raise OSError(f"{self._path} cannot be read")
+        return self._value
+
+    def _look(self) -> None:
         try:
             found = os.stat(self._path)
             stamp = (found.st_mtime_ns, found.st_ino, found.st_size)
@@ -59,9 +67,8 @@ class WatchedFile(Generic[T]):
                 with open(self._path, encoding="utf-8", errors="replace") as file:
                     self._value = self._parse(file.read(MAX_FILE))
                 self._stamp = stamp
-        except OSError:
+        except FileNotFoundError:
             self._stamp, self._value = None, self._parse("")
-        return self._value
 
 
 def parse_resolv_conf(text: str) -> Servers:

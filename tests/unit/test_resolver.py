@@ -389,6 +389,36 @@ async def test_hosts_file_comes_first_and_is_read_again(net: Net, monkeypatch: p
     assert await net.resolver.addresses("printer.test") == ["192.0.2.78"]
 
 
+async def test_a_hosts_file_that_cannot_be_read_does_not_say_that_a_host_is_not_there(net: Net) -> None:
+    net.hosts.mkdir()
+    with pytest.raises(DnsTemporary):
+        await net.resolver.addresses("hub.test", hosts="last")
+    assert await net.resolver.client_name("192.0.2.77") == ClientName("unknown", "unknown", 4, 4)
+    with pytest.raises(DnsNotFound):
+        await net.resolver.addresses("hub.test", hosts="never")
+    net.hosts.rmdir()
+    net.hosts.write_text("192.0.2.77 hub.test\n")
+    net.resolver._hosts._next = 0.0
+    assert await net.resolver.addresses("hub.test", hosts="last") == ["192.0.2.77"]
+    net.hosts.unlink()
+    net.hosts.mkdir()
+    net.resolver._hosts._next = 0.0
+    assert await net.resolver.addresses("hub.test", hosts="last") == ["192.0.2.77"]
+    net.hosts.rmdir()
+    net.resolver._hosts._next = 0.0
+    with pytest.raises(DnsNotFound):
+        await net.resolver.addresses("hub.test", hosts="last")
+
+
+async def test_a_resolv_conf_that_cannot_be_read_is_what_it_was(net: Net) -> None:
+    net.resolv.write_text("nameserver 192.0.2.53\n")
+    before = net.resolver._resolv.get()
+    net.resolv.unlink()
+    net.resolv.mkdir()
+    net.resolver._resolv._next = 0.0
+    assert net.resolver._resolv.get() == before != parse_resolv_conf("")
+
+
 async def test_hosts_file_comes_last_or_never_where_dns_decides(net: Net) -> None:
     net.hosts.write_text("127.0.1.1 both.test only.test bare.test sick.test\n")
     net.server.add("both.test", "A", "192.0.2.1")
