@@ -94,8 +94,8 @@ def judge(query: dns.message.Message, wire: bytes, *, tcp: bool) -> dns.message.
         raise RefusedError
     if cut:
         answer.flags |= dns.flags.TC
-    referral = any(rrset.rdtype == dns.rdatatype.NS for rrset in answer.authority) and not _soa(answer)
-    if rcode == dns.rcode.NOERROR and not answer.answer and referral:
+    referral = any(rrset.rdtype == dns.rdatatype.NS for rrset in answer.authority)
+    if rcode == dns.rcode.NOERROR and not answer.answer and not _soa(answer) and (referral or not _knows(answer)):
         raise RefusedError  # this server neither knows nor asks on our behalf (lame)
     return answer
 
@@ -203,10 +203,14 @@ def read(answer: dns.message.Message, name: dns.name.Name, kind: str) -> tuple[A
     return DnsNoData, end, min(ttl, _negative_ttl(answer))
 
 
+def _knows(answer: dns.message.Message) -> bool:
+    """Is it from a server that knows the name, or has asked for us?"""
+    return bool(answer.flags & (dns.flags.AA | dns.flags.RA))
+
+
 def _is_about(answer: dns.message.Message, name: dns.name.Name) -> bool:
-    """Other records of this name and no others, from a server that knows the name or has asked for us."""
-    knows = bool(answer.flags & (dns.flags.AA | dns.flags.RA))
-    return knows and all(rrset.name == name and rrset.rdclass == dns.rdataclass.IN for rrset in answer.answer)
+    """Other records of this name and no others, from a server that knows."""
+    return _knows(answer) and all(rrset.name == name and rrset.rdclass == dns.rdataclass.IN for rrset in answer.answer)
 
 
 def _negative_ttl(answer: dns.message.Message) -> float:

@@ -162,7 +162,7 @@ def test_no_more_records_are_parsed_than_are_kept(monkeypatch: pytest.MonkeyPatc
     parse = dns.rdata.from_wire_parser
     monkeypatch.setattr(dns.rdata, "from_wire_parser", lambda *args: parsed.append(args) or parse(*args))  # type: ignore[func-returns-value]
     query = dns.message.make_query("d.test", "MX")
-    answer = dns.message.make_response(query)
+    answer = dns.message.make_response(query, recursion_available=True)
     getattr(answer, section).append(dns.rrset.from_text("d.test.", 30, "IN", "A", *(f"10.1.2.{n}" for n in range(250))))
     answer.authority.append(dns.rrset.from_text("d.test.", 30, "IN", "SOA", SOA))
     judged = judge(query, answer.to_wire(), tcp=True)
@@ -213,6 +213,24 @@ async def test_other_records_of_the_name_alone_are_no_data(net: Net, kind: str, 
         await net.resolver.mx("odd.test")
     with pytest.raises(DnsTemporary):
         await net.resolver.mx("lame.test")
+
+
+async def test_a_server_that_neither_knows_nor_asks_is_passed_over_when_its_answer_is_empty(
+    net: Net, tmp_path: Path
+) -> None:
+    def empty(query: dns.message.Message) -> bytes:
+        return dns.message.make_response(query).to_wire()
+
+    net.server.special("empty.test", empty)
+    for ask in (net.resolver.mx, net.resolver.addresses, net.resolver.exists):
+        with pytest.raises(DnsTemporary):
+            await ask("empty.test")
+    other = await DnsServer.start()
+    other.add("empty.test", "MX", "10 mx.empty.test.")
+    both = Net(net.server, tmp_path, servers=(net.server.address, other.address))
+    assert (await both.resolver.mx("empty.test")).records == (MX(10, "mx.empty.test"),)
+    await both.resolver.close()
+    await other.close()
 
 
 async def test_truncated_without_tcp_is_temporary(net: Net) -> None:
