@@ -4,6 +4,7 @@ has its fate.
 State per request: the recipients left, and for each why it is still here.  When a server fails:
 - no connection, bad greeting or EHLO, lost connection, protocol error: the next address is tried; when there is
   none the recipients left are deferred with the last reason (bounced after a permanent refusal, as in Postfix);
+- one of several next hops does not exist: what counts is why one before it could not be reached;
 - a relayhost or fallback relay that does not exist, refuses to talk to us or is ourselves: deferred 4.3.5 and warned
   about, since that is the administrator's error and says nothing of the recipients (as in Postfix);
 - TLS fails at level may: the same address once more, on a new connection, in the clear;
@@ -138,6 +139,7 @@ class _Attempt:
         self._left: dict[int, Recipient] = dict(enumerate(request.recipients))
         self._kept: dict[int, Result] = {}  # what a server that was not the last said about a recipient
         self._why: Result | None = None
+        self._unreached: Result | None = None  # why next hops before one that does not exist could not be reached
         self._session: Session | None = None  # the one that is talking
         self._numbers: tuple[int, ...] = ()  # recipients of its transaction
         self._final = False  # nobody is left to ask after it
@@ -167,15 +169,16 @@ class _Attempt:
         self._report_left()
 
     def _blame_settings(self) -> None:
-        """No recipient is given back because the relay of all mail is wrong."""
-        why, settings = self._why, self._agent.settings
-        if why is None or not self._left or not why.reply.is_permanent or self._agent.lmtp:
+        """No recipient is given back because the relay of all mail is wrong, or one next hop of several."""
+        why, settings, lmtp = self._why, self._agent.settings, self._agent.lmtp
+        if why is None or not self._left or not why.reply.is_permanent:
             return
-        if settings.smtp_fallback_relay:
+        if settings.smtp_fallback_relay and not lmtp:
             name = "smtp_fallback_relay"
-        elif settings.relayhost and self._request.nexthop == settings.relayhost:
+        elif settings.relayhost and self._request.nexthop == settings.relayhost and not lmtp:
             name = "relayhost"
         else:
+            self._why = self._unreached or why
             return
         self._agent.log.warning(self._request.transport, f"{name} configuration problem")
         self._why = replace(why, reply=Reply(451, "4.3.5", why.reply.text), site_failed=True)
@@ -195,8 +198,10 @@ class _Attempt:
             try:
                 targets = await self._agent.router.targets(destination)
             except RouteError as error:
-                reply = error.reply
+                reply, before = error.reply, self._unreached or self._why
                 self._note(Failure(reply, reply.text, site=reply.is_temporary))
+                if before is not None and before.reply.is_temporary:
+                    self._unreached = before
                 return
         if len(targets) > 1:
             pool, port = self._agent.pool, destination.port
@@ -273,7 +278,7 @@ class _Attempt:
     def _note(self, failure: Failure, session: Session | None = None) -> None:
         """Remember why the recipients that are left are left."""
         now = self._agent.clock.monotonic()
-        heard = failure.heard
+        heard, self._unreached = failure.heard, None
         self._why = Result(
             failure.reply,
             failure.text,

@@ -487,6 +487,28 @@ async def test_next_hops_are_tried_in_order_and_the_fallback_last(world: World) 
     assert result.reply.code == 250
 
 
+@pytest.mark.parametrize("others", [["[nx.test]"], ["nx.test", "[nx.test]"], ["null.test"]])
+@pytest.mark.parametrize("first", ["[sick.test]", "[127.0.0.1]:PORT"])
+async def test_no_mail_is_given_back_because_one_next_hop_of_several_does_not_exist(
+    world: World, first: str, others: list[str]
+) -> None:
+    """The other may take it as soon as it can be found, or reached."""
+    world.dns.rcode("sick.test", "SERVFAIL")
+    world.dns.add("null.test", "MX", "0 .")
+    dead = await world.peer()
+    await dead.close()
+    first = first.replace("PORT", str(dead.port))
+    for nexthop in ([first, *others], [*others, first]):
+        (result,) = await world.plain().deliver(",".join(nexthop), ["x@dst.test"])
+        assert result.reply.is_temporary
+    (result,) = await world.plain().deliver(",".join(others), ["x@dst.test"])
+    assert result.reply.is_permanent
+    said: list[Step] = ["220 x\\r\\n", {"rx": "EHLO"}, "502 no\\r\\n", {"rx": "HELO"}, "550 5.7.1 go away\\r\\n"]
+    peer = await world.peer(said)
+    (result,) = await world.plain().deliver(",".join([first, *others, f"[127.0.0.1]:{peer.port}"]), ["x@dst.test"])
+    assert result.reply.code == 550
+
+
 @pytest.mark.parametrize("relay", ["nx.test", "loop.test", "[127.0.0.1]:PORT"])
 @pytest.mark.parametrize("parameter", ["relayhost", "smtp_fallback_relay"])
 async def test_no_mail_is_given_back_because_the_relay_of_all_mail_is_wrong(
