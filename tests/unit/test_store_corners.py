@@ -270,6 +270,16 @@ async def test_what_was_delivered_of_a_message_that_was_put_on_hold_meanwhile_is
     assert flushed == [job.queue_id] * 2
 
 
+async def test_a_message_that_was_deleted_while_it_was_tried_leaves_no_reasons(spool: Spooled) -> None:
+    deleted, held = await claimed(spool), await claimed(spool)
+    await administrator(spool).act(Verb.DELETE, [deleted.queue_id])
+    await administrator(spool).act(Verb.HOLD, [held.queue_id])
+    for job in (deleted, held):
+        with pytest.raises(FencedError):
+            await spool.store.defer(job, NOW, {r.offset: Reason("4.0.0", "later") for r in job.todo})
+    assert spool.names("defer") == [held.queue_id]
+
+
 # -- looking over queues --------------------------------------------------------------------------
 
 
