@@ -11,6 +11,7 @@ See also: mta/queue/store.py (how it comes to be claimed), mta/INTERNALS.md "set
 
 import contextlib
 import errno
+import stat
 import zlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import field
@@ -25,7 +26,7 @@ from mta.queue.content_reader import ContentReader, check_content
 from mta.queue.queue_reader import DamagedError, QueueFile
 from mta.queue.reasons import decode_reasons, encode_reasons
 from mta.queue.store_space import Space
-from mta.queue.store_spool import CORRUPT_MODE, WRITING, QueueLog, Spool, StoreSettings, queue_error
+from mta.queue.store_spool import CORRUPT_MODE, READY, WRITING, QueueLog, Spool, StoreSettings, queue_error
 from mta.record import dataclass
 
 READ_SIZE = 65536  # bytes read at a time: twice as much after decoding and with CRLF is one chunk
@@ -75,15 +76,23 @@ class JobStore:
                 self.log.warning("qmgr", f"close: {error.strerror}")
 
     def to_corrupt(self, queue_id: str, queue: str, path: str, fd: int, why: str) -> None:
-        """Put a damaged file aside, never over another one."""
+        """Put a damaged file aside, never over another one; FencedError when it is gone."""
         target, n = f"{self.spool.root}/corrupt/{queue_id}", 0
         while self.spool.exists(target):
             n += 1
             target = f"{self.spool.root}/corrupt/{queue_id}_{n}"
+        mode = READY
         if fd >= 0:
             with contextlib.suppress(OSError):
+                mode = stat.S_IMODE(self.fsio.fstat(fd).st_mode)
                 self.fsio.fchmod(fd, CORRUPT_MODE)
-        self.fsio.rename(path, target)
+        try:
+            self.fsio.rename(path, target)
+        except FileNotFoundError:
+            if fd >= 0:  # on hold it must stay a message
+                with contextlib.suppress(OSError):
+                    self.fsio.fchmod(fd, mode)
+            raise FencedError(f"{queue_id}: not there any more") from None
         self.log.warning(
             "qmgr", f'{queue_id}: damaged queue file ({why}): saving corrupt file "{queue_id}" from queue "{queue}" '
             'to queue "corrupt"'
@@ -220,6 +229,9 @@ class JobStore:
             self._count_crashes(held, 0)
             await self._write_reasons(job, reasons)
             self.fsio.utime(held.fd, next_attempt)
+        except FencedError:
+            self._let_go(job, held)
+            raise
         except OSError as error:
             raise queue_error(error, f"{job.queue_id}: defer") from error
         self._move_away(job, held, Queue.DEFERRED)

@@ -125,7 +125,7 @@ class Recovery:
     async def _look_again(self, queue: Queue, queue_id: str, path: str) -> bool:
         try:
             found = await self._fsio.run(self._needed, queue, queue_id, path)
-        except FileNotFoundError:
+        except (FileNotFoundError, FencedError):
             return True
         except OSError:
             return False

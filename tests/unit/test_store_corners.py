@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from mta.clock import Clock
+from mta.deliver.request import CorruptContentError
 from mta.fsio.fsio import Fsio
 from mta.queue.api import FencedError, Job, Parent, Queue, QueueError, Reason
 from mta.queue.queue_reader import DamagedError
@@ -278,6 +279,23 @@ async def test_a_message_that_was_deleted_while_it_was_tried_leaves_no_reasons(s
         with pytest.raises(FencedError):
             await spool.store.defer(job, NOW, {r.offset: Reason("4.0.0", "later") for r in job.todo})
     assert spool.names("defer") == [held.queue_id]
+
+
+@pytest.mark.parametrize("verb", [Verb.DELETE, Verb.HOLD])
+async def test_a_damaged_message_that_an_administrator_took_away_meanwhile_is_forgotten(
+    spool: Spooled, verb: Verb
+) -> None:
+    job = await claimed(spool)
+    path = spool.only("active")
+    path.write_bytes(path.read_bytes().replace(b"hello", b"hallo"))
+    with pytest.raises(CorruptContentError):
+        assert [chunk async for chunk in spool.store.content(job)]
+    await administrator(spool).act(verb, [job.queue_id])
+    with pytest.raises(FencedError):
+        await spool.store.defer(job, NOW, {})
+    assert spool.names("corrupt") == []
+    if verb is Verb.HOLD:
+        assert await administrator(spool).act(Verb.RELEASE, [job.queue_id]) == {job.queue_id: Outcome.DONE}
 
 
 # -- looking over queues --------------------------------------------------------------------------
