@@ -191,9 +191,10 @@ class JobStore:
         """See QueueStore.  Taking the name away is the mark of all recipients; its flush follows within SOON."""
         held = self._claimed(job)
         try:
+            directory = self.fsio.directory(held.path[: -len(job.queue_id) - 1])  # first: it may need a descriptor
             self._remove_reasons(job, held)
             self.fsio.unlink(held.path)
-            self.fsio.flush_soon(self.fsio.directory(held.path[: -len(job.queue_id) - 1]), self._removed)
+            self.fsio.flush_soon(directory, self._removed)
         except FileNotFoundError:
             await self.flush_marks(job)  # on hold only they say who has it
             self._let_go(job, held)

@@ -4,6 +4,7 @@ import asyncio
 import errno
 import os
 import pwd
+import resource
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -296,6 +297,20 @@ async def test_a_damaged_message_that_an_administrator_took_away_meanwhile_is_fo
     assert spool.names("corrupt") == []
     if verb is Verb.HOLD:
         assert await administrator(spool).act(Verb.RELEASE, [job.queue_id]) == {job.queue_id: Outcome.DONE}
+
+
+async def test_a_message_is_removed_only_when_that_can_be_made_durable(spool: Spooled) -> None:
+    job = await claimed(spool)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
+    try:
+        with pytest.raises(QueueError, match="Too many open files"):
+            await spool.store.finish(job)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert spool.names("active") == [job.queue_id]
+    await spool.store.finish(job)
+    assert spool.names("active") == []
 
 
 # -- looking over queues --------------------------------------------------------------------------
