@@ -16,7 +16,7 @@ from mta.worker_link import Lines
 RECONNECT = 0.2  # seconds
 ANSWER = 2.0  # seconds a client may wait for its counter
 MAX_UNSENT = 1 << 20  # bytes waiting for a scheduler that does not read
-MAX_UNACKNOWLEDGED = 100_000  # ids; the oldest are left to the scan of incoming
+MAX_UNACKNOWLEDGED = 10_000  # ids; the oldest are left to the scan of incoming.  All at once are below MAX_UNSENT
 
 
 def _decode(words: list[str]) -> Verdict:

@@ -346,3 +346,17 @@ async def test_what_is_announced_in_the_turn_in_which_a_scheduler_greets_is_said
     worker.arrived("4FA2", 2)
     await until(lambda: len(ends.arrived) == 2)
     assert ends.arrived == [("4FA1", 1), ("4FA2", 2)]
+
+
+async def test_a_scheduler_that_was_away_while_much_came_is_told_of_it_in_one_go_beside_more(ends: Ends) -> None:
+    worker = ends.worker()
+    moment = Clock().moment()
+    for number in range(100_000):
+        worker.arrived(f"4YzKpL1w{number:06}z2Bc1", moment)
+    await ends.scheduler()
+    for number in range(100):
+        worker.arrived(f"4YzKpL2w{number:06}z2Bc1", moment)
+        await asyncio.sleep(0.005)
+    await until(lambda: not worker._unacknowledged)
+    assert len(ends.ends) == 1, "one connection"
+    assert len({queue_id for queue_id, _ in ends.arrived[-1000:]}) == 1000
