@@ -79,13 +79,12 @@ class SpoolStore(JobStore):
         self._locked.append((queue_id, fd, again))
 
     async def _settle_rest(self) -> None:
-        waiting, self._locked = self._locked, []
-        for queue_id, fd, again in waiting:
-            if await again():
+        for each in tuple(self._locked):  # claim() looks into the list meanwhile
+            queue_id, fd, again = each
+            if await again() and each in self._locked:
+                self._locked.remove(each)
                 self._close(fd)
                 self.arrived(queue_id, 0)
-            else:
-                self._locked.append((queue_id, fd, again))
 
     def close(self) -> None:
         """Let go of what recover() left locked."""

@@ -586,6 +586,24 @@ async def test_a_child_that_nobody_is_sure_to_repeat_waits_locked_for_as_many_sc
     assert spool.arrived == [child] and await spool.store.claim(child) is not None
 
 
+async def test_a_child_that_a_scan_settles_is_claimed_by_nobody_before_it_has_settled_it(
+    spool: Spooled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    child = await spool.accept("a@src.test", parent=Parent("bounce", "0" * 32, "ABCDEF1", (100,)))
+    await recovered_with(spool, "open")
+    spool.fsio.hook, flush = None, spool.fsio.flush
+    claimed_meanwhile: list[Job | None] = []
+
+    async def slow(fd: int) -> None:
+        claimed_meanwhile.append(await spool.store.claim(child))
+        await flush(fd)
+
+    monkeypatch.setattr(spool.fsio, "flush", slow)
+    await spool.store.scan(Queue.INCOMING)
+    assert claimed_meanwhile == [None, None], "not before it and its name are flushed"
+    assert await spool.store.claim(child) is not None
+
+
 async def test_a_dropped_file_that_goes_just_before_it_is_removed_is_removed(spool: Spooled) -> None:
     dropped = drop(spool, "A1", b"x")
     found = dropped.stat()
