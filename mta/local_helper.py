@@ -235,7 +235,7 @@ class Helper:
             async with self._clock.timeout(READ_LIMIT):
                 line, content = await _receive(connection)
             ask = decode_ask(line)
-            answer = await self._answer(ask, content, connection)
+            answer = await self._answer(ask, content)
             async with self._clock.timeout(READ_LIMIT):
                 await asyncio.get_running_loop().sock_sendall(connection, encode_answer(answer))
         except (WireError, TimeoutError, OSError) as error:
@@ -246,7 +246,7 @@ class Helper:
             _close_all([content] if content >= 0 else [])
             connection.close()
 
-    async def _answer(self, ask: Ask, content: int, asker: socket.socket) -> Answer:
+    async def _answer(self, ask: Ask, content: int) -> Answer:
         try:
             setup = self._setup(ask.transport)
         except SetupError as error:
@@ -256,10 +256,10 @@ class Helper:
         if isinstance(plan, ToOthers):
             return Answer(Reply(250, "2.0.0", "forwarded"), plan.recipients, plan.sender)
         if isinstance(plan, ToUser):
-            return Answer(await self._mailbox(setup, ask, plan, content, asker))
+            return Answer(await self._mailbox(setup, ask, plan, content))
         return Answer(plan)
 
-    async def _mailbox(self, setup: Setup, ask: Ask, plan: ToUser, content: int, asker: socket.socket) -> Reply:
+    async def _mailbox(self, setup: Setup, ask: Ask, plan: ToUser, content: int) -> Reply:
         user, settings = plan.user, setup.settings
         if user.uid in (0, setup.owner_uid):
             hint = f"mail for {user.name} is not written into a mailbox; add an alias for {user.name} to the alias file"
@@ -270,7 +270,7 @@ class Helper:
         except TableError as error:
             self._log.warning(SERVICE, f"{ask.queue_id}: {error}")
             return USER_LOOKUP_FAILED
-        work = Work(plan, ask, content, groups, mailbox_group(settings, user), settings, asker)
+        work = Work(plan, ask, content, groups, mailbox_group(settings, user), settings)
         slots = self._slots_of.setdefault(user.uid, asyncio.Semaphore(MAX_OF_ONE_USER))
         async with slots, self._slots:
             return await self._children.deliver(work)

@@ -11,8 +11,6 @@ would meet at the lock, where the second one sleeps for deliver_lock_delay (1 s)
   (command_time_limit, its own alarm: we have no right to kill it);
 - the request cannot be handed over: it had been killed while idle; another is forked;
 - it dies without an answer: 4.3.0, what it did is unknown (window W3);
-- who asked hangs up (a daemon that stops), and will ask again: what has not begun does not begin, and a child that
-  waits for a lock gives up;
 - we die: it reads the end of the socket, and ends.
 
 See also: mta/local_helper.py, credentials(7), unix(7) SCM_RIGHTS
@@ -22,7 +20,6 @@ import asyncio
 import contextlib
 import json
 import os
-import select
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
@@ -56,7 +53,7 @@ Become = Callable[[User, Iterable[int], int], None]
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """One delivery.  groups, gid: to become the user with.  content: descriptor.  asker: who waits for the answer."""
+    """One delivery.  groups, gid: to become the user with.  content: descriptor."""
 
     plan: ToUser
     ask: Ask
@@ -64,7 +61,6 @@ class Work:
     groups: tuple[int, ...]
     gid: int
     settings: LocalSettings
-    asker: socket.socket
 
 
 @dataclass(slots=True)
@@ -107,7 +103,7 @@ class Children:
 
     async def _deliver_now(self, work: Work) -> Reply:
         kind = (work.plan.user, work.groups, work.gid, id(work.settings))
-        while not hung_up(work.asker):
+        while True:
             child = self._take(kind)
             fresh = child is None
             try:
@@ -121,7 +117,6 @@ class Children:
                 self._log.warning(SERVICE, f"fork: {error}")
                 return FAILED
             return await self._answer(child, work)
-        return FAILED
 
     def close(self) -> None:
         """Let go of the idle ones."""
@@ -131,9 +126,8 @@ class Children:
     async def _answer(self, child: _Child, work: Work) -> Reply:
         reply = FAILED
         try:
-            with _given_up_with(work.asker, child.sock):
-                async with self._clock.timeout(work.settings.command_time_limit + GRACE):
-                    line = await asyncio.get_running_loop().sock_recv(child.sock, ANSWER_LIMIT)
+            async with self._clock.timeout(work.settings.command_time_limit + GRACE):
+                line = await asyncio.get_running_loop().sock_recv(child.sock, ANSWER_LIMIT)
             reply = decode_answer(line).reply
         except (WireError, TimeoutError, OSError):
             self._log.warning(SERVICE, f"the delivery to {work.ask.recipient} ended without an answer")
@@ -195,7 +189,7 @@ class Children:
                 data, fds, _, _ = socket.recv_fds(sock, REQUEST_SIZE, 1)
                 if not data:
                     break
-                reply = self._perform(data, fds[0], first, become, journals, sock)
+                reply = self._perform(data, fds[0], first, become, journals)
                 sock.sendall(encode_answer(Answer(reply)))
                 become = None
                 os.close(fds[0])
@@ -205,16 +199,9 @@ class Children:
             os._exit(0)
 
     def _perform(
-        self, data: bytes, content: int, first: Work, become: Callable[[], None] | None, journals: Journals,
-        sock: socket.socket,
-    ) -> Reply:  # fmt: skip
+        self, data: bytes, content: int, first: Work, become: Callable[[], None] | None, journals: Journals
+    ) -> Reply:
         user, settings = first.plan.user, first.settings
-
-        def wait(seconds: float) -> None:
-            self._clock.block(seconds)
-            if hung_up(sock):
-                raise TimeUpError
-
         try:
             with time_limit(settings.command_time_limit):
                 if become is not None:
@@ -222,7 +209,7 @@ class Children:
                 found = json.loads(data)
                 plan = replace(first.plan, local=found["local"], extension=found["extension"])
                 delivery = user_delivery(plan, Ask(**found["ask"]), content, settings, self._clock.now())
-                system = System(self._fsync, wait, self._clock.now, user.uid, journals.written_out)
+                system = System(self._fsync, self._clock.block, self._clock.now, user.uid, journals.written_out)
                 return deliver_to_user(delivery, system)
         except TimeUpError:
             return OUT_OF_TIME
@@ -235,31 +222,6 @@ def _request(work: Work) -> bytes:
     ask = work.ask
     fields = {name: getattr(ask, name) for name in ("queue_id", "recipient", "original", "sender", "transport")}
     return json.dumps({"ask": fields, "local": work.plan.local, "extension": work.plan.extension}).encode()
-
-
-def hung_up(sock: socket.socket) -> bool:
-    """Has the other end been closed?"""
-    poll = select.poll()
-    poll.register(sock, 0)
-    return bool(poll.poll(0))
-
-
-@contextlib.contextmanager
-def _given_up_with(asker: socket.socket, child: socket.socket) -> Iterator[None]:
-    """In the block, hang up on a child when who asked for its delivery hangs up."""
-    loop = asyncio.get_running_loop()
-
-    def look() -> None:
-        loop.remove_reader(asker.fileno())
-        if hung_up(asker):
-            with contextlib.suppress(OSError):  # it has ended
-                child.shutdown(socket.SHUT_RDWR)
-
-    loop.add_reader(asker.fileno(), look)
-    try:
-        yield
-    finally:
-        loop.remove_reader(asker.fileno())
 
 
 class TimeUpError(BaseException):
