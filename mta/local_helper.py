@@ -11,6 +11,7 @@ to /var/mail/root as root; a process that never writes as root cannot be made to
 State: connections in progress.  When a step fails:
 - a connection sends nonsense, or nothing for READ_LIMIT: it is closed, the others go on;
 - the child dies or runs out of time: 4.3.0;
+- the daemon closes before it has its answer: what is not being written is not delivered;
 - main.cf cannot be read or believed: every recipient 4.3.5.
 
 One thread, no threads even for blocking work, because it forks.
@@ -25,7 +26,7 @@ import signal
 import socket
 import stat
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from typing import ParamSpec, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
@@ -235,7 +236,7 @@ class Helper:
             async with self._clock.timeout(READ_LIMIT):
                 line, content = await _receive(connection)
             ask = decode_ask(line)
-            answer = await self._answer(ask, content)
+            answer = await self._while_waited_for(connection, self._answer(ask, content))
             async with self._clock.timeout(READ_LIMIT):
                 await asyncio.get_running_loop().sock_sendall(connection, encode_answer(answer))
         except (WireError, TimeoutError, OSError) as error:
@@ -245,6 +246,26 @@ class Helper:
         finally:
             _close_all([content] if content >= 0 else [])
             connection.close()
+
+    @staticmethod
+    async def _while_waited_for(connection: socket.socket, answer: Coroutine[object, None, Answer]) -> Answer:
+        """The answer; WireError when the daemon has closed meanwhile: it asks again, so nothing may be delivered."""
+        loop = asyncio.get_running_loop()
+        task = loop.create_task(answer)
+
+        def gone() -> None:  # it has nothing to say after its request
+            loop.remove_reader(connection.fileno())
+            task.cancel()
+
+        loop.add_reader(connection.fileno(), gone)
+        try:
+            await asyncio.wait([task])
+        finally:
+            loop.remove_reader(connection.fileno())
+            task.cancel()
+        if task.cancelled():
+            raise WireError("the daemon does not wait any more")
+        return task.result()
 
     async def _answer(self, ask: Ask, content: int) -> Answer:
         try:

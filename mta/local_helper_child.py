@@ -11,7 +11,7 @@ would meet at the lock, where the second one sleeps for deliver_lock_delay (1 s)
   (command_time_limit, its own alarm: we have no right to kill it);
 - the request cannot be handed over: it had been killed while idle; another is forked;
 - it dies without an answer: 4.3.0, what it did is unknown (window W3);
-- we die: it reads the end of the socket, and ends.
+- we die, or the daemon does not wait any more: it sees the end of the socket, writes nothing from then on, and ends.
 
 See also: mta/local_helper.py, credentials(7), unix(7) SCM_RIGHTS
 """
@@ -20,6 +20,7 @@ import asyncio
 import contextlib
 import json
 import os
+import select
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
@@ -189,7 +190,7 @@ class Children:
                 data, fds, _, _ = socket.recv_fds(sock, REQUEST_SIZE, 1)
                 if not data:
                     break
-                reply = self._perform(data, fds[0], first, become, journals)
+                reply = self._perform(data, fds[0], first, become, journals, lambda: not _hung_up(sock))
                 sock.sendall(encode_answer(Answer(reply)))
                 become = None
                 os.close(fds[0])
@@ -199,7 +200,13 @@ class Children:
             os._exit(0)
 
     def _perform(
-        self, data: bytes, content: int, first: Work, become: Callable[[], None] | None, journals: Journals
+        self,
+        data: bytes,
+        content: int,
+        first: Work,
+        become: Callable[[], None] | None,
+        journals: Journals,
+        wanted: Callable[[], bool],
     ) -> Reply:
         user, settings = first.plan.user, first.settings
         try:
@@ -209,7 +216,8 @@ class Children:
                 found = json.loads(data)
                 plan = replace(first.plan, local=found["local"], extension=found["extension"])
                 delivery = user_delivery(plan, Ask(**found["ask"]), content, settings, self._clock.now())
-                system = System(self._fsync, self._clock.block, self._clock.now, user.uid, journals.written_out)
+                clock = self._clock
+                system = System(self._fsync, clock.block, clock.now, user.uid, journals.written_out, wanted)
                 return deliver_to_user(delivery, system)
         except TimeUpError:
             return OUT_OF_TIME
@@ -222,6 +230,13 @@ def _request(work: Work) -> bytes:
     ask = work.ask
     fields = {name: getattr(ask, name) for name in ("queue_id", "recipient", "original", "sender", "transport")}
     return json.dumps({"ask": fields, "local": work.plan.local, "extension": work.plan.extension}).encode()
+
+
+def _hung_up(sock: socket.socket) -> bool:
+    """Is there nobody at the other end any more?"""
+    poll = select.poll()
+    poll.register(sock, 0)
+    return bool(poll.poll(0))
 
 
 class TimeUpError(BaseException):

@@ -60,6 +60,7 @@ class System:
     """What the engine may not reach for itself.  wait, now: seconds.  uid: owner the mailbox must have.
 
     written_out: see Journals in mta/fsio/linux_writeback.py; without it a new file and its name are flushed in turn.
+    wanted: False when nobody waits for the delivery any more: it will be asked for again.
     """
 
     fsync: Callable[[int], None]
@@ -67,6 +68,12 @@ class System:
     now: Callable[[], float]
     uid: int
     written_out: Callable[[int], bool] = lambda fd: False
+    wanted: Callable[[], bool] = lambda: True
+
+    def check_wanted(self) -> None:
+        """MailboxError when it is not; to be called after every wait, before anything is written."""
+        if not self.wanted():
+            raise MailboxError(451, "4.3.0", "nobody waits for this delivery any more")
 
 
 class MailboxError(Exception):

@@ -39,6 +39,7 @@ class Maildir:
         """tmp -> flush -> new -> flush; MailboxError."""
         try:
             self._make_directories()
+            self._system.check_wanted()
             self._store()
         except OSError as error:
             raise failure(error, f"maildir delivery failed: {self._what}") from error

@@ -58,6 +58,7 @@ class Mbox:
                 try:
                     self._locks.lock(fd)
                     self._check(fd)  # once more: a POP3 server may have replaced it
+                    self._system.check_wanted()
                     self._append(fd)
                 except BaseException:
                     with contextlib.suppress(OSError):

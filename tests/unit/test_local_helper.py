@@ -20,7 +20,7 @@ from mta.deliver.local_client import HelperConnection, through_channel, to_socke
 from mta.deliver.local_plan import LocalSettings
 from mta.deliver.local_trust import Distrust, UntrustedFileError, check_path, read_trusted
 from mta.deliver.local_wire import Answer, Ask, WireError, decode_answer, decode_ask, encode_answer, encode_ask
-from mta.local_helper import Channel, Helper, Listener, Setup, SetupError
+from mta.local_helper import MAX_OF_ONE_USER, Channel, Helper, Listener, Setup, SetupError
 from mta.local_helper_child import become_user
 from mta.lookup.unix import User
 from mta.maillog.maillog import Maillog, MaillogSettings
@@ -64,8 +64,8 @@ class Desk:
     @contextlib.asynccontextmanager
     async def serving(self) -> AsyncIterator[HelperConnection]:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        helper = Helper(Channel(theirs), self.setup, self.site.users, self.clock, self.log, become=self.become)
-        task = asyncio.ensure_future(helper.run())
+        self.helper = Helper(Channel(theirs), self.setup, self.site.users, self.clock, self.log, become=self.become)
+        task = asyncio.ensure_future(self.helper.run())
         try:
             yield HelperConnection(through_channel(ours), self.clock, 30.0)
         finally:
@@ -296,6 +296,36 @@ async def test_a_delivery_that_takes_too_long_ends_and_leaves_the_mailbox_as_it_
         answer = await ask(connection, "alice@mx.test")
     assert answer.reply == Reply(451, "4.3.0", "local delivery took too long")
     assert not (tmp_path / "mail/alice").exists()
+
+
+async def test_what_the_daemon_does_not_wait_for_any_more_is_not_delivered(tmp_path: Path) -> None:
+    born = tmp_path / "born"
+    born.touch()
+
+    def note(user: User, _groups: Iterable[int], _gid: int) -> None:
+        with born.open("a") as file:
+            file.write(f"{user.name} {os.getpid()}\n")
+
+    desk = Desk(people(tmp_path), become=note)
+    lock = tmp_path / "mail/alice.lock"
+    lock.touch()
+    patient = {"deliver_lock_attempts": 100_000, "deliver_lock_delay": 0.01, "stale_lock_time": 1e12}
+    desk.settings = replace(desk.settings, **patient)  # type: ignore[arg-type]  # int and float by name
+    async with desk.serving() as connection:
+        asked = [asyncio.ensure_future(ask(connection, "alice@mx.test")) for _ in range(MAX_OF_ONE_USER + 2)]
+        while not born.stat().st_size:  # noqa: ASYNC110  one has its turn, some wait for that, some for a place
+            await asyncio.sleep(0.01)
+        for one in asked:
+            one.cancel()
+        for _ in range(500):
+            if not desk.helper._tasks:
+                break
+            await asyncio.sleep(0.01)
+        lock.unlink()
+        await _gone(born)
+        assert not (tmp_path / "mail/alice").exists() or not (tmp_path / "mail/alice").read_bytes()
+        assert (await ask(connection, "alice@mx.test")).reply.code == 250
+    assert (tmp_path / "mail/alice").read_bytes().count(b"\nSubject: test") == 1
 
 
 async def test_an_unusable_configuration_makes_everybody_wait(tmp_path: Path) -> None:
