@@ -13,6 +13,7 @@ import smtplib
 import socket
 from email.utils import formatdate
 
+from mta.message import HeaderScanner
 from mta.message_address import quote
 from mta.submit.options import Invocation
 from mta.submit.prepare import Submission
@@ -21,6 +22,7 @@ from sendmail_compat import fast
 EX_OK, EX_DATAERR, EX_NOUSER, EX_TEMPFAIL = 0, 65, 67, 75
 CONNECT_TIMEOUT = 12.0  # seconds
 REPLY_TIMEOUT = 300.0
+_DROPPED = (b"bcc", b"resent-bcc", b"return-path", b"content-length")
 _HOST = re.compile(r"(?:\[([^\]]+)\]|([^:\[\]]+)|([^\]]+:[^\]]*:[^\]]+))(?::(\d+))?\Z")
 
 
@@ -85,16 +87,21 @@ def _qualified(address: str, host: str) -> str:
 
 
 def _content(submission: Submission, stdin: fast.Input) -> bytes:
-    """The message as LF lines, without Bcc, with the headers that must be there."""
+    """The message as CRLF lines, without Bcc, with the headers that must be there."""
     text = b"".join(submission.feed(chunk) for chunk in stdin.chunks() if not submission.ended) + submission.end()
-    head, blank, body = text.partition(b"\n\n") if not text.startswith(b"\n") else (b"", b"\n", text[1:])
-    fields = re.split(rb"\n(?![ \t])", head) if head else []
-    kept = [f for f in fields if not re.match(rb"(?i)(?:resent-)?bcc\s*:|return-path\s*:|content-length\s*:", f)]
-    have = {f.partition(b":")[0].strip().lower() for f in kept}
+    scanner = HeaderScanner(len(text))
+    headers = scanner.feed(text)
+    if not scanner.done:
+        headers += scanner.end()
+    kept = [header.raw for header in headers if header.name not in _DROPPED]
+    have = {header.name for header in headers}
+    host = socket.gethostname()
     if b"date" not in have:
-        kept.append(f"Date: {formatdate(localtime=True)}".encode())
+        kept.append(f"Date: {formatdate(localtime=True)}\n".encode())
     if b"from" not in have:
-        kept.append(f"From: {_qualified(submission.sender or 'MAILER-DAEMON', socket.gethostname())}".encode())
+        sender = _qualified(submission.sender or "MAILER-DAEMON", host)
+        kept.append(f"From: {sender}\n".encode("utf-8", "surrogateescape"))
     if b"message-id" not in have:
-        kept.append(f"Message-Id: <{os.urandom(12).hex()}@{socket.gethostname()}>".encode())
-    return b"\n".join(kept) + (b"\n\n" if not blank or blank == b"\n" else blank) + body
+        kept.append(f"Message-Id: <{os.urandom(12).hex()}@{host}>\n".encode())
+    whole = b"".join(kept) + (scanner.rest or b"\n")
+    return whole.replace(b"\r", b" ").replace(b"\n", b"\r\n")

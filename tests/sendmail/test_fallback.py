@@ -18,12 +18,14 @@ class Sink:
 
     def __init__(self, **replies: str) -> None:
         self.replies, self.seen, self.port = replies, list[str](), 0
+        self.bare = 0  # lines that do not end in CRLF
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"220 sink\r\n")
         data = False
         while line := (await reader.readline()).decode():
             self.seen.append(line.rstrip("\r\n"))
+            self.bare += not line.endswith("\r\n")
             verb = "DOT" if data and line == ".\r\n" else line[:4].upper().strip()
             if data and verb != "DOT":
                 continue
@@ -60,6 +62,32 @@ async def test_the_server_gets_the_message_with_the_headers_it_needs() -> None:
     assert "Subject: s" in body and not any("secret" in line for line in body)
     assert all(any(line.startswith(name) for line in body) for name in ("Date: ", "From: a@s.test", "Message-Id: <"))
     assert body[body.index("") :][:3] == ["", "..dot", "body"]
+
+
+@pytest.mark.parametrize(
+    ("stdin", "header", "body"),
+    [
+        (b"Subject: s\n\n.dot\nbody\n", ["Subject: s"], ["..dot", "body"]),
+        (b"Subject: s\n", ["Subject: s"], []),
+        (b"Subject: a\n\tb\nX-Y: z", ["Subject: a", "\tb", "X-Y: z"], []),
+        (b"\nbody\n", [], ["body"]),
+        (b"", [], []),
+        (b"no header: at all\nbody\n\nmore\n", [], ["no header: at all", "body", "", "more"]),
+        (b"Subject: s\nno header\n\nmore\n", ["Subject: s"], ["no header", "", "more"]),
+    ],
+)
+async def test_the_message_has_a_header_and_a_body_and_lines_that_end_as_smtp_wants_it(
+    stdin: bytes, header: list[str], body: list[str]
+) -> None:
+    sink = Sink()
+    async with cut_off(sink) as world:
+        done = await world.run(["-i", "-f", "a@s.test", "bob@r.test"], stdin)
+    assert (done.status, done.stderr) == (0, "")
+    text = sink.seen[sink.seen.index("data") + 1 : sink.seen.index(".")]
+    end = text.index("")
+    assert text[: len(header)] == header and text[end + 1 :] == body
+    assert [line.partition(":")[0] for line in text[len(header) : end]] == ["Date", "From", "Message-Id"]
+    assert sink.bare == 0
 
 
 @pytest.mark.parametrize(
