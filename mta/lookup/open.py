@@ -4,6 +4,7 @@ Opening never fails and touches no file: a table that cannot work (unknown type,
 so that mail waits for the administrator.  `problems()` says beforehand what is wrong, for `mta check`.
 """
 
+import contextlib
 import re
 from collections.abc import Iterable
 
@@ -100,6 +101,19 @@ def _open(spec: str, context: LookupContext, *, aliases: bool) -> Table:
 def open_tables(spec: str | Iterable[str], context: LookupContext, *, aliases: bool = False) -> Maps:
     """Open all tables of a parameter such as alias_maps, to be asked in this order."""
     return Maps(tuple(open_table(word, context, aliases=aliases) for word in split_list(spec)))
+
+
+def files(spec: str | Iterable[str], default_database_type: str = "hash") -> list[str]:
+    """Absolute paths of what these tables read, whether it is there or not."""
+    found: list[str] = []
+    for word in split_list(spec):
+        kind, name = _split_name(word, default_database_type)
+        if kind in ("unionmap", "pipemap"):
+            with contextlib.suppress(ValueError):  # then it fails every look-up
+                found += files(braced(name), default_database_type)
+        elif name.startswith("/"):
+            found += [name, f"{name}.cdb"] if kind == "cdb" else [name]
+    return found
 
 
 def problems(spec: str | Iterable[str], default_database_type: str = "hash") -> list[str]:

@@ -26,7 +26,7 @@ from mta.deliver.local_trust import Distrust, UntrustedFileError, check_path, re
 from mta.fsio.fsio import fsync_now
 from mta.local_helper import Channel, Doorway, Helper, InlineWorker, Listener, Setup, SetupError
 from mta.lookup.context import LookupContext
-from mta.lookup.open import open_tables
+from mta.lookup.open import files, open_tables
 from mta.lookup.table import Maps
 from mta.lookup.unix import User, UserDb
 from mta.maillog.maillog import Maillog, MaillogSettings
@@ -105,9 +105,8 @@ class Reading:
                 rewriter = Rewriter(own.fill(RewriterSettings), context, own.own_addresses())
                 planner = Planner(settings, transport, maps, rewriter, self.users, include, warn, tables)
                 setup = setups[transport] = Setup(settings, planner, owner.uid)
-            for spec in setup.settings.alias_maps:
-                path = spec.rpartition(":")[2]
-                if path.startswith("/") and os.path.exists(path):  # one that is missing fails its lookups
+            for path in files(setup.settings.alias_maps):
+                if os.path.exists(path):  # one that is missing fails its lookups
                     _check_table(path, distrust)
             return setup
 

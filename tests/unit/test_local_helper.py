@@ -24,6 +24,7 @@ from mta.local_helper import MAX_OF_ONE_USER, Channel, Helper, Listener, Setup, 
 from mta.local_helper_child import become_user
 from mta.lookup.unix import User
 from mta.maillog.maillog import Maillog, MaillogSettings
+from mta.master.local import Reading
 from mta.smtp.reply import Reply
 from tests.unit.local_fixture import Site
 from tests.unit.test_local import Lines
@@ -501,3 +502,17 @@ def test_files_that_others_can_write_are_not_believed(tmp_path: Path) -> None:
     for name in ("fifo", ".", "nothing"):
         with pytest.raises(UntrustedFileError):
             read_trusted(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("spec", ["hash:{0}", "cdb:{0}", "unionmap:{{hash:{0}, static:x}}", "pipemap:{{ cdb:{0} }}"])
+def test_every_file_behind_an_alias_table_is_looked_at(tmp_path: Path, spec: str) -> None:
+    file = tmp_path / ("people.cdb" if "cdb" in spec else "people")
+    site = Site(tmp_path, main_cf=f"alias_maps = {spec.format(tmp_path / 'people')}\n", mta=60009)
+    log = Maillog(MaillogSettings("", "postfix", "mx.test"), Clock(), Lines())
+    setup = Reading(str(tmp_path), site.users, Clock(), log)
+    file.write_bytes(b"")
+    file.chmod(0o644)
+    setup("local")
+    file.chmod(0o666)
+    with pytest.raises(SetupError, match=f"{file} is world writable"):
+        setup("local")
