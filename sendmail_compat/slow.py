@@ -293,7 +293,7 @@ def _drop(
             warning=True,
         )
     if invocation.verbose:
-        print(name)
+        fast.write_all(1, f"{name}\n".encode())  # it is queued, whoever can be told
     return EX_OK
 
 

@@ -111,6 +111,27 @@ async def test_the_queue_id_of_v_may_be_lost_and_the_message_is_not(world: World
     assert len(await world.queued()) == 1
 
 
+async def test_what_is_in_maildrop_is_queued_though_the_terminal_has_gone_away(world: World) -> None:
+    await world.stop()
+
+    def run() -> int:
+        master, terminal = os.openpty()
+        with subprocess.Popen(
+            [world.stub, "-v", "-t"], stdin=subprocess.PIPE, stdout=terminal, stderr=subprocess.DEVNULL,
+            env={"MAIL_CONFIG": str(world.config)},
+        ) as process:  # fmt: skip
+            assert process.stdin is not None
+            process.stdin.write(MESSAGE * 20_000)  # more than a pipe holds: when it is written, somebody reads
+            process.stdin.flush()
+            os.close(master)
+            os.close(terminal)
+            process.stdin.close()
+            return process.wait(30)
+
+    assert await asyncio.to_thread(run) == 0
+    assert len(os.listdir(world.queue / "maildrop")) == 1
+
+
 def standing_for(fd: int, path: str, flags: int) -> Callable[[], None]:
     def put() -> None:
         os.dup2(os.open(path, flags), fd)
