@@ -87,7 +87,8 @@ class Deliveries:
                 self._entry_done(entry.job_id)
             elif reason := self._scheduler.enqueue(entry, now):
                 suspended.append((entry, reason))
-        await self._drop_all(suspended)
+        if suspended:
+            await self._drop_all(suspended)
         own = self._pump(attempt.job.queue_id if len(entries) == 1 else "")
         if own is not None:  # most messages have one delivery, which needs no task besides the message's
             await self._guarded(self._deliver(own), own.job_id)

@@ -216,6 +216,50 @@ async def test_one_user_whose_deliveries_do_not_end_leaves_room_for_others(
         assert {(await one).reply.code for one in waiting} == {250}
 
 
+async def test_who_does_not_wait_for_the_answer_any_more_gets_nothing_delivered(tmp_path: Path) -> None:
+    started = tmp_path / "started"
+    desk = Desk(Site(tmp_path, alice=ME, carol=ME + 1), become=lambda *_: started.touch())
+    lock = tmp_path / "mail/alice.lock"
+    lock.touch()
+    patient = {"deliver_lock_attempts": 100_000, "deliver_lock_delay": 0.01, "stale_lock_time": 1e12}
+    desk.settings = replace(desk.settings, **patient)  # type: ignore[arg-type]  # int and float by name
+    async with desk.serving() as connection:
+        first = asyncio.ensure_future(ask(connection, "alice@mx.test"))
+        while not started.exists():  # noqa: ASYNC110  (processes tell no event)
+            await asyncio.sleep(0.01)
+        waiting = [asyncio.ensure_future(ask(connection, "alice@mx.test")) for _ in range(10)]  # for turn or slot
+        assert (await ask(connection, "carol@mx.test")).reply.code == 250  # those are there
+        for one in waiting:  # the daemon stops: it will try them again
+            one.cancel()
+        await asyncio.wait(waiting)
+        lock.unlink()
+        assert (await first).reply.code == 250
+    assert (tmp_path / "mail/alice").read_bytes().count(b"\nSubject: test") == 1
+
+
+async def test_a_child_that_waits_for_a_lock_gives_up_when_nobody_waits_for_its_answer_any_more(tmp_path: Path) -> None:
+    born = tmp_path / "born"
+
+    def note(user: User, _groups: Iterable[int], _gid: int) -> None:
+        born.write_text(f"{user.name} {os.getpid()}\n")
+
+    desk = Desk(people(tmp_path), become=note)
+    lock = tmp_path / "mail/alice.lock"
+    lock.touch()
+    patient = {"deliver_lock_attempts": 100_000, "deliver_lock_delay": 0.01, "stale_lock_time": 1e12}
+    desk.settings = replace(desk.settings, **patient)  # type: ignore[arg-type]  # int and float by name
+    async with desk.serving() as connection:
+        asked = asyncio.ensure_future(ask(connection, "alice@mx.test"))
+        while not born.exists() or not born.read_text():  # noqa: ASYNC110  (processes tell no event)
+            await asyncio.sleep(0.01)
+        asked.cancel()
+        async with asyncio.timeout(20):
+            await _gone(born)
+        lock.unlink()
+        assert (await ask(connection, "alice@mx.test")).reply.code == 250
+    assert (tmp_path / "mail/alice").read_bytes().count(b"\nSubject: test") == 1
+
+
 @pytest.mark.parametrize("uid", [0, OWNER_UID])
 async def test_root_and_mail_owner_have_no_mailbox_and_their_mail_waits(tmp_path: Path, uid: int) -> None:
     desk = Desk(Site(tmp_path, root=uid))
