@@ -8,6 +8,7 @@ State per request: the recipients left, and for each why it is still here.  When
 - a relayhost or fallback relay that does not exist, refuses to talk to us or is ourselves: deferred 4.3.5 and warned
   about, since that is the administrator's error and says nothing of the recipients (as in Postfix);
 - TLS fails at level may: the same address once more, on a new connection, in the clear;
+- a recipient that cannot stand in a command (from a table): bounced, and the others have their mail;
 - a 4xx for a recipient: the next address, unless this was the last; a 5xx: bounced;
 - the cached connection turns out to be dead: a fresh one to the same address, nobody hears of it;
 - the stored message is damaged: the connection is dropped before the final dot, deferred 4.3.0.
@@ -36,12 +37,13 @@ from mta.maillog.maillog import Maillog
 from mta.outbox import Outbox
 from mta.smtp.client import Client
 from mta.smtp.client_events import Fate
-from mta.smtp.commands import Transaction
+from mta.smtp.commands import Transaction, sendable
 from mta.smtp.reply import Reply
 from mta.tls import ClientTls, describe, needs_more_than_may
 
 LOCAL_TROUBLE = frozenset({EMFILE, ENFILE, ENOBUFS, ENOMEM})  # ours, not the server's
 
+BAD_ADDRESS = Reply(550, "5.1.3", "bad address syntax")
 MAX_REMEMBERED = 1000  # next hops
 
 
@@ -151,6 +153,9 @@ class _Attempt:
     async def run(self) -> None:
         """Walk through next hops and addresses; whoever is left at the end gets the last reason."""
         agent, request = self._agent, self._request
+        for number, recipient in enumerate(request.recipients):
+            if not sendable(recipient.address):
+                request.done(self._left.pop(number), Result(BAD_ADDRESS, BAD_ADDRESS.text))
         if needs_more_than_may(agent.tls.level):
             text = f"TLS security level {agent.tls.level} is not honoured yet"
             self._note(Failure(Reply(451, "4.7.5", text), text, site=False))

@@ -33,6 +33,11 @@ class Transaction:
     ret: Ret = Ret(0)
 
 
+def sendable(address: str) -> bool:
+    """Can it stand in a command?  Not with CR, LF or NUL, which no quotes make harmless."""
+    return address.isprintable() or not any(c in address for c in "\r\n\0")
+
+
 def send_command(text: str) -> bytes:
     """Return a command line as wire bytes: exactly one CR LF, at the end.  ValueError: text holds CR, LF or NUL."""
     line = text.encode("utf-8", "surrogateescape")

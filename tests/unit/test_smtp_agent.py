@@ -479,6 +479,19 @@ async def test_large_messages_arrive_whole_inside_tls(world: World, tmp_path: Pa
     assert where in line and line.endswith(" bits)")
 
 
+@pytest.mark.parametrize("features", ["250 x", "250-x\\r\\n250 PIPELINING"])
+@pytest.mark.parametrize("bad", ["b\0@dst.test", "b\r@dst.test", "b\n@dst.test"])
+async def test_a_recipient_that_can_be_no_command_costs_the_others_nothing(
+    world: World, bad: str, features: str
+) -> None:
+    peer = await world.peer(["220 x ESMTP\\r\\n", {"rx": "EHLO"}, f"{features}\\r\\n"])
+    results = await world.plain().deliver(f"[127.0.0.1]:{peer.port}", ["a@dst.test", bad, "c@dst.test"])
+    assert [r.reply.enhanced for r in results] == ["2.0.0", "5.1.3", "2.0.0"]
+    assert len(peer.messages) == 1
+    (result,) = await world.plain().deliver(f"[127.0.0.1]:{peer.port}", [bad])
+    assert result.reply.enhanced == "5.1.3" and len(peer.commands) == 1
+
+
 async def test_next_hops_are_tried_in_order_and_the_fallback_last(world: World) -> None:
     dead, good = await world.peer(), await world.peer()
     await dead.close()
