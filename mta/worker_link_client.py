@@ -153,32 +153,43 @@ class LinkClient:
         while self._unacknowledged and self.up and self._clock.monotonic() < deadline:
             await self._clock.sleep(0.05)
 
-    async def _ask(self, verb: str, address: str) -> Verdict:
-        if not self.up:
-            return PERMIT
-        self._seq += 1
-        seq = str(self._seq)
+    def _question(self, verb: str, address: str) -> asyncio.Future[Verdict]:
+        """Ask, at once; the answer, or its cancellation, ends the question."""
         future: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
-        self._asked[seq] = future
-        self._send(f"{verb} {seq} {_word(address)}\n")
+        if self.up:
+            self._seq += 1
+            seq = str(self._seq)
+            self._asked[seq] = future
+            future.add_done_callback(lambda _: self._asked.pop(seq, None))
+            self._send(f"{verb} {seq} {_word(address)}\n")
+        else:
+            future.set_result(PERMIT)
+        return future
+
+    async def _answer(self, asked: asyncio.Future[Verdict]) -> Verdict:
         try:
             async with self._clock.timeout(ANSWER):
-                return await future
+                return await asked
         except TimeoutError:
             return PERMIT
-        finally:
-            self._asked.pop(seq, None)
+
+    async def _ask(self, verb: str, address: str) -> Verdict:
+        return await self._answer(self._question(verb, address))
 
     async def connect(self, address: str) -> Verdict:
         """A client has connected."""
         shared = self.shared
         word = _word(address)
         self._clients[word] = self._clients.get(word, 0) + 1
-        if self._own is not None:  # always counts, so that it knows whenever it is asked again
-            verdict = await self._own.connect(address)
-            if not (shared and self.shared):  # what has changed meanwhile has told the scheduler of this one
-                return verdict
-        return await self._ask("C", address)
+        if self._own is None:
+            return await self._ask("C", address)
+        asked = self._question("C", address) if shared else None  # now: the client may go while we wait
+        try:
+            verdict = await self._own.connect(address)  # always counts, so that it knows whenever it is asked again
+            return await self._answer(asked) if asked is not None and self.shared else verdict
+        finally:
+            if asked is not None:
+                asked.cancel()
 
     async def mail(self, address: str) -> Verdict:
         """A client sent MAIL."""

@@ -234,6 +234,34 @@ async def test_a_client_that_comes_while_a_worker_gets_a_sibling_is_counted_once
     assert [await two.connect(IP), await two.connect(IP)] == [PERMIT, PERMIT]
 
 
+async def test_a_client_that_goes_while_it_is_looked_up_takes_no_other_client_with_it(ends: Ends) -> None:
+    await ends.scheduler()
+    own = counters(Slow)
+    assert isinstance(own, Slow)
+    own.found = asyncio.Event()
+    own.found.set()
+    one, two = ends.worker(own), ends.worker(counters())
+    await until(lambda: one.up and one.shared and two.shared)
+    assert await one.connect(IP) is PERMIT
+    own.found.clear()
+    coming = asyncio.ensure_future(one.connect(IP))
+    await asyncio.sleep(0)
+    coming.cancel()
+    await asyncio.wait([coming])
+    one.disconnect(IP)
+    own.found.set()
+    assert await one.mail(IP) is PERMIT  # the scheduler has read all that
+    assert await two.connect(IP) is PERMIT
+    assert await refused(two), "the first one is there still"
+    own.found.clear()
+    coming = asyncio.ensure_future(one.connect(IP))
+    await asyncio.sleep(0)
+    assert await one.mail(IP) is PERMIT
+    own.found.set()
+    assert (await coming).reply is not None, "an answer that came meanwhile counts"
+    assert not one._asked
+
+
 async def test_a_worker_whose_scheduler_is_gone_counts_itself_until_the_next_one_shares(ends: Ends) -> None:
     await ends.scheduler()
     one, two = ends.worker(counters()), ends.worker(counters())
