@@ -14,6 +14,7 @@ See also: local(8), mta/deliver/local_plan.py (who gets it), mta/local_helper.py
 import contextlib
 import os
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from typing import Protocol
 
 from mta.clock import Clock
@@ -217,8 +218,28 @@ class OwnMailboxes:
             return Answer(Reply(250, "2.0.0", "forwarded"), plan.recipients, plan.sender)
         if isinstance(plan, ToUser):
             delivery = user_delivery(plan, ask, content, self._settings, self._clock.now())
-            return Answer(await self._fsio.run(deliver_to_user, delivery, self._system))
+            return Answer(await self._in_thread(delivery))
         return Answer(plan)
+
+    async def _in_thread(self, delivery: UserDelivery) -> Reply:
+        """Cancelled, it will be asked for again: then the thread, which nobody can stop, begins to write no more."""
+        waiting = [True]
+        contents = [os.dup(delivery.message.content)]  # the caller closes its own; who takes this out closes it
+        system = replace(self._system, wanted=lambda: bool(waiting))
+
+        def work() -> Reply:
+            content = contents.pop()
+            try:
+                return deliver_to_user(replace(delivery, message=replace(delivery.message, content=content)), system)
+            finally:
+                os.close(content)
+
+        try:
+            return await self._fsio.run(work)
+        finally:
+            waiting.clear()
+            with contextlib.suppress(IndexError):  # it has begun
+                os.close(contents.pop())
 
     async def close(self) -> None:
         """Nothing is kept."""

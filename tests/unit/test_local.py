@@ -1,6 +1,8 @@
 """The local agent from request to mailbox, in a daemon that runs as one user."""
 
+import asyncio
 import os
+import threading
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,9 +45,10 @@ class Desk:
 
     site: Site
     sink: Lines = field(default_factory=Lines)
+    clock: Clock = field(default_factory=Clock)
 
     def __post_init__(self) -> None:
-        self.clock, self.fsio = Clock(), Fsio(aio=False)
+        self.fsio = Fsio(aio=False)
         self.log = Maillog(MaillogSettings("", "postfix", "mx.test"), self.clock, self.sink)
         site = self.site
         self.backend = OwnMailboxes(
@@ -92,6 +95,41 @@ async def test_mail_for_a_user_is_appended_to_the_mailbox(tmp_path: Path) -> Non
     text = mailbox(desk.site, "alice").read_bytes()
     assert b"\nReturn-Path: <s@src.test>\nX-Original-To: Alice+ext@mx.test\nDelivered-To: Alice+ext@mx.test\n" in text
     assert text.endswith(b"Hello\n>From here\n\n")
+
+
+class LongWait(Clock):
+    """Who blocks waits until he is told to go on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocked, self.go = threading.Event(), threading.Event()
+
+    def block(self, seconds: float) -> None:
+        self.blocked.set()
+        self.go.wait(60)
+
+
+async def test_a_delivery_that_is_given_up_while_it_waits_for_a_lock_writes_nothing(tmp_path: Path) -> None:
+    clock = LongWait()
+    desk = Desk(Site(tmp_path), clock=clock)
+    lock = mailbox(desk.site, "alice.lock")
+    lock.touch()
+    content = os.open(desk.site.directory / "main.cf", os.O_RDONLY)
+    ask = Ask("4F1", "alice@mx.test", "alice@mx.test", "s@src.test", "local")
+    task = asyncio.create_task(desk.backend.deliver(ask, content))
+    while not clock.blocked.is_set():
+        await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    os.close(content)
+    before = set(os.listdir("/proc/self/fd"))
+    lock.unlink()
+    clock.go.set()
+    desk.fsio.close()  # waits for the thread
+    desk.log.flush()
+    assert mailbox(desk.site, "alice").read_bytes() == b""
+    assert len(set(os.listdir("/proc/self/fd"))) < len(before), "its copy of the content is closed"
 
 
 async def test_each_recipient_of_a_message_has_a_fate_of_its_own(tmp_path: Path) -> None:
