@@ -26,11 +26,12 @@ from dataclasses import field
 from enum import Enum
 from typing import Protocol
 
+from mta.clock import others_run
 from mta.deliver.local_wire import possible
 from mta.lookup.address import ExtensionRules, split_extension
 from mta.lookup.lines import Warnings, logical_lines, parse_aliases, text_of
 from mta.lookup.table import Maps
-from mta.message_address import parse_list
+from mta.message_address import SLICE, parse_list
 from mta.record import dataclass
 
 MAX_DEPTH = 100  # nested aliases and :include: files, Postfix's limit too
@@ -38,6 +39,7 @@ MAX_LEAVES = 50_000  # recipients of one alias
 SHOWN = 200  # characters of either side of an impossible address
 MAX_WARNINGS = 20  # lines in the log about bad addresses of one alias
 _INCLUDE = ":include:"
+_SIGN = re.compile(r'[\\"()<>,\n:;]')
 
 
 class DestinationKind(Enum):
@@ -116,12 +118,16 @@ def parse_destinations(text: str) -> list[Destination]:
 def _items(text: str) -> list[str]:
     """Split at commas and line ends outside quotes, angle brackets and comments; of a group, only its members stay."""
     items, start, group_end = [], 0, -1
+    no_group = -1  # what begins there is no name of a group, nor is anything longer
     separators = _separators(text)
     ends = _ends_of_groups(separators)
     for i, c in separators:
         if c == ":":
-            if i > group_end and ends[i] > i and _is_group_name(text[start:i]):
-                start, group_end = i + 1, ends[i]
+            if i > group_end and ends[i] > i and start != no_group:
+                if _is_group_name(text[start:i]):
+                    start, group_end = i + 1, ends[i]
+                else:
+                    no_group = start
         elif c != ";" or i == group_end:
             items.append(text[start:i])
             start = i + 1
@@ -131,11 +137,13 @@ def _items(text: str) -> list[str]:
 
 def _separators(text: str) -> list[tuple[int, str]]:
     """Where a comma, a line end or a sign of a group stands outside quotes, angle brackets and comments."""
-    found, quoted, depth, i = [], False, 0, 0
-    while i < len(text):
-        c = text[i]
+    found, quoted, depth, escaped = [], False, 0, -1
+    for match in _SIGN.finditer(text):
+        i, c = match.start(), match[0]
+        if i == escaped:
+            continue
         if c == "\\":
-            i += 1
+            escaped = i + 1
         elif c == '"':
             quoted = not quoted
         elif not quoted and c in "(<":
@@ -144,7 +152,6 @@ def _separators(text: str) -> list[tuple[int, str]]:
             depth = max(0, depth - 1)
         elif c in ",\n:;" and not quoted and not depth:
             found.append((i, c))
-        i += 1
     if quoted:
         raise ValueError("unbalanced quotes")
     if depth:
@@ -325,11 +332,17 @@ class AliasExpander:
         await self._text(found.name, found.value, extension, state, depth)
 
     async def _text(self, name: str, text: str, extension: str, state: _State, depth: int) -> None:
+        destinations: list[Destination] = []
         try:
-            destinations = parse_destinations(text)
+            for n, item in enumerate(_items(text)):
+                if n % SLICE == SLICE - 1:
+                    await others_run()
+                destinations += _destinations(item)
         except ValueError as error:
             raise AliasProblemError(f'alias "{name}": {error}') from error
-        for destination in destinations:
+        for n, destination in enumerate(destinations):
+            if n % SLICE == SLICE - 1:
+                await others_run()
             match destination.kind:
                 case DestinationKind.COMMAND:
                     raise AliasProblemError(f'alias "{name}": delivery to a command is not available yet')

@@ -1,13 +1,26 @@
 """aliases(5): syntax, expansion to leaves, and what to do with what cannot be expanded."""
 
+import asyncio
+import time
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mta.deliver.aliases import AliasProblemError, Destination, DestinationKind, check_aliases, parse_destinations
+from mta.deliver.aliases import (
+    AliasExpander,
+    AliasProblemError,
+    AliasRules,
+    Destination,
+    DestinationKind,
+    Found,
+    check_aliases,
+    parse_destinations,
+)
 from mta.deliver.local_plan import Plan, ToOthers, ToUser
+from mta.lookup.table import Maps
+from mta.message_address import SLICE
 from mta.smtp.reply import Reply
 from tests.unit.local_fixture import Site
 
@@ -216,6 +229,46 @@ async def test_nesting_beyond_the_limit_goes_on_in_the_child(tmp_path: Path) -> 
     site = Site(tmp_path, "".join(f"a{i}: a{i + 1}\n" for i in range(150)) + "a150: x@ok.test\n")
     assert await site.planner().plan("a0@mx.test", "s@src.test") == ToOthers(("a100@mx.test",), "s@src.test")
     assert await site.planner().plan("a100@mx.test", "s@src.test") == ToOthers(("x@ok.test",), "s@src.test")
+
+
+async def test_others_have_their_turns_while_a_list_of_thousands_is_expanded(tmp_path: Path) -> None:
+    asked, most = 0, 0
+
+    class Names:
+        name = "names"
+
+        async def get(self, key: str) -> str | None:
+            nonlocal asked
+            asked += 1
+            return None
+
+    async def read_include(path: str) -> bytes:
+        return b"".join(b"u%d\n" % n for n in range(10 * SLICE))
+
+    async def user_exists(name: str) -> bool:
+        return True
+
+    site = Site(tmp_path, "")
+    rules = AliasRules(site.settings.extensions, False, False, "local")
+    expander = AliasExpander(rules, Maps((Names(),)), site.router, user_exists, read_include)
+    work = asyncio.ensure_future(expander.expand(Found("many", ":include:/list", ""), "s@src.test"))
+    while not work.done():
+        before = asked
+        await asyncio.sleep(0)
+        most = max(most, asked - before)
+    assert len((await work).leaves) == 10 * SLICE and most <= 2 * SLICE
+
+
+def test_a_right_hand_side_is_parsed_in_linear_time() -> None:
+    def spent(count: int) -> float:
+        best = float("inf")
+        for _ in range(2):
+            begun = time.process_time()
+            parse_destinations("a[" + ":" * count + "];")
+            best = min(best, time.process_time() - begun)
+        return best
+
+    assert spent(400_000) < 7 * spent(100_000)
 
 
 async def test_an_unknown_user_at_the_end_of_an_alias_is_unknown(tmp_path: Path) -> None:
