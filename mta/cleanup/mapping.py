@@ -8,9 +8,10 @@ See also: canonical(5), virtual(5), mta/lookup/address.py (order of keys)
 from typing import Protocol
 
 from mta.cleanup.settings import CleanupSettings
+from mta.clock import others_run
 from mta.lookup.address import ExtensionRules, find_address, split_extension
 from mta.lookup.table import Maps, TableError
-from mta.message_address import NO_DOMAIN, parse_list
+from mta.message_address import NO_DOMAIN, SLICE, parse_list
 from mta.record import dataclass
 
 
@@ -109,4 +110,6 @@ class AddressMapper:
                 if any(result.lower() == key.lower() for result in results):
                     done.add(key.lower())
             at += 1
+            if at % SLICE == 0:
+                await others_run()
         return todo

@@ -9,6 +9,8 @@ import pytest
 
 from mta.cleanup.cleanup import LookupFailedError
 from mta.envelope import Envelope, Origin, Recipient
+from mta.lookup.table import Maps
+from mta.message_address import SLICE
 from mta.queue.api import Parent, QueueError
 from tests.sendmail.world import Message, World
 
@@ -72,6 +74,26 @@ async def test_limits_have_their_replies() -> None:
         assert (await put(world, REMOTE, b"X: y\n\n" + b"x" * 1000))[0] == "552 5.3.4 Error: message file too big"
         assert (await put(world, REMOTE, b"Received: x\n" * 5 + b"\nb\n"))[0] == "554 5.4.6 Error: too many hops"
         assert (await put(world, REMOTE, b"Received: x\n" * 4 + b"\nb\n"))[0].startswith("250 2.0.0 Ok")
+
+
+async def test_others_have_their_turns_while_a_list_of_thousands_is_expanded() -> None:
+    asked, most = 0, 0
+
+    class Names:
+        name = "names"
+
+        async def get(self, key: str) -> str | None:
+            nonlocal asked
+            asked += 1
+            return ", ".join(f"u{n}@x" for n in range(10 * SLICE)) if key == "list@r.test" else None
+
+    async with World(virtual_alias_expansion_limit=10 * SLICE) as world:
+        work = asyncio.ensure_future(world.cleanup._envelopes.mapper.expand(Maps((Names(),)), "list@r.test"))
+        while not work.done():
+            before = asked
+            await asyncio.sleep(0)
+            most = max(most, asked - before)
+        assert len(await work) == 10 * SLICE and most <= 3 * SLICE
 
 
 async def test_aliases_expand_recursively_and_keep_the_original() -> None:
