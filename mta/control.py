@@ -26,7 +26,7 @@ import termios
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
-from mta.clock import Clock
+from mta.clock import Clock, others_run
 from mta.envelope import MAILER_DAEMON
 from mta.lookup.match_list import DomainList
 from mta.lookup.table import TableError
@@ -42,6 +42,7 @@ MAX_REQUEST = 300  # bytes
 MAX_CLIENTS = 100  # connections of one kind at once
 MAX_PER_UID = 20  # of one user who is not root
 MAX_IDS = 1000  # queue ids in one request
+SLICE = 1000  # recipients of a message that are listed between two pauses
 MAX_WARNINGS = 20  # in one listing, the rest is counted
 EX_UNAVAILABLE, EX_IOERR, EX_TEMPFAIL, EX_NOPERM = 69, 74, 75, 77
 
@@ -67,10 +68,15 @@ def _string(text: str) -> str:
 
 def listing_json(row: Listing) -> str:
     """One line of `postqueue -j`."""
-    recipients = []
-    for address in row.recipients:
-        reason = f', "delay_reason": {_string(row.reasons[address])}' if address in row.reasons else ""
-        recipients.append(f'{{"address": {_string(quoted(address or MAILER_DAEMON))}{reason}}}')
+    return _json(row, [_recipient_json(row, address) for address in row.recipients])
+
+
+def _recipient_json(row: Listing, address: str) -> str:
+    reason = f', "delay_reason": {_string(row.reasons[address])}' if address in row.reasons else ""
+    return f'{{"address": {_string(quoted(address or MAILER_DAEMON))}{reason}}}'
+
+
+def _json(row: Listing, recipients: Sequence[str]) -> str:
     sender = quoted(row.sender) if row.sender else MAILER_DAEMON
     return (
         f'{{"queue_name": {_string(row.queue.value)}, "queue_id": {_string(row.queue_id)}, '
@@ -93,7 +99,12 @@ async def listing_lines(store: QueueStore) -> AsyncIterator[str]:
             more += 1
 
     async for row in store.listing(failed):
-        yield listing_json(row)
+        recipients = []
+        for n, address in enumerate(row.recipients):
+            if n % SLICE == SLICE - 1:
+                await others_run()
+            recipients.append(_recipient_json(row, address))
+        yield _json(row, recipients)
     for text in unread:
         yield f"warning {printable(text)}"
     if more:

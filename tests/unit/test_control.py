@@ -12,7 +12,7 @@ import pytest
 
 from mta import control
 from mta.clock import Clock
-from mta.control import Control, ControlSettings, guarded, listing_json
+from mta.control import Control, ControlSettings, guarded, listing_json, listing_lines
 from mta.lookup.context import LookupContext
 from mta.lookup.match_list import DomainList
 from mta.lookup.table import TableError
@@ -22,6 +22,7 @@ from mta.queue.api import Listing, Queue
 from mta.queue.reasons import quoted
 from mta.queue.store_admin import Administrator
 from mta.submit.users import Access, User
+from tests.inline_fsio import InlineFsio
 from tests.queue_support import Spooled, spooled
 from tests.unit.test_resolver import Lines
 
@@ -99,6 +100,23 @@ def test_a_row_is_written_as_postqueue_j_writes_it() -> None:
         '"sender": "MAILER-DAEMON", "recipients": [{"address": "?@x.test"}]}'
     )
     assert json.loads(listing_json(row))["recipients"][0]["delay_reason"] == reasons["b@x.test"]
+
+
+async def test_others_have_their_turns_while_a_message_to_thousands_is_listed(tmp_path: Path) -> None:
+    turns = 0
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    with spooled(tmp_path / "q", fsio=InlineFsio(aio=False)) as spool:  # for the disk nobody waits
+        await spool.accept(*(f"{n}@x.test" for n in range(10_000)))
+        beside = asyncio.ensure_future(other())
+        row, end = [line async for line in listing_lines(spool.store)]
+        beside.cancel()
+    assert len(json.loads(row)["recipients"]) == 10_000 and end == "0 end" and turns > 5
 
 
 def test_no_control_character_of_a_message_reaches_a_terminal() -> None:
