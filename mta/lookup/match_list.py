@@ -7,10 +7,12 @@ search with "no".  A run of plain patterns between two others costs one set or d
 See also: postconf(5) mydestination, mynetworks, parent_domain_matches_subdomains
 """
 
+import asyncio
 import re
 from collections.abc import Iterable
 from typing import Protocol
 
+from mta.clock import others_run
 from mta.lookup.cidr import Address, Network, NetworkIndex, parse_address, parse_network, unmapped
 from mta.lookup.context import LookupContext
 from mta.lookup.lines import SPACE, Warnings, logical_lines, text_of
@@ -19,6 +21,7 @@ from mta.lookup.source import Source
 from mta.lookup.table import Table, TableError
 
 MAX_REMEMBERED = 2048  # client addresses whose answer a list of plain networks keeps
+SLICE = 1000  # words of a /file that are taken between two pauses
 MAX_DEPTH = 10  # /files in /files
 
 
@@ -126,12 +129,35 @@ class _InFile:
         self._owner, self._depth = owner, depth
         self._words: list[str] | None = None
         self._patterns: list[tuple[bool, _Pattern]] = []
+        self._compiling: asyncio.Task[None] | None = None
 
     async def verdict(self, name: str, address: Address | None, text: str) -> bool | None:
         words = await self._source.get()
         if words is not self._words:
-            self._words, self._patterns = words, self._owner.compile(words, self._depth + 1)
+            if len(words) <= SLICE:
+                self._words, self._patterns = words, self._owner.compile(words, self._depth + 1)
+            else:
+                await self._compile_slowly(words)
         return await self._owner.ask(self._patterns, name, address, text)
+
+    async def _compile_slowly(self, words: list[str]) -> None:
+        """For all who wait for it at once."""
+        if self._compiling is None:
+            self._compiling = asyncio.ensure_future(self._compile(words))
+            self._compiling.add_done_callback(self._compiled)
+        await asyncio.shield(self._compiling)
+
+    async def _compile(self, words: list[str]) -> None:
+        patterns: list[tuple[bool, _Pattern]] = []
+        for at in range(0, len(words), SLICE):
+            self._owner.compile(words[at : at + SLICE], self._depth + 1, patterns)
+            await others_run()
+        self._words, self._patterns = words, patterns
+
+    def _compiled(self, task: asyncio.Task[None]) -> None:
+        self._compiling = None
+        if not task.cancelled():
+            task.exception()
 
     async def match(self, name: str, address: Address | None, text: str) -> bool:
         return bool(await self.verdict(name, address, text))
@@ -153,9 +179,11 @@ class MatchList:
     def __bool__(self) -> bool:
         return bool(self._patterns)
 
-    def compile(self, words: Iterable[str], depth: int) -> list[tuple[bool, _Pattern]]:
-        """Turn words into (positive, pattern) in order; runs of plain ones become one."""
-        patterns: list[tuple[bool, _Pattern]] = []
+    def compile(
+        self, words: Iterable[str], depth: int, before: list[tuple[bool, _Pattern]] | None = None
+    ) -> list[tuple[bool, _Pattern]]:
+        """Turn words into (positive, pattern) in order, behind those before; runs of plain ones become one."""
+        patterns = [] if before is None else before
         for word in words:
             positive = True
             while word.startswith("!"):

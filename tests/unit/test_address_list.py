@@ -1,12 +1,14 @@
 """Match lists (mydestination, mynetworks ...) and the keys an address is looked up by."""
 
+import asyncio
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from mta.lookup.address import ExtensionRules, find_address, split_extension
-from mta.lookup.match_list import DomainList, NetworkList
+from mta.lookup.match_list import SLICE, DomainList, NetworkList
 from mta.lookup.names import literal_address, valid_hostname
 from mta.lookup.table import Maps, TableError
 from tests.unit.lookup_fixture import World
@@ -31,6 +33,29 @@ async def test_domain_lists(spec: str, parents: bool | None, yes: Sequence[str],
     domains = DomainList("list", spec, World().context, parents=parents)
     assert [d for d in yes if not await domains.match(d)] == []
     assert [d for d in no if await domains.match(d)] == []
+
+
+async def test_others_have_their_turns_while_a_long_file_is_taken_in(tmp_path: Path) -> None:
+    turns = 0
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    words = [f"{'!' if n % 5 == 4 else ''}d{n}.example" for n in range(20 * SLICE)]
+    file = tmp_path / "domains"
+    for more in ([], ["new.example"]):
+        file.write_text("\n".join([*words, *more, ""]))
+        os.utime(file, (1, 1))
+        domains = DomainList("list", str(file), World().context, parents=None)
+        beside, turns = asyncio.ensure_future(other()), 0
+        asked = ["d0.example", f"D{20 * SLICE - 2}.example", "d4.example", "x.example", "new.example"]
+        found = await asyncio.gather(*map(domains.match, asked))
+        beside.cancel()
+        assert found == [True, True, False, False, bool(more)]
+        assert 20 <= turns < 2 * 20 + 10, "once for all who ask"
 
 
 @pytest.mark.parametrize(
