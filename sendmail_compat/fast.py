@@ -491,6 +491,5 @@ def start() -> None:
     except ImportError:  # nothing is imported once a message is on its way
         say(f"{program(sys.argv)}: fatal: installation incomplete: a module cannot be read; nothing was queued")
     except BaseException as error:
-        say(f"{program(sys.argv)}: fatal: internal error: {type(error).__name__}")
-        status = 70
+        say(f"{program(sys.argv)}: fatal: internal error: {type(error).__name__}")  # to be tried again, never a bounce
     posix._exit(status)

@@ -280,3 +280,10 @@ async def test_a_signal_leaves_nothing_or_a_message_and_the_status_says_which(
     done = await asyncio.to_thread(subprocess.run, command, input=MESSAGE, capture_output=True, timeout=60)
     assert done.returncode == (0 if queued else 128 + number), done
     assert len(os.listdir(world.queue / "maildrop")) == queued
+
+
+async def test_a_mistake_of_ours_is_for_later_and_no_error_for_good(world: World) -> None:
+    world.write_config(message_size_limit="\u00b2")  # a digit, and no number
+    done = await world.run(["bob@r.test"], MESSAGE)
+    assert done.status == 75, "70 is a bounce where another mail system has called"
+    assert await world.queued() == []
