@@ -117,7 +117,7 @@ async def test_a_delivery_that_is_given_up_while_it_waits_for_a_lock_writes_noth
     content = os.open(desk.site.directory / "main.cf", os.O_RDONLY)
     ask = Ask("4F1", "alice@mx.test", "alice@mx.test", "s@src.test", "local")
     task = asyncio.create_task(desk.backend.deliver(ask, content))
-    while not clock.blocked.is_set():
+    while not clock.blocked.is_set():  # noqa: ASYNC110  a thread sets it
         await asyncio.sleep(0.01)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
