@@ -42,8 +42,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> Mapping[str, LoopFactory]:
     """The loops of one async test, by name."""
-    wanted = config.getoption("--loops")
-    return {name: factory for name, factory in FACTORIES.items() if wanted in ("all", name)}
+    marker = item.get_closest_marker("asyncio")
+    own = marker.kwargs.get("loop_factories") if marker else None  # what a test is about is not to be chosen
+    wanted = own or (FACTORIES if config.getoption("--loops") == "all" else [config.getoption("--loops")])
+    return {name: factory for name, factory in FACTORIES.items() if name in wanted}
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

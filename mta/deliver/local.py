@@ -224,7 +224,10 @@ class OwnMailboxes:
     async def _in_thread(self, delivery: UserDelivery) -> Reply:
         """Cancelled, it will be asked for again: then the thread, which nobody can stop, begins to write no more."""
         waiting = [True]
-        contents = [os.dup(delivery.message.content)]  # the caller closes its own; who takes this out closes it
+        try:  # the caller closes its own; who takes this out closes it
+            contents = [os.open(f"/proc/self/fd/{delivery.message.content}", os.O_RDONLY | os.O_CLOEXEC)]
+        except OSError:
+            return NO_ROOM
         system = replace(self._system, wanted=lambda: bool(waiting))
 
         def work() -> Reply:
