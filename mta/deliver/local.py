@@ -165,9 +165,13 @@ class _Content:
     def close(self) -> None:
         """The copy is gone with its last descriptor."""
         if self.fd >= 0:
-            with contextlib.suppress(OSError):  # it was only read
-                os.close(self.fd)
+            _close(self.fd)
             self.fd = -1
+
+
+def _close(fd: int) -> None:
+    with contextlib.suppress(OSError):  # it was only read
+        os.close(fd)
 
 
 def _write(fd: int, data: bytes) -> None:
@@ -235,14 +239,14 @@ class OwnMailboxes:
             try:
                 return deliver_to_user(replace(delivery, message=replace(delivery.message, content=content)), system)
             finally:
-                os.close(content)
+                _close(content)
 
         try:
             return await self._fsio.run(work)
         finally:
             waiting.clear()
             with contextlib.suppress(IndexError):  # it has begun
-                os.close(contents.pop())
+                _close(contents.pop())
 
     async def close(self) -> None:
         """Nothing is kept."""

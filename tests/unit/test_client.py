@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 from mta.envelope import Notify, Recipient, Ret
 from mta.smtp.client import Client
 from mta.smtp.client_events import Broken, Closed, Event, Fate, Finished, Ready, Refused, Send, StartTls, Step, WantBody
-from mta.smtp.commands import Features, Transaction, mail_command, parse_features, rcpt_command, send_command
+from mta.smtp.commands import (
+    Features,
+    Transaction,
+    mail_command,
+    parse_features,
+    rcpt_command,
+    send_command,
+    sendable,
+)
 
 HELLO = b"250-mx.test\r\n250-PIPELINING\r\n250-SIZE 1000\r\n250-DSN\r\n250-8BITMIME\r\n250 SMTPUTF8\r\n"
 
@@ -324,3 +332,8 @@ def test_an_orcpt_that_cannot_be_sent_is_left_out_and_the_recipient_is_not(orcpt
     everything = Features(frozenset({"DSN"}))
     assert rcpt_command(Recipient("a@b", dsn_orig_rcpt=orcpt), everything) == b"RCPT TO:<a@b>\r\n"
     assert rcpt_command(Recipient("a@b", original="\u20ac" * 200), everything) == b"RCPT TO:<a@b>\r\n"
+
+
+def test_an_address_can_stand_in_a_command_unless_it_would_end_it() -> None:
+    assert [sendable(a) for a in ("a@x.test", "b\u00fccher@x.test", "a\tb@x.test", "")] == [True] * 4
+    assert [sendable(a) for a in ("a\r@x.test", "a\n@x.test", "a\0@x.test")] == [False] * 3
