@@ -209,12 +209,6 @@ class Children:
         wanted: Callable[[], bool],
     ) -> Reply:
         user, settings = first.plan.user, first.settings
-
-        def wait(seconds: float) -> None:  # for a lock
-            self._clock.block(seconds)
-            if not wanted():
-                raise TimeUpError
-
         try:
             with time_limit(settings.command_time_limit):
                 if become is not None:
@@ -222,7 +216,8 @@ class Children:
                 found = json.loads(data)
                 plan = replace(first.plan, local=found["local"], extension=found["extension"])
                 delivery = user_delivery(plan, Ask(**found["ask"]), content, settings, self._clock.now())
-                system = System(self._fsync, wait, self._clock.now, user.uid, journals.written_out, wanted)
+                clock = self._clock
+                system = System(self._fsync, clock.block, clock.now, user.uid, journals.written_out, wanted)
                 return deliver_to_user(delivery, system)
         except TimeUpError:
             return OUT_OF_TIME

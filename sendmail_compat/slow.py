@@ -23,7 +23,6 @@ from sendmail_compat.tool import LogLine, ToolError, plain_output, syslog_name
 EX_OK = 0
 EX_USAGE = 64
 EX_UNAVAILABLE = 69
-EX_SOFTWARE = 70
 EX_IOERR = 74
 EX_TEMPFAIL = 75
 EX_NOPERM = 77

@@ -124,7 +124,7 @@ class _Content:
                     _write(fd, chunk)
             else:
                 await self._copy_to_disk(fd)
-            self.fd = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+            self.fd = _open_again(fd)
         finally:
             os.close(fd)
 
@@ -167,6 +167,10 @@ class _Content:
         if self.fd >= 0:
             _close(self.fd)
             self.fd = -1
+
+
+def _open_again(fd: int) -> int:
+    return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
 
 
 def _close(fd: int) -> None:
@@ -229,7 +233,7 @@ class OwnMailboxes:
         """Cancelled, it will be asked for again: then the thread, which nobody can stop, begins to write no more."""
         waiting = [True]
         try:  # the caller closes its own; who takes this out closes it
-            contents = [os.open(f"/proc/self/fd/{delivery.message.content}", os.O_RDONLY | os.O_CLOEXEC)]
+            contents = [_open_again(delivery.message.content)]
         except OSError:
             return NO_ROOM
         system = replace(self._system, wanted=lambda: bool(waiting))

@@ -100,6 +100,7 @@ class MboxLocks:
         for attempt in range(max(1, self._settings.deliver_lock_attempts)):
             if attempt:
                 self._system.wait(self._settings.deliver_lock_delay)
+                self._system.check_wanted()
             try:
                 if take():
                     return

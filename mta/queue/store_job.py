@@ -275,8 +275,8 @@ class JobStore:
         try:
             self.spool.move(held.path, queue, job.queue_id)
         except FencedError:
-            if not self.fsio.fstat(held.fd).st_nlink:  # deleted, and not on hold: nobody will ask why it waits
-                with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):
+                if not self.fsio.fstat(held.fd).st_nlink:  # deleted, and not on hold: nobody will ask why it waits
                     self.fsio.unlink(self.spool.path("defer", job.queue_id))
             self._let_go(job, held)
             raise

@@ -11,9 +11,12 @@ STATUS = (
     ("66", "Standard input cannot be read."),
     ("67", "`-bv`: no such user."),
     ("69", "The queue cannot be shown."),
-    ("70", "An internal error."),
     ("71", "A system call failed."),
-    ("75", "Temporary: a second try may succeed. Nothing was queued, unless standard error says that it may have."),
+    (
+        "75",
+        "Temporary, or an internal error: a second try may succeed. Nothing was queued, unless standard error says that "
+        "it may have.",
+    ),
     ("77", "You are not allowed to."),
     ("78", "The configuration is broken."),
 )
