@@ -11,13 +11,15 @@ In this order, because each step relies on the one before:
 
 Only incoming and hold are opened here: a child is claimed after its parent's marks are durable, so one that
 reached active or deferred has been settled.  Every step may be repeated after another crash.  A file that cannot be
-opened or moved now is claimed by nobody, and tried again at each scan.
+opened or moved now, or a child that is locked, is claimed by nobody, and tried again at each scan.  (The kernel lets go
+of an asynchronous fsync's file a moment after it has said that it is done: a lock can outlive who held it.)
 
 See also: mta/INTERNALS.md
 """
 
 import asyncio
 import contextlib
+import errno
 import os
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
@@ -173,10 +175,16 @@ class Recovery:
         return True
 
     def _examine(self, queue_id: str, queue: Queue, path: str) -> QueueFile | None:
-        """Read the envelope of an unlocked, complete file; a damaged one goes to corrupt."""
+        """Read the envelope of an unlocked, complete file; a damaged one goes to corrupt.
+
+        BlockingIOError for a child that somebody has locked: he may be gone in a moment, and its parent is not marked.
+        """
         fd = self._fsio.open(path)
         try:
-            if not is_ready(self._fsio.fstat(fd).st_mode) or not self._fsio.flock(fd):
+            if not is_ready(self._fsio.fstat(fd).st_mode):
+                return None
+            if not self._fsio.flock(fd):
+                self._no_child(fd)
                 return None
 
             def read_at(offset: int, size: int) -> bytes:
@@ -192,6 +200,11 @@ class Recovery:
             return file
         finally:
             self._fsio.close_fd(fd)
+
+    def _no_child(self, fd: int) -> None:
+        with contextlib.suppress(DamagedError):
+            if decode(lambda offset, size: self._fsio.pread(fd, size, offset)).parent is not None:
+                raise BlockingIOError(errno.EWOULDBLOCK, "locked by somebody else, looked at again later")
 
     async def _settle(self, child: Found) -> bool:
         """Apply a child to its parent; False: not now."""

@@ -14,8 +14,8 @@ STATUS = (
     ("71", "A system call failed."),
     (
         "75",
-        "Temporary, or an internal error: a second try may succeed. Nothing was queued, unless standard error says that "
-        "it may have.",
+        "Temporary, or an internal error: a second try may succeed. Nothing was queued, unless standard error says "
+        "that it may have.",
     ),
     ("77", "You are not allowed to."),
     ("78", "The configuration is broken."),

@@ -1,6 +1,7 @@
 """Start-up: what a crash left is settled, swept, merged or put aside; nothing is lost or sent twice."""
 
 import errno
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ import pytest
 from mta.queue.api import Job, Parent, Queue, Reason
 from mta.queue.store_listing import SLICE
 from mta.queue.store_recover import Recovery
+from mta.queue.store_spool import WRITING
 from tests.queue_support import NOW, Spooled, spooled
 from tests.unit.test_queue_file import decoded
 from tests.unit.test_store import fail_at
@@ -27,6 +29,7 @@ def die(spool: Spooled, *handles: object) -> None:
     for handle in handles:
         fd = getattr(handle, "_fd", None) or getattr(getattr(handle, "handle", None), "fd", None)
         assert isinstance(fd, int)
+        fcntl.flock(fd, fcntl.LOCK_UN)  # the kernel may still hold the file for an fsync that has just ended
         os.close(fd)
 
 
@@ -103,6 +106,40 @@ async def test_a_child_marks_just_its_recipients_wherever_the_parent_is(spool: S
     if place == "deferred":
         assert await spool.store.scan(Queue.DEFERRED) == [(job.queue_id, NOW + 99)]
     assert (await spool.store.claim(child.queue_id)) is not None
+
+
+async def test_a_child_whose_lock_outlives_its_process_waits_for_its_parents_marks(spool: Spooled) -> None:
+    job = await claimed(spool, "b@dst.test", "c@dst.test")
+    child = await spool.draft("a@src.test", sender="")
+    await child.commit(parent=Parent("bounce", job.uid, job.queue_id, (job.todo[0].offset,)))
+    lock = os.open(spool.path("incoming", child.queue_id), os.O_RDONLY)
+    die(spool, job, child)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    await spool.store.recover()
+    await spool.store.scan(Queue.INCOMING)
+    fcntl.flock(lock, fcntl.LOCK_UN)
+    os.close(lock)
+    assert await spool.store.claim(child.queue_id) is None
+    assert states(spool.path("incoming", job.queue_id)) == ["R", "R"]
+    await spool.store.scan(Queue.INCOMING)
+    assert states(spool.path("incoming", job.queue_id)) == ["D", "R"]
+    assert (await spool.store.claim(child.queue_id)) is not None
+
+
+@pytest.mark.parametrize("state", ["whole", "damaged", "given up"])
+async def test_a_message_that_somebody_else_commits_just_now_is_left_to_him(spool: Spooled, state: str) -> None:
+    queue_id = await spool.accept()
+    path = spool.path("incoming", queue_id)
+    if state == "damaged":
+        path.write_bytes(path.read_bytes()[:200])
+    elif state == "given up":
+        path.chmod(WRITING)
+    lock = os.open(path, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    await spool.store.recover()
+    os.close(lock)
+    assert spool.log.lines == []
+    assert spool.names("incoming") == [queue_id]
 
 
 async def test_the_marks_are_durable_before_the_child_can_be_claimed(spool: Spooled) -> None:
