@@ -3,7 +3,8 @@
 A connection that takes the last descriptor leaves none for the message it brings, for a table, or for the name
 service (which then says "no such user" of users who exist).  So the last quarter is never given to clients: the
 kernel hands out the lowest free number, hence a new connection whose number lies in the last quarter means that
-three quarters are in use, whoever uses them.
+three quarters are in use, whoever uses them.  What clients bring must find enough when they have the other three, or
+each of them is told to come again, and nobody is served.
 
 See also: getrlimit(2), postconf(5) qmgr_message_active_limit
 """
@@ -13,6 +14,7 @@ import resource
 
 PER_JOB = 2  # the queue file, and a bounce or forwarded copy being written
 PER_DELIVERY = 4  # a connection, or the copy for a mailbox (twice for a moment) and the way to mta-local
+FOR_LOOKUP = 8  # with fewer an answer of the name service is not to be believed
 RESERVE = 16  # listeners, tables, DNS, control connections
 
 
@@ -28,13 +30,17 @@ def in_last_quarter(fd: int, most: int = 0) -> bool:
 
 
 def scarce() -> bool:
-    """Are they in use now?  Opens one to see."""
+    """Are fewer than FOR_LOOKUP left now?  Opens so many to see."""
+    opened: list[int] = []
     try:
-        fd = os.eventfd(0, os.EFD_CLOEXEC)
+        for _ in range(FOR_LOOKUP):
+            opened.append(os.eventfd(0, os.EFD_CLOEXEC))
     except OSError:
         return True
-    os.close(fd)
-    return in_last_quarter(fd)
+    finally:
+        for fd in opened:
+            os.close(fd)
+    return False
 
 
 def spare() -> int:

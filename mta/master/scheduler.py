@@ -22,6 +22,7 @@ from mta.lookup.match_list import DomainList
 from mta.master.build import Core, Kept, build_anvil, build_core, build_qmgr, build_smtpd, build_stdin_smtpd
 from mta.master.demand import Demand
 from mta.master.notify import Notify
+from mta.master.sockets import AT_ONCE, BACKLOG
 from mta.master.watchdog import feed
 from mta.memory import leave_files
 from mta.pickup import Pickup, PickupSettings
@@ -134,7 +135,8 @@ async def listen_smtp(
         config = core.config.for_service(services[name])
         server = build_smtpd(core, config, anvil, "smtpd", kept)
         running.smtpd.append(server)
-        running.servers.append(await loop.create_server(server.factory, sock=sock.dup()))
+        running.servers.append(await loop.create_server(server.factory, sock=sock.dup(), backlog=AT_ONCE))
+        sock.listen(BACKLOG)
 
 
 def run_scheduler(
@@ -327,9 +329,13 @@ async def _listen_unix(
         "pickup": guarded(control.pickup, core.log),
     }
     for name, handler in handlers.items():
-        running.servers.append(await asyncio.start_unix_server(handler, sock=sockets.unix[name].dup()))
+        sock = sockets.unix[name]
+        running.servers.append(await asyncio.start_unix_server(handler, sock=sock.dup(), backlog=AT_ONCE))
+        sock.listen(BACKLOG)
     for name, factory in (("submit", submit.factory), ("qmgr", link.factory)):
-        running.servers.append(await loop.create_unix_server(factory, sock=sockets.unix[name].dup()))
+        sock = sockets.unix[name]
+        running.servers.append(await loop.create_unix_server(factory, sock=sock.dup(), backlog=AT_ONCE))
+        sock.listen(BACKLOG)
 
 
 def _background(core: Core, work: Awaitable[None]) -> asyncio.Task[None]:

@@ -18,7 +18,8 @@ from ipaddress import ip_address
 from mta.record import dataclass
 
 LISTEN_FDS_START = 3  # sd_listen_fds(3)
-BACKLOG = 1024
+BACKLOG = 1024  # clients that wait in the kernel until they are accepted; event loops set another one
+AT_ONCE = 4  # of them accepted per turn of asyncio's loop: each needs a descriptor, also to be refused
 _PORTS = {"smtp": 25, "submission": 587, "smtps": 465, "submissions": 465, "urd": 465}
 
 

@@ -4,8 +4,11 @@ The rule is the same everywhere: who has to wait is told 4xx or waits, nobody he
 """
 
 import asyncio
+import contextlib
 import os
 import resource
+import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 
@@ -27,6 +30,7 @@ from tests.system.support_system import (
     mail_system,
     mailbox_of,
     mailq,
+    processes,
     queued,
     spool_of,
     wait_for,
@@ -133,6 +137,22 @@ def test_idle_clients_hold_all_places_and_it_neither_spins_nor_forgets_the_next(
         wait_for(lambda: mailbox_of(system).count(b"X-Test-Id: next") == 1, "delivered")
 
 
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+def test_a_crowd_that_comes_while_nobody_accepts_is_let_in_by_the_kernel_and_greeted_later(
+    loop: str, loops: Callable[[str], tuple[str, ...]]
+) -> None:
+    with mail_system(prefix=loops(loop)) as system, contextlib.ExitStack() as crowd:
+        frozen = processes(system)
+        for pid in frozen:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            clients = [crowd.enter_context(socket.create_connection(("127.0.0.1", system.port), 60)) for _ in range(300)]
+        finally:
+            for pid in frozen:
+                os.kill(pid, signal.SIGCONT)
+        assert {client.recv(4) for client in clients} <= {b"220 ", b"421 "}
+
+
 @pytest.fixture
 def fill() -> Iterator[Callable[[int], None]]:
     """fill(n): open descriptors until only n are left, under a limit of this process that is put back."""
@@ -155,7 +175,7 @@ def fill() -> Iterator[Callable[[int], None]]:
     resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
-@pytest.mark.parametrize("left", [0, 1, 2, 3, 10])
+@pytest.mark.parametrize("left", [0, 1, 2, 3, 7])
 def test_no_such_user_is_not_believed_while_descriptors_are_scarce(fill: Callable[[int], None], left: int) -> None:
     users = UserLookup()
     fill(left)
@@ -172,8 +192,10 @@ def test_a_user_who_is_found_is_believed_and_with_enough_descriptors_so_is_no_su
     users = UserLookup()
     assert not descriptors.scarce()
     assert users.by_name_now("no-such-user") is None
-    fill(10)
+    fill(16)  # what is left when clients have all that they may have, under a limit of 64
+    assert users.by_name_now("no-such-user") is None
     assert users.by_name_now("root") is not None
+    assert users.group_by_name_now("no-such-group") is None
 
 
 def test_what_is_planned_fits_into_the_limit(fill: Callable[[int], None]) -> None:
