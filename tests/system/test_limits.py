@@ -146,7 +146,8 @@ def test_a_crowd_that_comes_while_nobody_accepts_is_let_in_by_the_kernel_and_gre
         for pid in frozen:
             os.kill(pid, signal.SIGSTOP)
         try:
-            clients = [crowd.enter_context(socket.create_connection(("127.0.0.1", system.port), 60)) for _ in range(300)]
+            address = ("127.0.0.1", system.port)
+            clients = [crowd.enter_context(socket.create_connection(address, 60)) for _ in range(300)]
         finally:
             for pid in frozen:
                 os.kill(pid, signal.SIGCONT)
