@@ -2,20 +2,21 @@
 
 A list is asked "is this name (or address) in you?"; patterns are tried in order: a plain name or network,
 .domain, /file (whose content is part of the list), type:table (any value counts), and !pattern, which ends the
-search with "no".  A run of plain patterns between two others costs one set or dictionary probe.
+search with "no".  A run of plain patterns between two others costs one set or dictionary probe.  A word that begins
+with "#" ends the list, or its line in a /file: what stands behind it was commented out.
 
 See also: postconf(5) mydestination, mynetworks, parent_domain_matches_subdomains
 """
 
 import asyncio
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from mta.clock import others_run
 from mta.lookup.cidr import Address, Network, NetworkIndex, parse_address, parse_network, unmapped
 from mta.lookup.context import LookupContext
-from mta.lookup.lines import SPACE, Warnings, logical_lines, text_of
+from mta.lookup.lines import SPACE, Warnings, text_of
 from mta.lookup.open import open_table, split_list
 from mta.lookup.source import Source
 from mta.lookup.table import Table, TableError
@@ -40,6 +41,15 @@ def network_of(word: str) -> Network | None:
     if not re.search("[/:[]", word) and parse_address(word) is None:
         return None
     return parse_network(word)
+
+
+def _uncommented(words: list[str], name: str, warn: Callable[[str], None]) -> list[str]:
+    """The words of a line in front of a "#"."""
+    for at, word in enumerate(words):
+        if word.startswith("#"):
+            warn(f"{name}: comment at end of line is not supported: {' '.join(words[at:])}")
+            return words[:at]
+    return words
 
 
 class _Pattern(Protocol):
@@ -123,7 +133,9 @@ class _InFile:
 
     def __init__(self, path: str, owner: "MatchList", depth: int) -> None:
         def parse(data: bytes, warnings: Warnings) -> list[str]:
-            return [word for _, line in logical_lines(data) for word in split_list(text_of(line.strip(SPACE)))]
+            lines = (text_of(line.strip(SPACE)) for line in data.split(b"\n"))
+            words = (split_list(line) for line in lines if not line.startswith("#"))
+            return [word for line in words for word in _uncommented(line, owner.name, warnings.add)]
 
         self._source = Source(path, path, parse, owner.context)
         self._owner, self._depth = owner, depth
@@ -172,7 +184,7 @@ class MatchList:
 
     def __init__(self, name: str, spec: str | Iterable[str], context: LookupContext, *, parents: bool | None) -> None:
         self.name, self.context, self._parents = name, context, parents
-        self._patterns = self.compile(split_list(spec), 0)
+        self._patterns = self.compile(_uncommented(split_list(spec), name, context.warn), 0)
         self._plain = all(positive and isinstance(p, (_Names, _Networks)) for positive, p in self._patterns)
         self._names = [p for _, p in self._patterns if isinstance(p, _Names)]
 

@@ -26,6 +26,8 @@ RULES = ExtensionRules("+", True, "double-bounce")
         ("inline:{a.example=x} b.example", True, ["a.example", "x.a.example", "b.example"], ["c.example"]),
         ("inline:{.a.example=x}", False, ["x.a.example"], ["a.example"]),
         ("regexp:{{/^a/ yes}}", True, ["abc", "a.b"], ["b.a"]),
+        ("a.example # b.example c.example", None, ["a.example"], ["b.example", "c.example", "#"]),
+        ("#a.example b.example", None, [], ["a.example", "b.example"]),
         ("", None, [], ["a.example"]),
     ],
 )
@@ -75,6 +77,7 @@ async def test_others_have_their_turns_while_a_long_file_is_taken_in(tmp_path: P
         ("cidr:{{10.0.0.0/8 in}} 1.2.3.4", ["10.1.1.1", "1.2.3.4"], ["1.2.3.5"]),
         ("inline:{1.2.3.4=x}", ["1.2.3.4", "::ffff:1.2.3.4"], ["1.2.3.5"]),
         ("0.0.0.0/0", ["1.2.3.4", "::ffff:1.2.3.4"], ["::1"]),
+        ("127.0.0.0/8 # 10.0.0.0/8, [::1]", ["127.0.0.1"], ["10.0.0.1", "::1"]),
     ],
 )
 async def test_network_lists(spec: str, yes: Sequence[str], no: Sequence[str]) -> None:
@@ -116,14 +119,12 @@ async def test_a_host_name_may_begin_with_a_digit() -> None:
 
 async def test_a_file_in_a_list_is_part_of_it(tmp_path: Path) -> None:
     inner = tmp_path / "inner"
-    inner.write_text("# ours\na.example\n!c.example b.example\n")
-    domains = DomainList("mydestination", f"{inner} c.example d.example", World().context, parents=None)
-    assert [await domains.match(d) for d in ("a.example", "b.example", "c.example", "d.example")] == [
-        True,
-        True,
-        False,
-        True,
-    ]
+    inner.write_text("# ours\na.example # f.example\n#g.example\n!c.example b.example\n e.example\n")
+    world = World()
+    domains = DomainList("mydestination", f"{inner} c.example d.example", world.context, parents=None)
+    found = {letter: await domains.match(f"{letter}.example") for letter in "abcdefg"}
+    assert found == {"a": True, "b": True, "c": False, "d": True, "e": True, "f": False, "g": False}
+    assert world.log.lines == ["mydestination: comment at end of line is not supported: # f.example"]
     with pytest.raises(TableError):
         await DomainList("mydestination", f"{tmp_path}/none", World().context, parents=None).match("a.example")
 
