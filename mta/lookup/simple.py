@@ -34,7 +34,7 @@ class InlineTable:
             key, equals, value = item.partition("=")
             if not equals or not key.strip():
                 raise ValueError(f'{name}: missing "=" in "{item}"')
-            self._index.setdefault(key.strip().lower(), value.strip())
+            self._index[key.strip().lower()] = value.strip()
 
     async def get(self, key: str) -> str | None:
         """Look up key, folded."""

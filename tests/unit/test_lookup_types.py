@@ -223,6 +223,7 @@ async def test_small_types() -> None:
     context = World("alice", environ={"PATH": "/bin"}).context
     get: dict[str, dict[str, str | None]] = {
         "inline:{a=b, { c = d e }}": {"A": "b", "c": "d e", "x": None},
+        "inline:{a=b, A=c}": {"a": "c"},
         "static:zz": {"any": "zz"},
         "static:{ a b }": {"any": "a b"},
         "environ:": {"PATH": "/bin", "path": None},
