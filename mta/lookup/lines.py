@@ -59,12 +59,19 @@ def logical_lines(data: bytes) -> Iterator[tuple[int, bytes]]:
         yield start, parts
 
 
+def continues_nothing(line: bytes, number: int, warnings: Warnings) -> bool:
+    """True, with a warning, for a first line that begins with white space."""
+    if line[0] not in SPACE:
+        return False
+    warnings.line(number, f'logical line must not start with whitespace: "{text_of(line[:30])}"')
+    return True
+
+
 def parse_postmap(data: bytes, warnings: Warnings) -> dict[str, str]:
     """Return key (folded to lower case) -> value of a postmap(1) source file; the first of two equal keys wins."""
     index: dict[str, str] = {}
     for number, line in logical_lines(data):
-        if line[0] in SPACE:
-            warnings.line(number, f'logical line must not start with whitespace: "{text_of(line[:30])}"')
+        if continues_nothing(line, number, warnings):
             continue
         split = _split_key(line)
         if split is None:
@@ -113,8 +120,9 @@ def parse_aliases(data: bytes, warnings: Warnings) -> dict[str, str]:
     """
     index: dict[str, str] = {}
     for number, line in logical_lines(data):
-        text = text_of(line.strip(SPACE))
-        split = _split_alias(text)
+        if continues_nothing(line, number, warnings):
+            continue
+        split = _split_alias(text_of(line.strip(SPACE)))
         if split is None:
             warnings.line(number, "need name:value pair")
             continue

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
 
 from mta.lookup.context import LookupContext
-from mta.lookup.lines import SPACE, Warnings, logical_lines, text_of
+from mta.lookup.lines import SPACE, Warnings, continues_nothing, logical_lines, text_of
 from mta.lookup.source import Source
 from mta.lookup.table import TableError
 from mta.record import dataclass
@@ -47,6 +47,8 @@ def parse_rules(
         warnings.add(f"{kind} map {warnings.name}, line {number}: {text}")
 
     for number, raw in logical_lines(data):
+        if continues_nothing(raw, number, warnings):
+            continue
         line = text_of(raw.strip(SPACE))
         word = re.match(r"(?i)(if|endif)(?![a-z0-9])\s*(.*)", line, re.DOTALL)
         if word and word[1].lower() == "endif":

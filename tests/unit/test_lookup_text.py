@@ -72,6 +72,8 @@ def test_a_map_file_that_begins_with_a_continuation_loses_only_that_line() -> No
     warnings = Warnings("h2")
     assert parse_postmap(b"   first line\nb c\n", warnings) == {"b": "c"}
     assert warnings == ['h2, line 1: logical line must not start with whitespace: "   first line"']
+    assert parse_aliases(b" a: b\nc: d\n", warnings) == {"c": "d"}
+    assert warnings[1:] == ['h2, line 1: logical line must not start with whitespace: " a: b"']
 
 
 def test_an_aliases_file_holds_what_postalias_makes_of_it() -> None:
