@@ -44,6 +44,10 @@ class Clock:
         """Nanoseconds of the system's monotonic clock, now and not in the loop's last turn, alike in all processes."""
         return time.monotonic_ns()
 
+    def seconds(self) -> float:
+        """The same in seconds: for processes without a loop what monotonic() is for the others."""
+        return self.moment() / 1e9
+
     async def sleep(self, seconds: float) -> None:
         """Wait; 0 or less lets other tasks run once."""
         await asyncio.sleep(max(0.0, seconds))

@@ -201,7 +201,7 @@ def keep(sock: socket.socket, run: Callable[[], int], clock: Clock) -> int:
     """Fork a child that runs when the channel has something for it, until the other end is closed."""
     pause = 0.0
     while not _closed(sock):
-        born = clock.now()
+        born = clock.seconds()
         parent = os.getpid()
         pid = os.fork()
         if pid == 0:
@@ -213,7 +213,7 @@ def keep(sock: socket.socket, run: Callable[[], int], clock: Clock) -> int:
         _, status = os.waitpid(pid, 0)
         if _closed(sock, wait=False):
             break
-        pause = min(MAX_PAUSE, pause * 2 or 1.0) if status and clock.now() - born < YOUNG else 0.0
+        pause = min(MAX_PAUSE, pause * 2 or 1.0) if status and clock.seconds() - born < YOUNG else 0.0
         _hung_up(sock, pause)
     return 0
 

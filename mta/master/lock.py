@@ -83,9 +83,9 @@ def running(queue_directory: str) -> int:
 
 def wait_until_stopped(queue_directory: str, clock: Clock, seconds: float, pause: float = 0.05) -> bool:
     """Wait for the lock to be free; False when it still is not after so many seconds."""
-    deadline = clock.now() + seconds
+    deadline = clock.seconds() + seconds
     while running(queue_directory):
-        if clock.now() >= deadline:
+        if clock.seconds() >= deadline:
             return False
         clock.block(pause)
     return True

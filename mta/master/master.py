@@ -257,9 +257,9 @@ def end_helper(master: Master) -> None:
     if master.channel is None:
         return
     master.channel.close()
-    deadline = master.clock.now() + HELPER_LIMIT
+    deadline = master.clock.seconds() + HELPER_LIMIT
     with contextlib.suppress(ChildProcessError):
-        while os.waitpid(-1, os.WNOHANG) == (0, 0) and master.clock.now() < deadline:
+        while os.waitpid(-1, os.WNOHANG) == (0, 0) and master.clock.seconds() < deadline:
             master.clock.block(0.01)
 
 

@@ -147,7 +147,7 @@ class Supervisor:
             return
         if pid == 0:
             self._be_child(spec, parent)
-        self._children[pid] = _Child(spec, self.clock.now())
+        self._children[pid] = _Child(spec, self.clock.seconds())
         if not self._started:
             self._starting.add(pid)
 
@@ -219,7 +219,7 @@ class Supervisor:
         if not self._started:
             print(f"mta: fatal: process {child.spec.name}: exit {how}; not started", file=sys.stderr)
             self._failed = status if status > 0 else EX_SOFTWARE
-        elif self.clock.now() - child.born > YOUNG:
+        elif self.clock.seconds() - child.born > YOUNG:
             self._pauses.pop(child.spec.name, None)
             self._fork(child.spec)
         else:
@@ -227,11 +227,11 @@ class Supervisor:
 
     def _postpone(self, spec: ChildSpec) -> None:
         pause = self._pauses[spec.name] = min(MAX_PAUSE, self._pauses.get(spec.name, 0) * 2 or 1)
-        self._postponed[spec.name] = (self.clock.now() + pause, spec)
+        self._postponed[spec.name] = (self.clock.seconds() + pause, spec)
         signal.alarm(1)
 
     def _fork_postponed(self) -> None:
-        now = self.clock.now()
+        now = self.clock.seconds()
         for name, (when, spec) in list(self._postponed.items()):
             if when <= now:
                 del self._postponed[name]
@@ -271,8 +271,8 @@ class Supervisor:
         for child in self._children.values():
             child.leaving = True
         self._signal_all(signal.SIGTERM)
-        deadline = self.clock.now() + self.stop_limit
-        while self._children and self.clock.now() < deadline:
+        deadline = self.clock.seconds() + self.stop_limit
+        while self._children and self.clock.seconds() < deadline:
             signal.sigtimedwait({signal.SIGCHLD}, 0.2)
             self._reap()
         self._signal_all(signal.SIGKILL)

@@ -121,6 +121,23 @@ def test_a_child_that_does_not_listen_to_sigterm_is_killed_after_the_limit() -> 
     finish(process, 0)
 
 
+def test_a_clock_that_is_set_back_keeps_no_child_from_being_forked_again() -> None:
+    process = run("""
+        times, births = iter(range(10**9, 0, -3600)), os.memfd_create("births")
+        def child(parent):
+            os.write(births, b"x")
+            parent.serving()
+            if os.fstat(births).st_size == 1:
+                return 1
+            os.kill(os.getppid(), signal.SIGTERM)
+            return 0
+        supervisor = Supervisor((ChildSpec("a", child),), lambda: None, log, Clock(lambda: next(times)))
+        sys.exit(supervisor.run())
+    """)
+    out, _ = finish(process, 0)
+    assert "exit status 1" in out
+
+
 def test_a_child_that_waits_to_be_called_comes_once_per_call_and_may_leave() -> None:
     process = run("""
         def caller(parent):
