@@ -23,7 +23,7 @@ class CdbTable:
         self.name = name
         self._path, self._context = path, context
         self._text = TextTable(name, path, context, aliases=aliases)
-        self._binary: Source[Cdb] = Source(name, f"{path}.cdb", self._parse, context)
+        self._binary: Source[Cdb] = Source(name, f"{path}.cdb", self._parse, context, lines=False)
         self._has_binary: bool | None = None
 
     def _parse(self, data: bytes, warnings: Warnings) -> Cdb:

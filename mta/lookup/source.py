@@ -2,11 +2,12 @@
 
 State: the parsed value, the file's signature (inode, size, mtime, ctime) and when to look again.  stat(2) at
 most once a second, and only when somebody asks.  A file that changed less than a second ago is read when it
-has rested, because an editor may be in the middle of writing it; until then the old content answers.  Where there
-is none, the first look waits: FIRST_REST, or CHECK_INTERVAL when the file is empty or ends in the middle of a line, in
-which it must not change; LONGEST_REST at most, then every lookup fails.  A file
-that is missing or cannot be read fails every lookup (TableError), it is never "nothing in there": a mistyped
-name must not turn existing users into unknown ones.
+has rested, because an editor may be in the middle of writing it; until then the old content answers, for
+UNFINISHED_REST when the text is empty or ends in the middle of a line: a program that makes the table anew truncates it
+first, and what it has not written yet must not become unknown.  Where there is no old content, the first look waits:
+FIRST_REST, or CHECK_INTERVAL when the file is empty or ends in the middle of a line, in which it must not change;
+LONGEST_REST at most, then every lookup fails.  A file that is missing or cannot be read fails every lookup
+(TableError), it is never "nothing in there": a mistyped name must not turn existing users into unknown ones.
 """
 
 import asyncio
@@ -23,6 +24,7 @@ T = TypeVar("T")
 
 CHECK_INTERVAL = 1.0  # seconds between two looks at the file, and how long a changed file must rest
 FIRST_REST = 0.1  # seconds that a file just written must rest before it is believed by who knows nothing yet
+UNFINISHED_REST = 60.0  # seconds that a text without an end must rest before it replaces what is known
 LONGEST_REST = 3.0  # seconds to wait for that
 MAX_SIZE = 1 << 30  # octets of a table source
 _Signature = tuple[int, int, int, int]
@@ -37,10 +39,15 @@ class _RestlessError(Exception):
 
 
 class Source(Generic[T]):
-    """One file behind one table; parse runs in a worker thread and must not touch shared state."""
+    """One file behind one table; parse runs in a worker thread and must not touch shared state.
 
-    def __init__(self, name: str, path: str, parse: Callable[[bytes, Warnings], T], context: LookupContext) -> None:
-        self._name, self._path, self._parse, self._context = name, path, parse, context
+    lines: it is text, whose last line has an end.
+    """
+
+    def __init__(
+        self, name: str, path: str, parse: Callable[[bytes, Warnings], T], context: LookupContext, *, lines: bool = True
+    ) -> None:
+        self._name, self._path, self._parse, self._context, self._lines = name, path, parse, context, lines
         self._value: T | None = None
         self._signature: _Signature | None = None
         self._error = ""
@@ -110,7 +117,8 @@ class Source(Generic[T]):
         """
         info = os.stat(self._path)
         signature = _signature(info)
-        young = 0 <= now - info.st_mtime < CHECK_INTERVAL
+        age = now - info.st_mtime
+        young = 0 <= age < CHECK_INTERVAL
         if signature == known or (known is not None and young):
             return None
         if not stat.S_ISREG(info.st_mode):
@@ -120,6 +128,8 @@ class Source(Generic[T]):
         with open(self._path, "rb") as file:
             data = file.read(MAX_SIZE)
             after = _signature(os.fstat(file.fileno()))
+        if known is not None and self._lines and not data.endswith(b"\n") and 0 <= age < UNFINISHED_REST:
+            return None
         if young and signature != seen:
             raise _RestlessError(signature, FIRST_REST if data.endswith(b"\n") else CHECK_INTERVAL)
         if after != signature:  # somebody has begun to write, or put another file there

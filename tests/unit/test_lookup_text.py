@@ -13,7 +13,7 @@ from mta.lookup.lines import Warnings, logical_lines, parse_aliases, parse_postm
 from mta.lookup.open import open_table, open_tables
 from mta.lookup.table import TableError
 from tests.unit.lookup_fixture import World
-from tests.virtual_time import EPOCH, run_virtual
+from tests.virtual_time import run_virtual
 
 MAP = rb"""# c
 foo  bar baz
@@ -179,10 +179,31 @@ def test_a_file_just_being_written_does_not_replace_what_is_known(tmp_path: Path
         path.write_text("a 1\n")
         assert await table.get("a") == "1"
         await clock.sleep(1.1)
-        path.write_text("")  # an editor has truncated it and not written yet
-        os.utime(path, (EPOCH + 1, EPOCH + 1))
+        write_at(path, clock, "b 2\n")
         assert await table.get("a") == "1"
         await clock.sleep(2)
+        assert await table.get("a") is None
+
+    run_virtual(main)
+
+
+@pytest.mark.parametrize("text", ["", "b 2\nc"])
+def test_a_file_that_is_written_slowly_makes_nobody_unknown(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "m"
+
+    async def main(clock: Clock) -> None:
+        table = open_table(f"hash:{path}", World(clock=clock).context)
+        write_at(path, clock, "a 1\n")
+        assert await table.get("a") == "1"
+        await clock.sleep(1.1)
+        write_at(path, clock, text)  # the rest comes when a database has answered
+        await clock.sleep(50)
+        assert await table.get("a") == "1"
+        write_at(path, clock, "a 2\n")
+        await clock.sleep(2)
+        assert await table.get("a") == "2"
+        write_at(path, clock, text)  # this one is meant
+        await clock.sleep(60)
         assert await table.get("a") is None
 
     run_virtual(main)
