@@ -106,6 +106,7 @@ class Master:
         """Read the configuration again; a broken one, or one that needs a new start, is logged and changes nothing."""
         self.notify.send("RELOADING=1")
         done = self._reread()
+        self.log.flush()  # the loop that would do it later is about to end
         self.notify.send(f"READY=1\nSTATUS={SERVING if done else 'serving, with the old configuration: see the log'}")
         return done
 

@@ -363,6 +363,7 @@ def test_reload_brings_new_settings_and_refuses_a_broken_file(count: str) -> Non
         system.configure(message_size_limit="2000000")
         system.must("reload")
         until(lambda: size() == "2000000", "the new setting")
+        until(lambda: "reload -- version" in system.log_text(), "the log says so", 20.0)
         line = len((system.etc / "main.cf").read_text().splitlines()) + 1
         system.configure(maximal_backoff_time="5x")
         done = system.mta("reload")
