@@ -89,21 +89,33 @@ def _listen(address: Address, where: str) -> socket.socket:
         raise SocketProblemError(f"{where}: {problem}") from None
 
 
+def _port(sock: socket.socket) -> tuple[int, int]:
+    """Version of IP and port of a TCP listener."""
+    return (6 if sock.family == socket.AF_INET6 else 4), int(sock.getsockname()[1])
+
+
 def refreshed(old: Sockets, config: Config, log: Maillog) -> Sockets:
     """The sockets after a reload: those in use stay open, new addresses are opened if our rights suffice.
 
-    An address that cannot be opened is logged and left out.
+    An address that cannot be opened is logged and left out.  Where it would be the only one of a port, those that were
+    the port's stay: a port below 1024, or one that is open at another address, needs a new start.
     """
     by_address = {address_of(sock): sock for _, sock in old.tcp}
-    tcp = []
+    tcp, missing = [], dict[tuple[int, int], str]()
     for service, address, where in tcp_services(config)[0]:
         try:
             sock = by_address.pop(address) if address in by_address else _listen(address, where)
         except SocketProblemError as problem:
             log.warning("master", f"{problem}; not listening there, try stop and start")
+            missing[address.version, address.port] = service
             continue
         tcp.append((service, sock))
+    served = {_port(sock) for _, sock in tcp}
     for left, sock in by_address.items():
+        if _port(sock) in missing.keys() - served:
+            log.warning("master", f"still listening on {left}, until stop and start")
+            tcp.append((missing[_port(sock)], sock))
+            continue
         log.write("master", f"no longer listening on {left}")
         sock.close()
     return Sockets(tcp, old.unix, old.ours)

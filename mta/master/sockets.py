@@ -34,6 +34,11 @@ class Address:
     host: str
     port: int
 
+    @property
+    def version(self) -> int:
+        """Of IP: 4 or 6."""
+        return 6 if ":" in self.host else 4
+
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 

@@ -398,6 +398,24 @@ def test_ports_come_and_go_with_a_reload(count: str) -> None:
         assert answers(system.port)
 
 
+@PROCESSES
+def test_a_port_stays_open_when_a_reload_cannot_open_it_at_another_address(count: str) -> None:
+    with started(smtpd_processes=count) as system:
+        master = system.etc / "master.cf"
+        text = master.read_text()
+        master.write_text(text.replace(f"127.0.0.1:{system.port}", f"0.0.0.0:{system.port}"))
+        for times in (1, 2):
+            system.must("reload")
+            until(lambda n=times: system.log_text().count("reload -- version") == n, "reloaded")
+            assert answers(system.port)
+        assert f"bind 0.0.0.0:{system.port}: Address already in use; not listening there" in system.log_text()
+        assert f"still listening on 127.0.0.1:{system.port}, until stop and start" in system.log_text()
+        system.must("stop")
+        system.must("start")
+        with Client(system.port, "127.0.0.2") as client:
+            assert client.greeting.startswith("220 ")
+
+
 def answers(port: int) -> bool:
     try:
         with Client(port) as client:
