@@ -5,7 +5,7 @@ See also: mta/master/sockets.py (how each is opened), master(5)
 
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from mta.config.config import Config, Problem
 from mta.maillog.maillog import Maillog
@@ -52,8 +52,14 @@ def tcp_services(config: Config) -> tuple[list[Place], list[Problem]]:
     return list(found.values()), problems
 
 
-def open_sockets(config: Config, given: Sequence[socket.socket], log: Maillog) -> Sockets:
-    """Take the inherited sockets that are wanted, close the others, open what is missing; SocketProblemError."""
+def open_sockets(
+    config: Config, given: Sequence[socket.socket], log: Maillog, stored: Callable[[socket.socket], bool]
+) -> Sockets:
+    """Take the inherited sockets that are wanted, close the others, open what is missing; SocketProblemError.
+
+    stored: a predecessor opened it, not a socket unit.  When nobody wants it, it has to give way before its port is
+    opened at another address: it still listens in the manager's store.
+    """
     by_address = {address_of(s): s for s in given}
     spool = config.text("queue_directory")
     paths = {name: os.path.join(spool, "public", name) for name in PUBLIC}
@@ -61,9 +67,17 @@ def open_sockets(config: Config, given: Sequence[socket.socket], log: Maillog) -
     paths["qmgr"] = os.path.join(spool, "private", "qmgr")
     tcp: list[tuple[str, socket.socket]] = []
     unix: dict[str, socket.socket] = {}
+    places = tcp_services(config)[0]
+    for left in by_address.keys() - {address for _, address, _ in places} - set(paths.values()):
+        with by_address.pop(left) as sock:
+            if stored(sock):
+                log.write("master", f"no longer listening on {left}")
+                sock.shutdown(socket.SHUT_RDWR)
+            else:
+                log.write("master", f"error: inherited socket {left} is not in inet_interfaces and master.cf: closed")
     inherited = set(by_address)
     try:
-        for service, address, where in tcp_services(config)[0]:
+        for service, address, where in places:
             sock = by_address.pop(address) if address in by_address else _listen(address, where)
             tcp.append((service, sock))
         for name, path in paths.items():
@@ -75,9 +89,6 @@ def open_sockets(config: Config, given: Sequence[socket.socket], log: Maillog) -
         for sock in unix.values():
             close_unix(sock, remove=address_of(sock) not in inherited)
         raise
-    for left, sock in by_address.items():
-        log.write("master", f"error: inherited socket {left} is not in inet_interfaces and master.cf: closed")
-        sock.close()
     ours = {name for name, path in paths.items() if path not in inherited}
     return Sockets(tcp, unix, frozenset(ours))
 

@@ -46,6 +46,10 @@ class Keeper:
         self._stored = {name for name in names if name.startswith(_MARK)}
         self._units = {address_of(sock) for sock in given if _name(sock) not in self._stored}
 
+    def stored(self, sock: socket.socket) -> bool:
+        """Does the store hold this listener for us?"""
+        return _name(sock) in self._stored
+
     def hold(self, sockets: Iterable[socket.socket]) -> None:
         """Make the store agree with the TCP listeners as they are now."""
         ours = {_name(sock): sock for sock in sockets if address_of(sock) not in self._units}

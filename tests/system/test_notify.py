@@ -77,6 +77,20 @@ def test_listeners_that_mta_opened_are_left_with_the_manager_and_taken_back(coun
 
 
 @PROCESSES
+def test_a_listener_that_was_left_with_the_manager_gives_way_when_its_port_gets_another_address(count: str) -> None:
+    with managed(smtpd_processes=count) as (system, manager):
+        manager.start()
+        assert manager.stop() == 0
+        master = system.etc / "master.cf"
+        master.write_text(master.read_text().replace(f"127.0.0.1:{system.port}", f"0.0.0.0:{system.port}"))
+        manager.start()
+        with Client(system.port, "127.0.0.2") as client:
+            assert client.greeting.startswith("220 ")
+        until(lambda: set(manager.store) == {f"listen-0.0.0.0_{system.port}"}, "the other address is stored")
+        assert manager.stop() == 0
+
+
+@PROCESSES
 def test_restarts_under_load_refuse_nobody_and_lose_nothing(count: str) -> None:
     with managed(smtpd_processes=count, default_transport="discard") as (system, manager):
         manager.start()
