@@ -67,7 +67,8 @@ async def find_address(
 ) -> tuple[str, str] | None:
     """Ask for user+ext@domain, user@domain, user+ext, user, @domain; the two without domain for local ones only.
 
-    Return (value, extension that the matching key did not have, with its delimiter), None when nothing matches.
+    Return (value, extension with its delimiter when it was "user" or "user@domain" without it that matched, else ""),
+    None when nothing matches.  "@domain" stands for any user with any extension, so nothing is left over there.
     Patterns (regexp:, cidr:) see the whole address only.  An address without "@" is asked as it is and without
     its extension.
     """
@@ -94,4 +95,4 @@ async def find_address(
             if value is not None:
                 return value, extension
     value = await maps.get(rest, fixed=True)
-    return None if value is None else (value, extension)
+    return None if value is None else (value, "")

@@ -10,6 +10,7 @@ import pytest
 from mta.lookup.address import ExtensionRules, find_address, split_extension
 from mta.lookup.match_list import SLICE, DomainList, NetworkList
 from mta.lookup.names import literal_address, valid_hostname
+from mta.lookup.open import open_tables
 from mta.lookup.table import Maps, TableError
 from tests.unit.lookup_fixture import World
 
@@ -183,6 +184,15 @@ async def test_the_keys_of_an_address_in_their_order(address: str, keys: Sequenc
     spy = Spy()
     assert await find_address(Maps((spy,)), address, RULES, _local) is None
     assert spy.keys == keys
+
+
+@pytest.mark.parametrize(
+    ("key", "extension"),
+    [("u+e@here.example", ""), ("u@here.example", "+e"), ("u+e", ""), ("u", "+e"), ("@here.example", "")],
+)
+async def test_an_extension_is_left_over_when_the_user_without_it_was_found(key: str, extension: str) -> None:
+    maps = open_tables(f"inline:{{{key}=x}}", World().context)
+    assert await find_address(maps, "u+e@here.example", RULES, _local) == ("x", extension)
 
 
 @pytest.mark.parametrize("name", ["a", "a.b", "a-b.c_d.e1", "1a.2b", "x" * 63 + ".y", "m\u00fcnchen.example"])
