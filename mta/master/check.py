@@ -1,7 +1,7 @@
 """Checks that need more than the words of the configuration.  They look only, and repair nothing.
 
 - check_services, at every start and reload: does each service of master.cf understand its settings?
-- check_tables, `mta check`: can each lookup table work?
+- check_tables, `mta check`: can each lookup table work, and be read?
 - check_permissions, `mta check`: are the directories what the processes rely on?  (start repairs them.)
 
 See also: architecture of privileges in mta/INTERNALS.md, postfix-script's warnings
@@ -16,6 +16,7 @@ from mta.config.config import Config, Problem
 from mta.config.param import Kind
 from mta.config.params import declared
 from mta.lookup.match_list import network_of
+from mta.lookup.open import files
 from mta.lookup.open import problems as table_problems
 from mta.lookup.simple import HELP
 from mta.lookup.table import TableError
@@ -116,10 +117,33 @@ def check_tables(config: Config) -> list[Problem]:
                     problem_at(config, param.name, f"{param.name}: {text}", fatal=False)
                     for text in table_problems(word, config.text("default_database_type"))
                 ]
+    found += _unreadable(config)
     services = (s for s in config.services if s.type == "inet" and s.command == "smtpd")
     for own in (config, *map(config.for_service, services)):
         found += _broken_restrictions(own)
     return list(dict.fromkeys(found))
+
+
+def _unreadable(config: Config) -> list[Problem]:
+    """Files of tables and lists that mail_owner may not read.  A Postfix opens them as root."""
+    try:
+        owner = find_owner(config, UserLookup())
+    except (OwnerProblemError, TableError):  # check_services says why
+        return []
+    kind = config.text("default_database_type")
+    lists = [p.name for p in declared() if p.kind in (Kind.TABLES, Kind.LIST) and p.honoured]
+    asked = [n for n in lists if config.is_set(n) and "_tls_" not in n and n != "maillog_file_prefixes"]
+    named = [(name, path) for name in asked for path in files(config.words(name), kind) if os.path.isfile(path)]
+    found = []
+    with acting_as(owner):
+        for name, path in named:
+            try:
+                os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+            except PermissionError:
+                who = config.text("mail_owner") if owner else "this user"
+                text = f"{name}: {path}: {who} may not read it; whoever comes to it is answered 451"
+                found.append(problem_at(config, name, text, fatal=False))
+    return found
 
 
 def _broken_restrictions(config: Config) -> Iterator[Problem]:

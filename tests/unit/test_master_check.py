@@ -11,6 +11,7 @@ from mta.fsio.fsio import Fsio
 from mta.master.check import check_permissions, check_services, check_tables
 from mta.queue.store_spool import create_spool
 from tests.queue_support import settings
+from tests.system.support_system import directory
 
 
 def test_a_spool_as_we_make_it_is_no_reason_to_complain(tmp_path: Path) -> None:
@@ -38,6 +39,25 @@ def test_a_table_that_cannot_work_is_named_with_its_line() -> None:
     assert first.startswith("main.cf:1: transport_maps: mysql:/etc/x: unsupported dictionary type: mysql; ")
     assert second.startswith("main.cf:2: smtpd_sender_restrictions: proxy:ldap:x: unsupported dictionary type: ldap; ")
     assert rest == []
+
+
+def test_a_table_that_mail_owner_may_not_read_is_named_with_its_line() -> None:
+    with directory() as path:
+        for name, mode in (("open", 0o644), ("secret", 0o0), ("domains", 0o0)):
+            (path / name).write_text("a b\n")
+            (path / name).chmod(mode)
+        config = _config(
+            mail_owner="nobody",
+            virtual_alias_maps=f"hash:{path}/open proxy:hash:{path}/secret hash:{path}/none",
+            mydestination=f"$myhostname {path}/domains",
+            smtpd_client_restrictions=f"check_client_access unionmap:{{cidr:{path}/secret}}",
+        )
+        found = [(p.line, p.text.split(": ")[:2], p.fatal) for p in check_tables(config)]
+        assert sorted(found) == [
+            (2, ["virtual_alias_maps", f"{path}/secret"], False),
+            (3, ["mydestination", f"{path}/domains"], False),
+            (4, ["smtpd_client_restrictions", f"{path}/secret"], False),
+        ]
 
 
 @pytest.mark.parametrize(
