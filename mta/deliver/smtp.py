@@ -302,12 +302,12 @@ class _Attempt:
         """Send the message to the recipients that are left."""
         self._final = final
         failure = await self._send(session)
-        if failure is not None and session.uses > 1 and not self._heard_something:
+        while failure is not None and session.uses > 1 and not self._heard_something:
             # The server had closed the waiting connection: that says nothing about this message.
-            fresh = await self._get_session(destination, target, last=final)
-            if fresh is None:
+            other = await self._get_session(destination, target, last=final)
+            if other is None:
                 return
-            session, failure = fresh, await self._send(fresh)
+            session, failure = other, await self._send(other)
         if failure is not None and self._left:
             self._note(failure, session)
             if failure.reply.is_permanent and not failure.site:

@@ -417,6 +417,16 @@ async def test_a_connection_that_died_while_waiting_costs_nothing(world: World) 
         assert result.reply.code == 250
 
 
+async def test_several_connections_that_died_while_waiting_cost_nothing(world: World) -> None:
+    peer = await world.peer([*ACCEPTED, {"rx": "MAIL"}, {"rst": True}])
+    lab = world.plain()
+    nexthop = f"[127.0.0.1]:{peer.port}"
+    await asyncio.gather(*(lab.deliver(nexthop, ["x@dst.test"]) for _ in range(4)))
+    assert len(lab.agent.pool._until) > 1
+    (result,) = await lab.deliver(nexthop, ["x@dst.test"])
+    assert result.reply.code == 250 and result.conn_use == 1
+
+
 async def test_a_message_that_a_waiting_connection_cannot_take_costs_no_other(world: World) -> None:
     peer = await world.peer([*OK[:2], "250-mx.dst.test\\r\\n250 SIZE 10000\\r\\n"])
     lab = world.plain()
