@@ -267,7 +267,7 @@ class _Attempt:
             self._request.transport, f"host {session.relay} replied to HELO/EHLO with my own hostname {own}"
         )
         text = f"mail for {destination.host} loops back to myself"
-        session.quit()
+        agent.pool.dismiss(session)
         return Failure(Reply(554, "5.4.6", text) if best else Reply(451, "4.4.6", text), text)
 
     def _log_tls(self, session: Session) -> None:

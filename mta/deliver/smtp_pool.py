@@ -4,6 +4,9 @@ On demand, as in Postfix: a connection is kept only while there is more mail for
 delivery to it is under way or one ended within the last smtp_connection_cache_time_limit; a single message ends
 with QUIT at once.  At most MAX_IDLE connections wait, each for at most that limit.
 
+A server may take its time to answer QUIT, or never do it.  At most MAX_LEAVING connections wait for that, or else the
+bounces for one such server could take all descriptors.
+
 See also: postconf(5) smtp_connection_cache_on_demand, smtp_connection_reuse_time_limit
 """
 
@@ -15,6 +18,7 @@ from mta.deliver.smtp_settings import SmtpSettings
 from mta.record import dataclass
 
 MAX_IDLE = 100
+MAX_LEAVING = 100
 Key = tuple[str, str, int]  # host name, address, port
 
 
@@ -35,6 +39,7 @@ class Pool:
         self._idle: dict[Key, list[Session]] = {}
         self._until: dict[Session, tuple[float, Key]] = {}  # idle sessions, the oldest first
         self._open: set[Session] = set()
+        self._leaving: dict[Session, None] = {}  # QUIT was said, the oldest first
         self._timer: asyncio.TimerHandle | None = None
 
     def enter(self, site: str) -> None:
@@ -56,6 +61,7 @@ class Pool:
     def forget(self, session: Session) -> None:
         """The connection is gone."""
         self._open.discard(session)
+        self._leaving.pop(session, None)
         self._unpark(session)
 
     def _unpark(self, session: Session) -> None:
@@ -82,16 +88,26 @@ class Pool:
     def put(self, site: str, key: Key, session: Session) -> None:
         """A delivery has ended: keep the connection when it is good and there is demand, else say good-bye."""
         if not self.wanted(site, session):
-            session.quit()
+            self.dismiss(session)
             return
         if len(self._until) >= MAX_IDLE:
             oldest = next(iter(self._until))
             self._unpark(oldest)
-            oldest.quit()
+            self.dismiss(oldest)
         expires = self._clock.monotonic() + self._settings.smtp_connection_cache_time_limit
         self._until[session] = (expires, key)
         self._idle.setdefault(key, []).append(session)
         self._start_timer()
+
+    def dismiss(self, session: Session) -> None:
+        """Say good-bye; when too many wait for the answer, the oldest is dropped."""
+        session.quit()
+        if session in self._open:
+            self._leaving[session] = None
+        if len(self._leaving) > MAX_LEAVING:
+            oldest = next(iter(self._leaving))
+            del self._leaving[oldest]
+            oldest.abort()
 
     def wanted(self, site: str, session: Session) -> bool:
         """Is it usable, within its limits, and likely to be used?"""
@@ -116,7 +132,7 @@ class Pool:
         limit = self._settings.smtp_connection_cache_time_limit
         for session in [s for s, (expires, _) in self._until.items() if expires <= now]:
             self._unpark(session)
-            session.quit()
+            self.dismiss(session)
         for site in [name for name, s in self._sites.items() if not s.active and now - s.last >= limit]:
             del self._sites[site]
         if self._until or self._sites:

@@ -408,6 +408,19 @@ async def test_idle_connections_end_after_their_time(world: World) -> None:
     await until(lambda: peer.commands[1][-1] == "QUIT" and not lab.agent.pool._open)
 
 
+async def test_a_server_that_never_answers_quit_holds_few_connections(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mta.deliver.smtp_pool.MAX_LEAVING", 3)
+    peer = await world.peer([*ACCEPTED, {"rx": "QUIT"}, {"hang": True}])
+    lab = world.plain(smtp_connection_cache_on_demand=False, smtp_quit_timeout=3600.0)
+    for _ in range(12):
+        (result,) = await lab.deliver(f"[127.0.0.1]:{peer.port}", ["x@dst.test"])
+        assert result.reply.code == 250
+    await until(lambda: len(lab.agent.pool._open) == 3)
+    assert peer.connections == 12
+
+
 async def test_a_connection_that_died_while_waiting_costs_nothing(world: World) -> None:
     mortal: list[Step] = [*ACCEPTED, {"rx": "MAIL"}, {"rst": True}]
     peer = await world.peer(mortal)
