@@ -20,7 +20,7 @@ from mta.smtp.reply import Reply
 MAX_KEPT = 64 * 1024  # octets of one reply, and of one line
 MAX_LINES = 512
 MAX_REPLY = 1024 * 1024  # octets of one reply, kept or not: nobody talks for ever
-_ENHANCED = re.compile(r"([245])\.(\d{1,3})\.(\d{1,3})(?:[ \t]+|$)")
+_ENHANCED = re.compile(r" *(([245])\.\d{1,3}\.\d{1,3})(?:[ \t]+|$)")
 
 
 class MalformedReplyError(Exception):
@@ -138,16 +138,14 @@ class ReplyParser:
 
     def _finish(self) -> PeerReply:
         lines, code, prefix = self._lines, int(self._code), self._code.decode()
-        first = lines[0][4:]
+        parts = [part[4:] if part.startswith(prefix) else part for part in lines]
         enhanced = f"{code // 100}.0.0" if code // 100 != 3 else ""
-        found = _ENHANCED.match(first)
-        if found and found[1] == lines[0][0]:
-            enhanced = first[: found.end(3)]
-            first = first[found.end() :]
-        if len(lines) > 1:
-            rest = (part[4:] if part.startswith(prefix) else part for part in lines[1:])
-            first = "\n".join([first, *(part.removeprefix(enhanced).lstrip(" ") for part in rest)])
-        heard = PeerReply(Reply(code, enhanced, first), "\n".join(lines), self._clean)
+        for part in parts[0], parts[-1]:  # as in Postfix the last line counts; the first one, when it has none
+            found = _ENHANCED.match(part)
+            if found and found[2] == prefix[0]:
+                enhanced = found[1]
+        text = "\n".join(part.lstrip(" ").removeprefix(enhanced).lstrip(" ") for part in parts)
+        heard = PeerReply(Reply(code, enhanced, text), "\n".join(lines), self._clean)
         self._reset()
         return heard
 
@@ -159,9 +157,9 @@ def _one_line(line: bytes) -> PeerReply | None:
     raw = line.decode("ascii")
     if not raw.isprintable():
         return None
-    text, kind = raw[4:], raw[0]
+    text, kind = raw[4:].lstrip(" "), raw[0]
     enhanced = "" if kind == "3" else f"{kind}.0.0"
     if text[1:2] == "." and text[0] == kind and (found := _ENHANCED.match(text)):
-        enhanced = text[: found.end(3)]
+        enhanced = found[1]
         text = text[found.end() :]
     return PeerReply(Reply(int(raw[:3]), enhanced, text), raw)
