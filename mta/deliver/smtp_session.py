@@ -151,6 +151,7 @@ class Session(asyncio.Protocol):
             return
         if self.client.closed:
             self._transport.close()
+            self._arm()  # nobody may want to read what was not sent yet
             return
         self._put(self.client.quit())
         self._arm()

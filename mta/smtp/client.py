@@ -5,7 +5,8 @@
 
 Commands are sent in one group when the server offers PIPELINING (RFC 2920), else one by one.  What has been sent
 and not yet answered stands in a queue, so that each reply meets its own command; a reply that meets an empty
-queue, or is there before a command is sent, means that the two sides no longer agree who says what: Broken.
+queue, or is there before a command is sent, means that the two sides no longer agree who says what: Broken.  Only a
+refusal while the text streams is clear: it is that of the message (as in Postfix, which reads it behind the final dot).
 
 The shell closes the connection after Refused, Broken and Finished(reusable=False), and whenever `limit` (the
 postconf(5) name of the timeout of the current step) has passed.  Recipients without a Fate by then are undecided.
@@ -158,8 +159,16 @@ class Client:
     def _unexpected(self, heard: PeerReply, events: list[Event]) -> None:
         if self._idle is Step.IDLE and heard.code == 421:
             self._close(events, Closed())
-        else:
+        elif not self._refused_early(heard, events):
             self._break(f"unexpected reply: {heard.line}", events)
+
+    def _refused_early(self, heard: PeerReply, events: list[Event]) -> bool:
+        """Is it about the message?  With LMTP nobody can tell to how many recipients it belongs."""
+        if self._idle is not Step.BODY or heard.code < 400 or self._lmtp:
+            return False
+        self._decide_all(heard, Step.DOT.command, events)
+        self._close(events, Finished(False))
+        return True
 
     def _synchronised(self, events: list[Event]) -> bool:
         """May a command be sent?  Not when the peer has already said more than it was asked."""
@@ -317,7 +326,11 @@ class Client:
             return
         if heard.reply.is_intermediate:
             self._idle = Step.BODY
-            if self._synchronised(events):
+            early = self._parser.next() if not self._parser.empty else None
+            if early is not None:
+                if not self._refused_early(early, events):
+                    self._break("more replies than commands", events)
+            elif self._synchronised(events):
                 events.append(WantBody())
             return
         self._decide_all(heard, Step.DATA.command, events)

@@ -136,13 +136,31 @@ def test_the_first_final_reply_counts_and_a_second_closes() -> None:
     assert fates(events) == [(0, 550, "end of DATA command")] and events[-1] == Finished(False)
 
 
-def test_a_reply_while_the_body_streams_breaks_the_dialogue() -> None:
-    client = connected()
+@pytest.mark.parametrize(("reply", "lmtp"), [(b"250 thanks\r\n", False), (b"550 no\r\n", True)])
+def test_a_reply_while_the_body_streams_breaks_the_dialogue(reply: bytes, *, lmtp: bool) -> None:
+    client = connected(lmtp=lmtp)
     client.begin(message())
-    for reply in (b"250 ok\r\n", b"250 ok\r\n", b"354 go\r\n"):
-        client.receive(reply)
-    (event,) = client.receive(b"250 thanks\r\n")
+    for expected in (b"250 ok\r\n", b"250 ok\r\n", b"354 go\r\n"):
+        client.receive(expected)
+    (event,) = client.receive(reply)
     assert isinstance(event, Broken) and event.step is Step.BODY and client.undecided == [0]
+
+
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("code", [421, 452, 552])
+def test_a_refusal_while_the_body_streams_is_that_of_the_message(code: int, *, together: bool) -> None:
+    client = connected()
+    client.begin(message("b@x.test", "c@x.test"))
+    for reply in (b"250 ok\r\n", b"250 ok\r\n", b"550 no\r\n"):
+        client.receive(reply)
+    early = b"%d too big\r\n" % code
+    if together:
+        events = client.receive(b"354 go\r\n" + early)
+    else:
+        assert client.receive(b"354 go\r\n") == [WantBody()]
+        events = client.receive(early)
+    assert fates(events) == [(0, code, "end of DATA command")] and events[1:] == [Finished(False)]
+    assert client.closed and client.receive(b"250 ghost\r\n") == []
 
 
 @pytest.mark.parametrize("wire", [b"399 x\r\n", b"354 x\r\n", b"250 \xff\xfe\r\n", b"250 a\x00\r\n", b"junk\r\n"])
@@ -232,12 +250,14 @@ def test_more_replies_than_commands_before_the_first_message_break_the_dialogue(
     assert client.closed and client.receive(b"250 ghost\r\n") == []
 
 
+@pytest.mark.parametrize("more", [b"250 more\r\n", b"550"])
 @pytest.mark.parametrize("refused", [False, True])
-def test_more_replies_than_commands_before_the_text_break_the_dialogue(refused: bool) -> None:
+def test_more_replies_than_commands_before_the_text_break_the_dialogue(more: bytes, *, refused: bool) -> None:
     """Whether the text would follow or, as nobody was accepted, a lone dot."""
     client = connected(HELLO)
     client.begin(message())
-    events = client.receive(b"250 ok\r\n" + (b"550 no\r\n" if refused else b"250 ok\r\n") + b"354 go\r\n250 more\r\n")
+    rcpt = b"550 no\r\n" if refused else b"250 ok\r\n"
+    events = client.receive(b"250 ok\r\n" + rcpt + b"354 go\r\n" + more)
     broken = events[-1]
     assert isinstance(broken, Broken) and broken.problem == "more replies than commands"
     assert not any(isinstance(event, Send | WantBody) for event in events)

@@ -483,6 +483,21 @@ async def test_a_header_that_cannot_be_read_leaves_no_connection(world: World) -
     await until(lambda: not lab.agent.pool._open)
 
 
+@pytest.mark.parametrize("pause", [False, True])
+async def test_a_server_that_refuses_a_large_message_before_its_end_is_believed(world: World, *, pause: bool) -> None:
+    """Also when it reads no more of it."""
+    go: list[Step] = ["354 go\\r\\n", {"stop_reading": True}, {"sleep": 100}] if pause else []
+    said = "552 5.3.4 too big\\r\\n" if pause else "354 go\\r\\n552 5.3.4 too big\\r\\n"
+    peer = await world.peer([*ACCEPTED[:8], *go, said, {"hang": True}])
+    lab = world.plain(smtp_quit_timeout=0.5)
+    text = (b"x" * 76 + b"\n") * 851
+    (result,) = await lab.deliver(f"[127.0.0.1]:{peer.port}", ["x@dst.test"], body=text, repeat=300)
+    assert brief(result) == (
+        "552 5.3.4 host 127.0.0.1[127.0.0.1] said: 552 5.3.4 too big (in reply to end of DATA command)"
+    )
+    await until(lambda: not lab.agent.pool._open)
+
+
 async def test_large_messages_arrive_whole(world: World) -> None:
     peer = await world.peer()
     (result,) = await world.plain().deliver(f"[127.0.0.1]:{peer.port}", ["x@dst.test"], repeat=300)
