@@ -226,11 +226,14 @@ def _values(rrset: dns.rrset.RRset, *, cut: bool) -> Found:
     """Our own small values of an RRset: an MXAnswer, or texts."""
     texts: list[str] = []
     records: list[MX] = []
+    unusable = False  # somebody's typing error: what is left is not all that the domain meant
     for rdata in rrset:
         if isinstance(rdata, dns.rdtypes.ANY.MX.MX):
             host = _host(rdata.exchange)
             if not host or is_host(host):
                 records.append(MX(rdata.preference, host))
+            else:
+                unusable = True
         elif isinstance(rdata, dns.rdtypes.ANY.PTR.PTR):
             texts.append(_host(rdata.target))
         elif isinstance(rdata, dns.rdtypes.IN.A.A | dns.rdtypes.IN.AAAA.AAAA):
@@ -240,7 +243,7 @@ def _values(rrset: dns.rrset.RRset, *, cut: bool) -> Found:
     if len(records) > 1:
         records = [record for record in records if record.host]  # "." says nothing beside others
     records.sort(key=lambda record: record.preference)
-    return MXAnswer(tuple(records[:MAX_RECORDS]), cut or len(records) > MAX_RECORDS)
+    return MXAnswer(tuple(records[:MAX_RECORDS]), cut or unusable or len(records) > MAX_RECORDS)
 
 
 def texts(found: Found) -> list[str]:

@@ -55,7 +55,10 @@ class MX:
 
 @dataclass(frozen=True, slots=True)
 class MXAnswer:
-    """MX records of a domain, best preference first; empty = none of them can be used.  cut: there are more."""
+    """MX records of a domain, best preference first; empty = none of them can be used.
+
+    cut: there are more, or some that name no host; so nothing follows from what is missing.
+    """
 
     records: tuple[MX, ...]
     cut: bool = False

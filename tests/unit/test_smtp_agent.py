@@ -206,6 +206,7 @@ async def test_at_most_so_many_sessions_are_tried(world: World) -> None:
         ("aself.test", "554 5.4.6 "),
         ("backup.test", "451 4.4.6 unable to find primary relay for backup.test"),
         ("x" * 64 + ".test", "550 5.4.4 "), ("danglingcname.test", "550 5.4.4 "),
+        ("typo.test", "451 4.4.4 "), ("typoandself.test", "451 4.4.6 "), ("typoandnull.test", "451 4.4.4 "),
     ],
 )  # fmt: skip
 async def test_what_dns_says_decides_between_later_and_never(world: World, domain: str, expected: str) -> None:
@@ -230,6 +231,9 @@ async def test_what_dns_says_decides_between_later_and_never(world: World, domai
         dns.add(f"mx.{name}.test", kind, address)
     dns.add("aself.test", "A", "192.0.2.1")
     dns.add("backup.test", "MX", "10 nx.test.", "20 client.test.")
+    dns.add("typo.test", "MX", "10 192.0.2.77.", "20 nx.test.")  # meant as a host, but nobody can tell
+    dns.add("typoandself.test", "MX", "10 192.0.2.77.", "20 client.test.")
+    dns.add("typoandnull.test", "MX", "0 .", "10 192.0.2.77.")
     lab = own_lab(world)
     (result,) = await lab.deliver(domain, ["x@dst.test"])
     assert brief(result).startswith(expected)
