@@ -36,6 +36,7 @@ _LEVEL = "mail would be exchanged without the protection asked for"
 _MILTER = "mail would not be seen by the milters"
 _REJECT = "mail that it refuses would be accepted"
 _LOGIN = "mail would be sent without logging in"
+_FILTER = "mail that the filter lets wait would be returned"
 UNSAFE: dict[str, str] = {
     "smtpd_milters": _MILTER,
     "non_smtpd_milters": _MILTER,
@@ -46,6 +47,13 @@ UNSAFE: dict[str, str] = {
     "smtpd_command_filter": "commands would not be filtered",
     "smtpd_dns_reply_filter": "DNS replies would not be filtered",
     "smtp_dns_reply_filter": "DNS replies would not be filtered",
+    "smtp_reply_filter": _FILTER,
+    "lmtp_reply_filter": _FILTER,
+    "default_delivery_status_filter": _FILTER,
+    "lmtp_delivery_status_filter": _FILTER,
+    "local_delivery_status_filter": _FILTER,
+    "smtp_delivery_status_filter": _FILTER,
+    "virtual_delivery_status_filter": _FILTER,
     "smtpd_sasl_auth_enable": "clients would neither be asked to log in nor be able to",
     "smtp_sender_dependent_authentication": _LOGIN,
     "lmtp_sender_dependent_authentication": _LOGIN,

@@ -59,9 +59,10 @@ CLIENT: tuple[Param, ...] = (
 DNS: tuple[Param, ...] = (
     yes_no("disable_dns_lookups", "no", "No MX lookups; hosts by name service. Old form of smtp_dns_support_level."),
     yes_no("ignore_mx_lookup_error", "no", "Use the address of a domain whose MX lookup fails."),
+    only_default(text("best_mx_transport", "",
+                      "Transport for domains that list this host as best MX; empty: such mail bounces."),
+                 "mail for such domains would be returned"),
     *not_yet(
-        text("best_mx_transport", "",
-             "Transport for domains that list this host as best MX; empty: such mail bounces."),
         items("known_tcp_ports", "lmtp=24, smtp=25, smtps=submissions=465, submission=587",
               "Port numbers of names, before the system's list is asked."),
     ),

@@ -129,7 +129,8 @@ def test_a_postfix_name_not_honoured_yet_warns_and_a_name_of_no_consequence_is_s
         "header_checks = regexp:/x",
         "smtp_tls_wrappermode = yes", "smtpd_sasl_auth_enable = yes", "smtp_sasl_auth_enable = yes",
         "smtpd_proxy_filter = 127.0.0.1:25", "body_checks = pcre:/x", "smtp_header_checks = pcre:/x",
-        "local_login_sender_maps = hash:/x", "master_service_disable = inet",
+        "local_login_sender_maps = hash:/x", "master_service_disable = inet", "smtp_reply_filter = pcre:/x",
+        "default_delivery_status_filter = pcre:/x", "best_mx_transport = local",
     ],
 )  # fmt: skip
 def test_what_would_make_mail_less_safe_stops_the_start(tmp_path: Path, line: str) -> None:
