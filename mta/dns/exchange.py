@@ -44,23 +44,27 @@ class Exchange:
             name = end
 
     async def _query(self, name: dns.name.Name, kind: str) -> dns.message.Message:
-        """Ask each server, each as often as resolv.conf says; the first clear answer counts."""
+        """Ask each server, each as often as resolv.conf says; the first clear answer counts.
+
+        Again without EDNS: some forwarders and firewalls drop what they do not know (RFC 6891 s6.2.2).
+        """
         servers = self._servers()
-        for _ in range(servers.attempts):
+        for attempt in range(servers.attempts):
             for server in servers.addresses:
                 with contextlib.suppress(OSError, TimeoutError, RefusedError):
-                    return await self._query_server(name, kind, server, servers.seconds)
+                    return await self._query_server(name, kind, server, servers.seconds, edns=not attempt)
         raise DnsTemporary(name.to_text(), kind)
 
     async def _query_server(
-        self, name: dns.name.Name, kind: str, server: tuple[str, int], seconds: float
+        self, name: dns.name.Name, kind: str, server: tuple[str, int], seconds: float, *, edns: bool
     ) -> dns.message.Message:
-        query = dns.message.make_query(name, kind, use_edns=0, payload=PAYLOAD)
-        try:
-            return await self._exchange(query, server, seconds)
-        except RefusedError as refused:
-            if not refused.no_edns:
-                raise
+        if edns:
+            query = dns.message.make_query(name, kind, use_edns=0, payload=PAYLOAD)
+            try:
+                return await self._exchange(query, server, seconds)
+            except RefusedError as refused:
+                if not refused.no_edns:
+                    raise
         return await self._exchange(dns.message.make_query(name, kind, use_edns=False), server, seconds)
 
     async def _exchange(

@@ -132,6 +132,15 @@ async def test_a_server_without_edns_is_asked_again_without(net: Net) -> None:
     assert await net.resolver.addresses("old.test", (4,)) == ["192.0.2.7"]
 
 
+async def test_where_edns_is_dropped_on_the_way_the_second_try_does_without(net: Net) -> None:
+    net.resolv.write_text("options timeout:1 attempts:2\n")
+    net.server.add("behind.test", "A", "192.0.2.7")
+    net.server.special(
+        "behind.test", lambda query: None if query.edns >= 0 else net.server.respond(query).to_wire()
+    )
+    assert await net.resolver.addresses("behind.test", (4,)) == ["192.0.2.7"]
+
+
 async def test_a_truncated_answer_is_fetched_over_tcp_and_bounded(net: Net) -> None:
     net.server.add("big.test", "MX", *(f"{n} mx{n}.big.test." for n in range(500)))
     answer = await net.resolver.mx("big.test")
