@@ -25,7 +25,7 @@ from collections.abc import Callable
 
 from mta.smtp.path import BAD_RECIPIENT, parse_host, parse_path
 from mta.smtp.reply import Reply
-from mta.smtpd.facts import Stage, Verdict
+from mta.smtpd.facts import PERMIT, Stage, Verdict
 from mta.smtpd.session_events import Event, StartTls
 from mta.smtpd.session_exchange import Answer, Row
 from mta.smtpd.session_mail import MailSession
@@ -65,6 +65,7 @@ class Session(MailSession):
 
     def _greet(self, verdict: Verdict, events: list[Event]) -> None:
         refusal = self._refused(verdict, events)
+        self._of_client = verdict
         self.facts.postponed_client = verdict.postponed
         if self._at < len(self._input) and self._not_in_sync("CONNECT", events):
             return
@@ -95,6 +96,7 @@ class Session(MailSession):
                 self._finish(refusal, later, ok=False)
                 return
             self._drop(later)
+            self._of_helo = verdict
             self.facts.postponed_helo = verdict.postponed
             if stage is Stage.HELO:
                 self._finish(self.plan.helo, later)
@@ -184,7 +186,7 @@ class Session(MailSession):
         self._drop(events)
         self.facts.helo = ""
         self.facts.protocol = "SMTP"
-        self._effects = ()
+        self._of_helo = PERMIT
 
     def _auth(self, argument: bytes, events: list[Event]) -> None:
         self._finish(AUTH_NOT_ENABLED, events, ok=False)

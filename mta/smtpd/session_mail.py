@@ -36,20 +36,18 @@ _QUOTE_FOR_LOG = 100  # octets of a bad address shown in the log
 class MailSession(Machine):
     """The part of a session that takes mail."""
 
-    __slots__ = ("_effects", "_overshoot", "_too_big")
+    __slots__ = ("_of_client", "_of_helo", "_overshoot", "_too_big")
 
     def __init__(self, plan: SessionPlan, facts: Facts) -> None:
         super().__init__(plan, facts)
-        self._effects: tuple[Verdict, ...] = ()  # of verdicts before MAIL, for every message
+        self._of_client = self._of_helo = PERMIT  # their effects are for every message
         self._overshoot = 0  # recipients beyond smtpd_recipient_limit
         self._too_big = False
 
     def _take_effects(self, verdict: Verdict) -> None:
-        if self.transaction is not None:
+        if self.transaction is not None and self._stage is not Stage.VRFY:  # which is about no message
             _apply(verdict, self.transaction)
             self.facts.discard = self.transaction.discard
-        elif verdict.hold or verdict.discard or verdict.redirect or verdict.bcc or verdict.prepend or verdict.filter:
-            self._effects = (*self._effects, verdict)
 
     def _mail(self, argument: bytes, events: list[Event]) -> None:
         plan = self.plan
@@ -75,14 +73,14 @@ class MailSession(Machine):
 
         def go_on(verdict: Verdict, later: list[Event]) -> None:
             self.transaction = transaction
+            for earlier in (self._of_client, self._of_helo):
+                _apply(earlier, transaction)
             refusal = self._refused(verdict, later)
             if refusal is not None:
                 self._drop(later)
                 self._finish(refusal, later, ok=False)
                 return
             facts.postponed_sender = verdict.postponed
-            for verdict in self._effects:
-                _apply(verdict, transaction)
             facts.discard = transaction.discard
             self._finish(OK_MAIL, later)
 

@@ -223,6 +223,42 @@ def test_effects_add_up_and_the_last_redirect_and_filter_win() -> None:
     assert set(message.prepend) == {"X: 1", "X: 2"}
 
 
+@pytest.mark.parametrize("command", ["VRFY user@test.example", "ETRN test.example"])
+def test_effects_of_what_is_about_no_message_change_none(command: str) -> None:
+    driven = greeted("EHLO c.example\r\n")
+    effect = Verdict(hold=True, redirect="other@test.example", bcc=("b@test.example",), prepend=("X: 1",))
+    driven.judge = lambda stage, facts: effect if stage in (Stage.VRFY, Stage.ETRN) else PERMIT
+    for line in (f"{command}\r\n", MAIL, f"{command}\r\n", RCPT + "DATA\r\n", "text\r\n.\r\n"):
+        driven.say(line)
+    ((message, _),) = driven.messages
+    assert (message.hold, message.redirect, message.bcc, message.prepend) == (False, "", (), ())
+
+
+def test_the_effects_of_the_last_helo_count_and_those_of_the_client_outlive_starttls() -> None:
+    driven = Driven.make(tls=True)
+    names = {"a": Verdict(prepend=("X: a",)), "b": Verdict(prepend=("X: b",))}
+    driven.judge = lambda stage, facts: {
+        Stage.CONNECT: Verdict(hold=True, prepend=("X: client",)), Stage.EHLO: names.get(facts.helo, PERMIT)
+    }.get(stage, PERMIT)  # fmt: skip
+    driven.start()
+    for line in ("EHLO a", "EHLO b", MAIL + "EHLO c", "EHLO a", "STARTTLS", "EHLO b"):
+        for said in (f"{line}\r\n", MAIL, RCPT, "DATA\r\n", "text\r\n.\r\n"):
+            driven.say(said)
+    assert all(message.hold for message, _ in driven.messages)
+    last = [message.prepend[1:] for message, _ in driven.messages]
+    assert last == [("X: a",), ("X: b",), (), ("X: a",), (), ("X: b",)]
+
+
+def test_a_redirect_of_mail_wins_over_that_of_helo() -> None:
+    driven = greeted("")
+    driven.judge = lambda stage, facts: Verdict(redirect=f"{stage.lower()}@test.example")
+    driven.say("EHLO c.example\r\n")
+    driven.judge = only(Stage.MAIL, Verdict(redirect="mail@test.example"))
+    driven.say(MAIL + RCPT + "DATA\r\n")
+    driven.say("text\r\n.\r\n")
+    assert [message.redirect for message, _ in driven.messages] == ["mail@test.example"]
+
+
 def test_text_of_a_message_that_is_too_big_is_read_to_its_end_and_forgotten() -> None:
     """Also one that nothing was kept of anyway: discarded."""
     for discard in (False, True):
