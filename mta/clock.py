@@ -10,8 +10,10 @@ in milliseconds.  No other module imports time or calls asyncio.sleep, call_late
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from typing import TypeVar
 
+T = TypeVar("T")
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
@@ -68,6 +70,17 @@ class Clock:
 async def others_run() -> None:
     """Pause in work that takes long: every other task that is ready has a turn."""
     await asyncio.sleep(0)
+
+
+async def in_slices(steps: Generator[None, None, T]) -> T:
+    """The result of work that pauses: whoever else waits for the loop has a turn at each."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as done:
+            result: T = done.value
+            return result
+        await others_run()
 
 
 def rfc5322_date(when: float) -> str:

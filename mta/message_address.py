@@ -336,6 +336,11 @@ def quote(address: str) -> str:
     return f'"{inner}"{at}{domain}'
 
 
+def is_too_long(value: str) -> bool:
+    """Has this list more elements than are rewritten?"""
+    return value.count(",") + value.count(";") > REWRITE_LIMIT
+
+
 def rewrite_list(name: str, value: str, rewrite: Callable[[str], str]) -> str | None:
     """Rewrite the addresses of one header; None when nothing changes.
 
@@ -343,7 +348,7 @@ def rewrite_list(name: str, value: str, rewrite: Callable[[str], str]) -> str | 
     commas; text around the addresses (names, comments, group words) is kept, its folds become blanks.
     A list of more than REWRITE_LIMIT stays as it is (Postfix discards what follows some 1,700 addresses).
     """
-    if value.count(",") + value.count(";") > REWRITE_LIMIT:
+    if is_too_long(value):
         return None
     parsed = parse_list(value)
     changed, folded = False, "\n" in value

@@ -8,10 +8,10 @@ See also: cleanup(8), RFC 5322 s3.6
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 
 from mta.message import Header, clean, from_header, normalised, text
-from mta.message_address import parse_list, rewrite_list
+from mta.message_address import is_too_long, parsing, rewrite_list
 from mta.record import dataclass
 
 SENDER_HEADERS = frozenset(
@@ -120,13 +120,15 @@ class HeaderFilter:
             self.notes.append("message-id=<>")
 
 
-def header_addresses(headers: list[Header]) -> list[tuple[bytes, str]]:
-    """Every (header name, address) that rewriting will ask for; used to look them up beforehand."""
-    wanted = SENDER_HEADERS | RECIPIENT_HEADERS
-    return [
-        (h.name, address)
-        for h in headers
-        if h.whole and h.name in wanted
-        for address in parse_list(text(h.value)).addresses
-        if address
-    ]
+def has_addresses(header: Header) -> bool:
+    """Is this one of those whose addresses are rewritten?"""
+    return header.whole and (header.name in SENDER_HEADERS or header.name in RECIPIENT_HEADERS)
+
+
+def addresses_in(header: Header) -> Generator[None, None, list[tuple[bytes, str]]]:
+    """Every (header name, address) that rewriting will ask for, found with pauses; used to look them up beforehand."""
+    value = text(header.value) if has_addresses(header) else ""
+    if is_too_long(value):
+        return []
+    parsed = yield from parsing(value)
+    return [(header.name, address) for address in parsed.addresses if address]

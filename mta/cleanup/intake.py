@@ -10,9 +10,11 @@ See also: mta/cleanup/headers.py, cleanup(8)
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from mta.cleanup.headers import HeaderFilter, Missing, header_addresses
+from mta.cleanup.headers import HeaderFilter, Missing, addresses_in, has_addresses
+from mta.clock import in_slices, others_run
 from mta.lookup.table import TableError
 from mta.message import Header, HeaderScanner
+from mta.message_address import SLICE
 from mta.queue.api import Draft, Parent, QueueError, QueueFullError
 from mta.record import dataclass
 from mta.smtp.reply import Reply
@@ -23,6 +25,7 @@ QUEUE_FULL = Reply(452, "4.3.1", "Insufficient system storage")
 WRITE_ERROR = Reply(451, "4.3.0", "Error: queue file write error")
 LOOKUP_ERROR = Reply(451, "4.3.0", "Error: address lookup failed")
 HEADER_BLOCK_LIMIT = 2 << 20  # bytes of header kept while canonical maps are asked
+PIECE = 8192  # bytes of header whose addresses are rewritten between two pauses
 BACKLOG_LIMIT = 4 << 20  # bytes of body kept meanwhile
 
 AskMaps = Callable[[bytes, str], Awaitable[str]]  # (header name, address) -> address
@@ -115,17 +118,29 @@ class Intake:
         self._scanner = None
         if self._refused is not None:
             return
-        if self._plan.ask is not None and (wanted := header_addresses(self._headers)):
-            self._task = asyncio.get_running_loop().create_task(self._ask(self._plan.ask, wanted))
+        if self._plan.ask is not None and any(map(has_addresses, self._headers)):
+            self._task = asyncio.get_running_loop().create_task(self._ask(self._plan.ask))
             self._backlog.append(scanner.rest)
             return
         self._after_header(scanner.rest)
 
-    async def _ask(self, ask: AskMaps, wanted: list[tuple[bytes, str]]) -> None:
+    async def _ask(self, ask: AskMaps) -> None:
+        """Store each header when the maps have answered; a header may be long, so others have turns meanwhile."""
+        headers, self._headers, size = self._headers, [], 0
         try:
-            for key in wanted:
-                if key not in self._answers:
-                    self._answers[key] = await ask(*key)
+            for header in headers:
+                for key in await in_slices(addresses_in(header)):
+                    if key not in self._answers:
+                        self._answers[key] = await ask(*key)
+                        if len(self._answers) % SLICE == 0:
+                            await others_run()
+                if self._refused is not None:
+                    return
+                self._store_headers([header])
+                size += len(header.raw)
+                if size > PIECE:
+                    size = 0
+                    await others_run()
             if self._refused is None:
                 backlog, self._backlog, self._task = self._backlog, [], None
                 self._after_header(b"".join(backlog))

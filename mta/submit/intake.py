@@ -5,18 +5,17 @@ The queue file is begun when the recipients are known, that is when the header i
 See also: pickup(8)
 """
 
-from typing import Protocol, TypeVar
+from typing import Protocol
 
-from mta.clock import Clock, others_run
+from mta.clock import Clock, in_slices, others_run
 from mta.envelope import Envelope, Origin
 from mta.maillog.maillog import Maillog
 from mta.queue.api import Draft, Parent
 from mta.smtp.path import quote_address
 from mta.smtp.reply import Reply
-from mta.submit.prepare import Steps, Submission
+from mta.submit.prepare import Submission
 
 PIECE = 65536  # bytes of content between two pauses
-T = TypeVar("T")
 HOPS_FILTER = "error:5.4.6 Too many hops"  # delivery to error(8) returns the message to its sender
 
 
@@ -64,17 +63,6 @@ async def open_local(
     intake = await cleanup.open(origin, envelope, attributes=attributes)
     log.write("pickup", f"{intake.queue_id}: uid={uid} from=<{quote_address(sender)}>")
     return intake
-
-
-async def in_slices(steps: Steps[T]) -> T:
-    """The result of work that pauses: whoever else waits for the loop has a turn at each."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as done:
-            result: T = done.value
-            return result
-        await others_run()
 
 
 class Delivery:

@@ -96,6 +96,31 @@ async def test_others_have_their_turns_while_a_list_of_thousands_is_expanded() -
         assert len(await work) == 10 * SLICE and most <= 3 * SLICE
 
 
+async def test_others_have_their_turns_while_the_addresses_of_a_long_header_are_looked_up() -> None:
+    asked, most = 0, 0
+
+    class Names:
+        name = "names"
+
+        async def get(self, key: str, *, fixed: bool = False) -> str | None:
+            nonlocal asked
+            asked += 1
+            return "new@r.test" if key == "u7@r.test" else None
+
+    async with World(canonical_maps=("inline:{ {x=y} }",)) as world:
+        world.cleanup._envelopes.header_recipient = (Maps((Names(),)),)
+        names = [f"u{n}@r.test" for n in range(4 * SLICE)]
+        header = b"".join(b"%b: %b\n" % (name, ", ".join(names).encode()) for name in (b"To", b"Cc"))
+        work = asyncio.ensure_future(put(world, LOCAL, header + b"\nbody\n", step=60_000))
+        while not work.done():
+            before = asked
+            await asyncio.sleep(0)
+            most = max(most, asked - before)
+        _, message = await work
+        assert message is not None and ", new@r.test," in (message.header("To") or "")
+        assert asked >= 8 * SLICE and most <= 5 * SLICE
+
+
 async def test_aliases_expand_recursively_and_keep_the_original() -> None:
     table = "inline:{ {list@example.test=a@x, loop@x, list@example.test} {loop@x=loop@x} {@cat.test=@dog.test} "
     table += "{u@example.test=v} }"
