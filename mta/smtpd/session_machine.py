@@ -13,7 +13,7 @@ from mta.smtp.data import DataReceiver
 from mta.smtp.grammar import split_command
 from mta.smtp.reply import Reply
 from mta.smtpd.facts import Facts, Stage, Verdict
-from mta.smtpd.session_events import Event, Log
+from mta.smtpd.session_events import Event, Log, Wait
 from mta.smtpd.session_exchange import Exchange, Row
 from mta.smtpd.session_plan import SessionPlan
 from mta.smtpd.session_text import (
@@ -33,13 +33,14 @@ from mta.smtpd.session_text import (
 
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _QUOTE_FOR_LOG = 100  # octets of unexpected input shown in the log
+_AT_ONCE = 20  # commands of a group that are answered before other clients have a turn
 _UNKNOWN = Row("unknown", "UNKNOWN", run=lambda *_: None)  # never run
 
 
 class Machine(Exchange):
     """Input; what the commands mean is added by Session."""
 
-    __slots__ = ("_denied", "_early", "_skipping", "started")
+    __slots__ = ("_answered", "_denied", "_early", "_skipping", "started")
 
     def __init__(self, plan: SessionPlan, facts: Facts) -> None:
         super().__init__(plan, facts)
@@ -47,6 +48,7 @@ class Machine(Exchange):
         self._skipping = False  # within a line that is too long
         self._denied: Reply | None = None
         self._early = False
+        self._answered = 0  # commands since the client was last waited for, or others had a turn
 
     # What the shell calls
 
@@ -65,6 +67,7 @@ class Machine(Exchange):
         self._at = 0
         if self.waiting or not self.started:
             return []
+        self._answered = 0
         return self._advance([])
 
     @property
@@ -84,6 +87,9 @@ class Machine(Exchange):
         while not self.waiting and not self.closed and self._at < len(self._input):
             if self._receiver is not None:
                 self._read_text(self._receiver, events)
+            elif self._answered >= _AT_ONCE:
+                self._answered = 0
+                events.append(Wait(self._block(lambda *_: None, events), 0.0))
             else:
                 end = self._input.find(b"\n", self._at)
                 if end < 0:
@@ -113,6 +119,7 @@ class Machine(Exchange):
     def _read_line(self, end: int, events: list[Event]) -> None:
         start = self._at
         self._at = end + 1
+        self._answered += 1
         if self._skipping:  # the rest of a line that has been answered
             self._skipping = False
             return

@@ -311,6 +311,16 @@ def test_a_message_that_cannot_be_stored_counts_as_an_error_and_a_good_one_forgi
     assert not driven.closed
 
 
+def test_other_clients_have_turns_between_the_commands_of_a_long_group() -> None:
+    driven = greeted()
+    driven.say(MAIL)
+    assert driven.say(RCPT * 50 + "DATA\r\n") == "250 2.1.5 Ok\r\n" * 50 + "354 End data with <CR><LF>.<CR><LF>\r\n"
+    assert driven.waits == [0.0, 0.0]
+    driven.say("text\r\n.\r\n" + MAIL + RCPT * 15)
+    driven.say(RCPT * 15)
+    assert driven.waits == [0.0, 0.0], "who waits for answers has waited"
+
+
 # -- RSET, NOOP, QUIT -----------------------------------------------------------------------------
 
 
