@@ -40,8 +40,9 @@ NEED_SMTPUTF8 = Reply(553, "5.6.7", "Must declare SMTPUTF8 to send unicode addre
 
 
 def parse_path(path: bytes, rules: Rules, bad: Reply, *, smtputf8: bool) -> str | Reply:
-    """Return the unquoted address of "<address>" (brackets optional unless strict), or `bad`, or 553 5.6.7.
+    """Return the unquoted address of "<address>", or `bad`, or 553 5.6.7.
 
+    Unless strict the brackets are optional, and blanks just inside them ignored.
     A source route "@a,@b:" is dropped (RFC 5321 appendix C): the address behind it is what counts.
     """
     match = _PLAIN_PATH.fullmatch(path)
@@ -128,7 +129,7 @@ def split_path(text: bytes) -> tuple[bytes, bytes]:
 def _unusual_path(path: bytes, rules: Rules) -> tuple[bytes, bytes | None, bytes] | None:
     """Parse what the one-regex form does not cover; return (local part unquoted, domain or None, address)."""
     if path.startswith(b"<") and path.endswith(b">") and len(path) > 2:
-        path = path[1:-1]
+        path = path[1:-1] if rules.strict else path[1:-1].strip(b" \t")
     elif rules.strict or path.startswith(b"<") or path.endswith(b">"):
         return None
     if len(path) > 4 * MAX_PATH or _CONTROL.search(path):

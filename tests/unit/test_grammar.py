@@ -40,6 +40,7 @@ def test_a_line_is_a_verb_and_the_rest(line: bytes, verb: bytes, argument: bytes
         (b" <s@c.example>", "s@c.example"),
         (b"s@c.example", "s@c.example"),
         (b"<postmaster>", "postmaster"),
+        (b"< s@c.example\t>", "s@c.example"),  # printers and scripts write it
         (b"<a..b.@c.example.>", "a..b.@c.example."),  # real addresses look like this
         (b"<a_b@c_d.example>", "a_b@c_d.example"),
         (b'<"a b"@c.example>', "a b@c.example"),
@@ -91,7 +92,7 @@ def test_what_is_no_path_gets_the_syntax(argument: bytes) -> None:
 
 def test_strict_wants_brackets_and_short_local_parts() -> None:
     strict = Rules(strict=True)
-    assert sender(b"s@c.example", strict) == 501
+    assert sender(b"s@c.example", strict) == sender(b"< s@c.example >", strict) == 501
     assert sender(b"<" + b"a" * 64 + b"@c.example>", strict) == "a" * 64 + "@c.example"
     assert sender(b"<" + b"a" * 65 + b"@c.example>", strict) == 501
 
