@@ -130,7 +130,8 @@ class Machine(Exchange):
             self._at = end + 1
             self._refuse_line(LINE_TOO_LONG, events)
         elif bare and self.plan.reject_bare_newline:
-            self._bare_newline(events)
+            self._log_bare_newline(events)
+            self._hang_up(self._bare_newline(521), events)
         else:
             self._read_command(self._input[start : end if bare else end - 1], events)
 
@@ -213,10 +214,11 @@ class Machine(Exchange):
         limit = self.plan.settings.line_length_limit
         events.append(Log(f"{self.facts.client}: request longer than {limit}: {start}...", warning=True))
 
-    def _bare_newline(self, events: list[Event]) -> None:
+    def _log_bare_newline(self, events: list[Event]) -> None:
         events.append(Log(f"bare <LF> received after {self._whereabouts()} from {self.facts.client}"))
-        host = self.plan.settings.myhostname
-        self._hang_up(host_reply(521, "5.5.2", host, "Error: bare <LF> received"), events)
+
+    def _bare_newline(self, code: int) -> Reply:
+        return host_reply(code, "5.5.2", self.plan.settings.myhostname, "Error: bare <LF> received")
 
     # What Session adds
 

@@ -36,13 +36,13 @@ _QUOTE_FOR_LOG = 100  # octets of a bad address shown in the log
 class MailSession(Machine):
     """The part of a session that takes mail."""
 
-    __slots__ = ("_of_client", "_of_helo", "_overshoot", "_too_big")
+    __slots__ = ("_of_client", "_of_helo", "_overshoot", "_unwanted")
 
     def __init__(self, plan: SessionPlan, facts: Facts) -> None:
         super().__init__(plan, facts)
         self._of_client = self._of_helo = PERMIT  # their effects are for every message
         self._overshoot = 0  # recipients beyond smtpd_recipient_limit
-        self._too_big = False
+        self._unwanted: Reply | None = None  # why the rest of the text is read and forgotten
 
     def _take_effects(self, verdict: Verdict) -> None:
         if self.transaction is not None and self._stage is not Stage.VRFY:  # which is about no message
@@ -147,19 +147,20 @@ class MailSession(Machine):
         self._message_open = not cast(Transaction, self.transaction).discard
         if self._at < len(self._input) and self._not_in_sync("DATA", events):
             return
-        self._too_big = False
+        self._unwanted = None
         self._receiver = DataReceiver()
         self._say(GO_AHEAD)
 
     def _read_text(self, receiver: DataReceiver, events: list[Event]) -> None:
-        text = receiver.feed(self._input[self._at :] if self._at else self._input)
+        data = self._input[self._at :] if self._at else self._input
+        text = receiver.feed(data)
         self._input, self._at = receiver.rest, 0
-        if receiver.bare_lf and self.plan.reject_bare_newline:
-            self._bare_newline(events)
-            return
         limit = self.plan.settings.message_size_limit
-        if limit and receiver.wire_size > limit and not self._too_big:
-            self._too_big = True  # the rest is read and forgotten
+        bare = receiver.bare_lf > 0 and self.plan.reject_bare_newline
+        if self._unwanted is None and (bare or 0 < limit < receiver.wire_size):
+            self._unwanted = self._bare_newline(550) if bare else TOO_BIG
+            if bare:
+                self._log_bare_newline(events)
             if self._message_open:
                 self._message_open = False
                 events.append(Abort())
@@ -167,6 +168,9 @@ class MailSession(Machine):
             events.append(Body(text))
         if receiver.done:
             self._end_of_data(receiver, events)
+        elif bare and data.endswith(b"\n.\n"):
+            # It ends every line so, and waits for an answer.  Another client goes on sending, and would not hear one.
+            self._hang_up(self._bare_newline(521), events)
 
     def _end_of_data(self, receiver: DataReceiver, events: list[Event]) -> None:
         self._receiver = None
@@ -193,8 +197,8 @@ class MailSession(Machine):
                 self.committing = True
                 later.append(Commit(token, receiver.wire_size, receiver.has_8bit))
 
-        if self._too_big:
-            self._message_done(TOO_BIG, events)
+        if self._unwanted is not None:
+            self._message_done(self._unwanted, events)
         else:
             self._ask(Stage.END_OF_MESSAGE, go_on, events)
 

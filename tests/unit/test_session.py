@@ -175,8 +175,15 @@ def test_lf_only_lines_follow_one_policy() -> None:
         assert driven.closed
     driven = greeted(smtpd_forbid_bare_newline="reject")
     driven.say(GROUP)
-    assert driven.say("a\nb\r\n").startswith("521 5.5.2 ")
-    assert driven.aborted == 1
+    assert driven.say("a\nb\r\n") == ""
+    assert driven.aborted == 1, "at once"
+    assert driven.say("c\nd\r\n.\r\nNOOP\r\n") == (
+        "550 5.5.2 mx.test.example Error: bare <LF> received\r\n250 2.0.0 Ok\r\n"
+    ), "a client that is sending hears nothing"
+    driven.say(GROUP)
+    assert driven.say("a\nb\n.\n") == "521 5.5.2 mx.test.example Error: bare <LF> received\r\n"
+    assert driven.closed and driven.messages == [] and driven.aborted == 2
+    assert [line.startswith("bare <LF> received after DATA (") for line in driven.log] == [True, True]
 
 
 def test_starttls_forgets_what_was_said_before() -> None:
