@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from mta.queue.maildrop_rules import MAX_RECORDS
 from mta.queue.queue_reader import DamagedError, decode
 from mta.queue.store_listing import MAX_DEPTH
 from sendmail_compat.tool import ToolError, configuration
@@ -125,8 +126,9 @@ def main(argv: Sequence[str]) -> int:
         raise ToolError(f"chdir({root}): No such file or directory")
     now = time.time()
     for name in queues:
+        limit = MAX_RECORDS if _is_maildrop(name) else 0
         for path in _files(os.path.join(root, name)):
-            _count(shape, path, now)
+            _count(shape, path, now, limit)
     for line in shape.lines():
         print(line)
     return 0
@@ -153,9 +155,14 @@ def _options(argv: Sequence[str]) -> tuple[Shape, list[tuple[str, str]], list[st
     return shape, [(name[1:], value) for name, value in given], rest
 
 
+def _is_maildrop(top: str) -> bool:
+    """Where anybody may leave anything?"""
+    return os.path.basename(os.path.normpath(top)) == "maildrop"
+
+
 def _files(top: str) -> Iterator[str]:
     """Deeper than hash directories go, and in those that somebody made in maildrop, there is no mail."""
-    deepest = 0 if os.path.basename(os.path.normpath(top)) == "maildrop" else MAX_DEPTH
+    deepest = 0 if _is_maildrop(top) else MAX_DEPTH
     for folder, below, names in os.walk(top, onerror=_complain):
         if folder[len(top) :].count("/") >= deepest:
             below.clear()
@@ -166,8 +173,8 @@ def _complain(error: OSError) -> None:
     sys.stderr.write(f"qshape: {error.filename}: {os.strerror(error.errno or 0)}\n")
 
 
-def _count(shape: Shape, path: str, now: float) -> None:
-    """Count one queue file; what is none, or is gone, is left out."""
+def _count(shape: Shape, path: str, now: float, limit: int) -> None:
+    """Count one queue file; what is none, or is gone, is left out.  limit: see decode()."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
@@ -176,7 +183,7 @@ def _count(shape: Shape, path: str, now: float) -> None:
         found = os.fstat(fd)
         if found.st_mode & 0o733 not in (0o700, 0o710):
             return
-        file = decode(lambda offset, size: os.pread(fd, size, offset))
+        file = decode(lambda offset, size: os.pread(fd, size, offset), limit)
     except (OSError, DamagedError):
         return
     finally:

@@ -47,7 +47,8 @@ def _settings(config: Config) -> StoreSettings:
     names = config.text("hash_queue_names").replace(",", " ").split()
     depth = config.text("hash_queue_depth")
     long = config.text("enable_long_queue_ids").lower() == "yes"
-    return StoreSettings(config.queue, long, tuple(names), int(depth) if depth.isdigit() else 1, 0, 0, 4000.0, True)
+    levels, limit = int(depth) if depth.isdigit() else 1, config.size_limit
+    return StoreSettings(config.queue, long, tuple(names), levels, limit, 0, 4000.0, True)
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from itertools import islice
 from mta.fsio.fsio import Fsio
 from mta.queue import queue_id as ids
 from mta.queue.api import Listing, Queue
+from mta.queue.maildrop_rules import MAX_RECORDS, file_limit
 from mta.queue.queue_reader import DamagedError, decode
 from mta.queue.reasons import decode_reasons
 from mta.queue.store_spool import FORCE_EXPIRE, LEFTOVER_AGE, Spool, is_ready, remove_unlocked
@@ -23,6 +24,8 @@ from mta.queue.store_spool import FORCE_EXPIRE, LEFTOVER_AGE, Spool, is_ready, r
 SLICE = 500  # directory entries per visit to the worker
 ORDER = (Queue.MAILDROP, Queue.ACTIVE, Queue.INCOMING, Queue.DEFERRED, Queue.HOLD)
 REASONS_LIMIT = 4 << 20  # bytes of defer/ID
+ROWS = 50  # of a listing per visit to the worker
+RECIPIENTS = 10_000  # in these rows: more end the visit, so that few are in memory at once
 DROPPED = 0o040  # in the mode of what an injector left in maildrop, 0750: there +0010 means nothing
 MAX_DEPTH = 16  # of hash directories, Postfix's limit of hash_queue_depth
 NO_REASON = "(description unavailable)"  # Postfix's words for an empty one
@@ -64,6 +67,7 @@ class Lister:
 
     def __init__(self, spool: Spool, fsio: Fsio) -> None:
         self._spool, self._fsio = spool, fsio
+        self._limit = file_limit(spool.settings.message_size_limit)
 
     def _below(self, failed: Failed) -> Failed:
         """Takes paths, and passes on what is below the queue directory."""
@@ -133,7 +137,15 @@ class Lister:
                         yield row
 
     def _rows(self, queue: Queue, walk: Iterator[os.DirEntry[str]], failed: Failed) -> list[Listing | None]:
-        return [self._row_or_error(queue, entry, failed) for entry in islice(walk, 50)]
+        rows: list[Listing | None] = []
+        count = 0
+        for entry in islice(walk, ROWS):
+            row = self._row_or_error(queue, entry, failed)
+            rows.append(row)
+            count += len(row.recipients) if row is not None else 0
+            if count > RECIPIENTS:
+                break
+        return rows
 
     def _row_or_error(self, queue: Queue, entry: os.DirEntry[str], failed: Failed) -> Listing | None:
         if not ids.is_queue_id(entry.name):
@@ -153,7 +165,10 @@ class Lister:
             at = self._fsio.fstat(fd)
             if not is_ready(at.st_mode) or not stat.S_ISREG(at.st_mode) or at.st_nlink != 1:
                 return None
-            file = decode(lambda offset, size: self._fsio.pread(fd, size, offset))
+            dropped = queue is Queue.MAILDROP  # by anybody, who may ask for a listing: what pickup refuses is no row
+            if dropped and self._limit and at.st_size > self._limit:
+                return None
+            file = decode(lambda offset, size: self._fsio.pread(fd, size, offset), MAX_RECORDS if dropped else 0)
         finally:
             self._fsio.close_fd(fd)
         todo = [r.address for r in file.envelope.recipients if r.todo]

@@ -14,7 +14,9 @@ import pytest
 from mta.clock import Clock
 from mta.deliver.request import CorruptContentError
 from mta.fsio.fsio import Fsio
+from mta.queue import store_listing
 from mta.queue.api import FencedError, Job, Parent, Queue, QueueError, Reason
+from mta.queue.maildrop_rules import file_limit
 from mta.queue.queue_reader import DamagedError
 from mta.queue.store import create_spool
 from mta.queue.store_admin import Administrator, Outcome, Verb
@@ -376,6 +378,30 @@ async def test_mailq_shows_messages_and_nothing_else(spool: Spooled) -> None:
     (incoming / "TORN1").write_bytes(b"x")
     (incoming / "TORN1").chmod(0o700)
     assert [row.queue_id async for row in spool.store.listing()] == [whole]
+
+
+async def test_mailq_reads_no_more_of_what_a_user_left_than_pickup_does(
+    spool: Spooled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = (Path(__file__).parents[1] / "golden/queue/maildrop.bin").read_bytes()
+    os.truncate(drop(spool, "HUGE1", whole), file_limit(10_240_000) + 1)
+    drop(spool, "WHOLE1", whole)
+    assert [row.queue_id async for row in spool.store.listing()] == ["WHOLE1"]
+    monkeypatch.setattr(store_listing, "MAX_RECORDS", 5)
+    assert [row.queue_id async for row in spool.store.listing()] == []
+    kept = await spool.accept("a@x.test", "b@x.test", "c@x.test")
+    assert [row.queue_id async for row in spool.store.listing()] == [kept]
+
+
+async def test_of_messages_to_many_few_are_in_memory_at_once(spool: Spooled, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_listing, "RECIPIENTS", 3)
+    ids = {await spool.accept("a@x.test", "b@x.test") for _ in range(5)}
+    opened: list[str | int] = []
+    spool.fsio.hook = lambda operation, path: opened.append(path) if operation == "open" else None
+    rows = spool.store.listing()
+    found = {(await anext(rows)).queue_id}
+    assert len(opened) == 2
+    assert found | {row.queue_id async for row in rows} == ids
 
 
 # -- the maildrop ---------------------------------------------------------------------------------
