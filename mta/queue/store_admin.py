@@ -22,7 +22,8 @@ from mta.queue.api import FencedError, Queue
 from mta.queue.store_listing import NO_MESSAGE, SLICE, Failed, queue_files
 from mta.queue.store_spool import FORCE_EXPIRE, Spool, is_ready
 
-ALL_QUEUES = (Queue.MAILDROP, Queue.INCOMING, Queue.ACTIVE, Queue.DEFERRED, Queue.HOLD)
+ALL_QUEUES = (Queue.INCOMING, Queue.ACTIVE, Queue.DEFERRED, Queue.HOLD, Queue.MAILDROP)
+"""maildrop comes last: anybody may leave a file under the id of a message that is to be deleted."""
 _LOGS = ("defer", "bounce", "trace")
 
 

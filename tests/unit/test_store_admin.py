@@ -53,6 +53,15 @@ async def test_each_verb_moves_the_message_where_postsuper_does(spool: Spooled) 
     assert [p for p in spool.root.rglob("*") if p.is_file()] == []
 
 
+async def test_a_file_that_anybody_left_in_maildrop_under_its_id_does_not_save_a_message(spool: Spooled) -> None:
+    admin, queue_id = administrator(spool), await deferred(spool)
+    (spool.root / "maildrop" / queue_id).write_bytes(b"x")
+    assert await admin.act(Verb.DELETE, [queue_id]) == {queue_id: Outcome.DONE}
+    assert spool.names("deferred") == [] and spool.names("maildrop") == [queue_id]
+    assert await admin.act(Verb.DELETE, [queue_id]) == {queue_id: Outcome.DONE}
+    assert spool.names("maildrop") == []
+
+
 async def test_an_active_message_can_be_deleted_or_held_and_its_owner_forgets_it(spool: Spooled) -> None:
     admin, one, two = administrator(spool), await spool.accept(), await spool.accept()
     jobs = [await spool.store.claim(queue_id) for queue_id in (one, two)]
