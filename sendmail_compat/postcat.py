@@ -6,13 +6,16 @@ See also: mta/queue/queue_file.py
 """
 
 import contextlib
+import errno
 import io
 import os
+import stat
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO
 
+from mta.queue.maildrop_rules import file_limit
 from mta.queue.queue_id import hash_directories
 from mta.queue.queue_reader import MAX_POINTERS, DamagedError, P, integer
 from sendmail_compat.config import Config
@@ -22,7 +25,7 @@ USAGE = (
     "postcat [-b (body text)] [-c config_dir] [-d (decimal record type)] [-e (envelope records)] [-h (header text)]"
     " [-q (access queue)] [-v] [file(s)...]"
 )
-_QUEUES = ("maildrop", "incoming", "active", "deferred", "hold", "corrupt")
+_QUEUES = ("incoming", "active", "deferred", "hold", "corrupt", "maildrop")  # where anybody may use any id: last
 _LABELS = {
     "C": "message_size", "T": "message_arrival_time", "c": "create_time", "F": "sender_fullname", "I": "inspector",
     "L": "content_filter", "S": "sender", "R": "recipient", "D": "done_recipient", "/": "canceled_recipient",
@@ -81,18 +84,30 @@ def _from_queue(config: Config, queue_id: str) -> tuple[bytes, str]:
     text = config.text("hash_queue_depth")
     depth = int(text) if text.isdigit() else 1
     refused: OSError | None = None
+    maildrop_limit = file_limit(config.size_limit)
     for queue in _QUEUES:
         for levels in {depth if queue in hashed else 0, 0}:
             name = f"{queue}/{hash_directories(queue_id, levels)}{queue_id}"
             try:
-                with open(f"{config.queue}/{name}", "rb") as file:
-                    return file.read(), name
+                data = _regular(f"{config.queue}/{name}", maildrop_limit if queue == "maildrop" else 0)
+                if data is not None:
+                    return data, name
             except FileNotFoundError:
                 continue
             except OSError as error:
                 refused = refused or error
     reason = os.strerror(refused.errno or 0) if refused else "No such file or directory"
     raise ToolError(f"open queue file {queue_id}: {reason}")
+
+
+def _regular(path: str, limit: int) -> bytes | None:
+    """The contents of a file; None when it is anything else, a link too.  limit: bytes, 0 = none; OSError above."""
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(fd, "rb") as file:
+        found = os.fstat(fd)
+        if limit and found.st_size > limit:
+            raise OSError(errno.EFBIG, "too large")
+        return file.read() if stat.S_ISREG(found.st_mode) else None
 
 
 def header_of(config: Config, queue_id: str) -> str:

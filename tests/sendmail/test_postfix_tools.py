@@ -169,6 +169,24 @@ def test_postcat_fails_when_a_file_ends_in_a_record_or_points_nowhere(tools: Too
     assert status == 0 and text.count("time: 99999999999999999999\n") == 2
 
 
+def test_postcat_shows_the_message_whatever_lies_in_maildrop_under_its_id(tools: Tools) -> None:
+    queue_id = asyncio.run(make(tools.queue))["A"]
+    genuine = tools.run("postcat", "-q", queue_id)
+    assert genuine[0] == 0 and "maildrop" not in genuine[1]
+    left = tools.queue / "maildrop" / queue_id
+    left.write_bytes(b"S\x01xM\x00N\x05forgeX\x00E\x00")
+    assert tools.run("postcat", "-q", queue_id) == genuine
+    left.rename(tools.queue / "maildrop" / "ABCDEF1234")
+    with (tools.queue / "maildrop" / "ABCDEF1235").open("wb") as huge:
+        huge.truncate(1 << 40)
+    os.mkfifo(tools.queue / "maildrop" / "ABCDEF1236", 0o700)
+    (tools.queue / "maildrop" / "ABCDEF1237").symlink_to("ABCDEF1234")
+    assert "regular_text" not in tools.run("postcat", "-q", "ABCDEF1234")[1]
+    for name, why in (("5", "File too large"), ("6", "No such file"), ("7", "Too many levels of symbolic links")):
+        status, text = tools.run("postcat", "-q", f"ABCDEF123{name}")
+        assert status == 1 and f"postcat: fatal: open queue file ABCDEF123{name}: {why}" in text
+
+
 ROW = (
     '{"queue_name": "deferred", "queue_id": "4FAB", "arrival_time": 1, "message_size": 5, "forced_expire": false, '
     '"sender": "a@b.test", "recipients": [{"address": "\u2603@x.test"}]}\n'
