@@ -59,13 +59,18 @@ def run(argv: list[str], directory: str, stdin: fast.Input | None) -> int:
         _say(f"{fast.program(argv)}: fatal: {error}")
         return EX_CONFIG
     except BrokenPipeError:
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        _silence()
         return EX_OK
     finally:
         with contextlib.suppress(OSError, ValueError, AttributeError):
             sys.stdout.flush()
             sys.stderr.flush()
+
+
+def _silence() -> None:
+    """Nobody reads any more: what is printed, or still waits to be, goes nowhere."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _flush_output(invocation: Invocation, text: str = "") -> None:
@@ -93,18 +98,16 @@ def _run_tool(tool: tuple[str, int], argv: list[str]) -> int:
         sys.stdout.flush()
         _say(f"{program}: fatal: {error}")
         return status
-    except BrokenPipeError:
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return EX_OK
     except OSError as error:
+        _silence()
+        if isinstance(error, BrokenPipeError) and program in _LISTERS:
+            return EX_OK
         what = f"{error.filename}: " if error.filename else "output write error: "
         _say(f"{program}: fatal: {what}{os.strerror(error.errno or 0)}")
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return status
 
 
+_LISTERS = ("postqueue", "postcat", "qshape")  # only print: who has read enough has what he wanted
 _TOOLS = {  # name: module, exit status of fatal errors (Postfix's)
     "postqueue": ("postqueue", 69), "postsuper": ("postsuper", 1), "postcat": ("postcat", 1), "qshape": ("qshape", 1),
     "postdrop": ("postdrop", 1), "postlog": ("postlog", 1), "postkick": ("postkick", 1), "makemap": ("makemap", 70),
@@ -323,7 +326,10 @@ def _diagnose(invocation: Invocation, directory: str) -> None:
     """-d0: what this installation believes, and what is wrong with it; then the rest of the line is obeyed."""
     from sendmail_compat.diagnosis import diagnose
 
-    _flush_output(invocation, "".join(f"{line}\n" for line in diagnose(directory)))
+    try:
+        _flush_output(invocation, "".join(f"{line}\n" for line in diagnose(directory)))
+    except BrokenPipeError:
+        _silence()
 
 
 _HELP = """usage: sendmail [options] [recipient ...]

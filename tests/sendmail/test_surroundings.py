@@ -34,6 +34,16 @@ def full(fd: int) -> Callable[[], None]:
     return put
 
 
+def unread(fd: int) -> Callable[[], None]:
+    def put() -> None:
+        reader, writer = os.pipe()
+        os.dup2(writer, fd)
+        os.close(reader)
+        os.close(writer)
+
+    return put
+
+
 def limited(what: int, value: int) -> Callable[[], None]:
     return lambda: resource.setrlimit(what, (value, value))
 
@@ -109,6 +119,30 @@ async def test_output_that_is_lost_is_an_error(argv: list[str], status: int, who
 async def test_the_queue_id_of_v_may_be_lost_and_the_message_is_not(world: World) -> None:
     assert (await world.run(["-v", "-t"], MESSAGE, before=full(1))).status == 0
     assert len(await world.queued()) == 1
+
+
+@pytest.mark.parametrize("stdout", [unread(1), full(1)], ids=["unread", "full"])
+async def test_postdrop_keeps_the_message_whose_sender_does_not_hear_it_and_no_other(
+    stdout: Callable[[], None], world: World
+) -> None:
+    def record(kind: bytes, data: bytes = b"") -> bytes:
+        return kind + bytes([len(data)]) + data
+
+    people = record(b"S", b"alice") + record(b"R", b"bob@r.test")
+    whole = people + record(b"M") + record(b"N", b"Subject: x") + record(b"X") + record(b"E")
+    assert (await world.run([], whole, program="postdrop", before=stdout)).status == 0
+    assert await world.pickup.scan() == 1
+    assert (await world.run([], record(b"C", b"1") + whole, program="postdrop", before=stdout)).status == 1
+    assert await world.pickup.scan() == 0
+
+
+async def test_what_nobody_reads_ends_no_work_with_success(world: World) -> None:
+    assert (await world.run(["-d0", "-t"], MESSAGE, before=unread(1))).status == 0
+    assert len(await world.queued()) == 1
+    table = world.root / "table"
+    done = await world.run(["-v", "hash", str(table)], b"key value\n" * 9, program="makemap", before=unread(1))
+    assert done.status == 70 or table.with_suffix(".cdb").exists(), done
+    assert (await world.run(["-p"], program="postqueue", before=unread(1))).status == 0
 
 
 async def test_what_is_in_maildrop_is_queued_though_the_terminal_has_gone_away(world: World) -> None:
