@@ -1,5 +1,6 @@
 """The maildrop is writable by anybody: what is opened, what is refused, what is removed."""
 
+import asyncio
 import errno
 import os
 from collections.abc import Iterator
@@ -7,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from mta.clock import others_run
 from mta.queue.api import QueueError
 from mta.queue.maildrop_rules import file_limit
 from mta.queue.queue_reader import DamagedError
 from mta.queue.store import MaildropFile
-from mta.queue.store_maildrop import in_turns
+from mta.queue.store_maildrop import READ_SIZE, in_turns
 from tests.queue_support import Spooled, spooled
 from tests.unit.test_store import fail_at
 
@@ -120,6 +122,29 @@ async def test_a_file_that_shrinks_while_it_is_read_is_damaged(spool: Spooled) -
         async for _ in file.content(message):
             pass
     file.close()
+
+
+@pytest.mark.parametrize("empty", [b"L\0", b"w\0", b"N\0L\0"])
+async def test_others_have_their_turns_while_a_file_of_empty_records_is_read(empty: bytes, spool: Spooled) -> None:
+    head, text, tail = RAW.partition(b"M\0")
+    pieces = 5
+    drop(spool, head + text + empty * (pieces * READ_SIZE // len(empty)) + tail)
+    file = await opened(spool)
+    message = await file.read()
+    turns = 0
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await others_run()
+
+    task = asyncio.get_running_loop().create_task(other())
+    async for _ in file.content(message):
+        pass
+    task.cancel()
+    file.close()
+    assert turns >= pieces
 
 
 async def test_a_file_that_grows_is_read_to_the_size_it_had(spool: Spooled) -> None:
