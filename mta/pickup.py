@@ -193,6 +193,7 @@ class Pickup:
             given.attributes = {k: v for k, v in given.attributes.items() if k in keep}
             given.arrival = min(given.arrival if given.arrival > 0 else max(0.0, file.mtime), self._clock.now())
             given.warn_time = 0.0
+            given.smtputf8 = not all(a.isascii() for a in (given.sender, *(r.address for r in given.recipients)))
         return given
 
 

@@ -160,6 +160,18 @@ async def test_an_envelope_that_would_fill_the_memory_is_not_read(count: int, sa
     assert any(said in line for line in world.log)
 
 
+@pytest.mark.parametrize(("sender", "recipient", "asked"), [
+    (b"alice", b"bob", False), ("jürgen".encode(), b"bob", True), (b"alice", "jürgen@x.test".encode(), True),
+])  # fmt: skip
+async def test_an_address_that_is_not_ascii_asks_for_smtputf8_as_from_the_socket(
+    sender: bytes, recipient: bytes, asked: bool, world: World
+) -> None:
+    drop(world, message(sender=sender, recipients=(b"carol", recipient)))
+    assert await world.pickup.scan() == 1
+    (found,) = await world.queued()
+    assert found.envelope.smtputf8 is asked
+
+
 @pytest.mark.parametrize(("orcpt", "kept"), [
     (b"rfc822;a b@c", True), (b"rfc822\r\nRCPT TO:<inj@y.test>\r\nX;a@b", False), (b"rfc822;a\0b", False),
     (b"rfc822", False), (b";a@b", False), (b"rfc822;", False), (b"rfc822;" + b"x" * 600, False),
