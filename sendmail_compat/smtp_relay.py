@@ -75,52 +75,64 @@ def _exactly(sock: socket.socket, size: int) -> bytes:
     return data
 
 
-def _copy(sock: socket.socket) -> int:
-    """Both directions until the daemon closes."""
-    convert: bool | None = None
-    with selectors.DefaultSelector() as selector:
+class _Dialogue:
+    """stdin to the daemon and its replies to stdout, each as fast as the other end takes it."""
+
+    def __init__(self, sock: socket.socket, selector: selectors.BaseSelector) -> None:
+        self._sock, self._selector = sock, selector
+        self._waiting = b""  # commands that the daemon has not taken yet
+        self._convert: bool | None = None
+        sock.setblocking(False)
         selector.register(sock, selectors.EVENT_READ)
-        files = _register_stdin(selector, sock)
-        while True:
-            for key, _ in selector.select() if files else [(selector.get_key(sock), 0)]:
-                if key.fileobj is sock:
-                    try:
-                        data = sock.recv(CHUNK)
-                    except OSError:
-                        return 0
-                    if not data:
-                        return 0
-                    fast.write_all(1, data)
-                    continue
-                data = os.read(0, CHUNK)
-                if not data:
-                    selector.unregister(0)
-                    files = False
-                    sock.shutdown(socket.SHUT_WR)
-                    continue
-                if convert is None and (end := data.find(b"\n")) >= 0:
-                    convert = not data[:end].endswith(b"\r")
-                if convert:
-                    data = data.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
-                try:
-                    sock.sendall(data)
-                except OSError:
-                    return 0  # the daemon ended the dialogue
-
-
-def _register_stdin(selector: selectors.BaseSelector, sock: socket.socket) -> bool:
-    """Watch stdin; a regular file cannot be watched and is sent at once."""
-    try:
         selector.register(0, selectors.EVENT_READ)
-        return True
-    except (PermissionError, ValueError, OSError):
-        pass
-    first = True
-    convert = False
-    while data := os.read(0, CHUNK):
-        if first:
-            end = data.find(b"\n")
-            convert, first = end >= 0 and not data[:end].endswith(b"\r"), False
-        sock.sendall(data.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n") if convert else data)
-    sock.shutdown(socket.SHUT_WR)
-    return False
+
+    def take_input(self) -> None:
+        """More commands, one piece at a time."""
+        self._selector.unregister(0)
+        data = os.read(0, CHUNK)
+        if self._convert is None and (end := data.find(b"\n")) >= 0:
+            self._convert = not data[:end].endswith(b"\r")
+        self._waiting = data.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n") if self._convert else data
+        if data:
+            self._selector.modify(self._sock, selectors.EVENT_READ | selectors.EVENT_WRITE)
+        else:
+            self._sock.shutdown(socket.SHUT_WR)
+
+    def send(self) -> None:
+        """Commands to the daemon; when it has ended the dialogue its last replies are still to be read."""
+        try:
+            self._waiting = self._waiting[self._sock.send(self._waiting) :]
+        except BlockingIOError:
+            return
+        except OSError:
+            self._selector.modify(self._sock, selectors.EVENT_READ)
+            return
+        if not self._waiting:
+            self._selector.modify(self._sock, selectors.EVENT_READ)
+            self._selector.register(0, selectors.EVENT_READ)
+
+    def show(self) -> bool:
+        """Replies to stdout; False when there will be no more."""
+        try:
+            data = self._sock.recv(CHUNK)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        fast.write_all(1, data)
+        return bool(data)
+
+
+def _copy(sock: socket.socket) -> int:
+    """Both directions until the daemon closes: who only writes, while the other does the same, waits for ever."""
+    with selectors.PollSelector() as selector:  # a regular file is always ready; epoll does not take one
+        dialogue = _Dialogue(sock, selector)
+        while True:
+            for key, ready in selector.select():
+                if key.fileobj is not sock:
+                    dialogue.take_input()
+                    continue
+                if ready & selectors.EVENT_READ and not dialogue.show():
+                    return 0
+                if ready & selectors.EVENT_WRITE:
+                    dialogue.send()

@@ -1,6 +1,8 @@
 """rmail and rsmtp: mail that comes in by other doors than sendmail's."""
 
+import asyncio
 import os
+import subprocess
 
 import pytest
 
@@ -85,3 +87,18 @@ async def test_runq_flushes(world: World) -> None:
     assert (await world.run([], program="runq")).status == 0
     await world.stop()
     assert (await world.run([], program="runq")).status == 69
+
+
+@pytest.mark.parametrize("command", ["{0} -bs < {1}", "cat {1} | {0} -bs"])
+async def test_a_dialogue_with_more_replies_than_the_socket_holds_is_not_stuck(command: str, world: World) -> None:
+    """The daemon takes no more commands while nobody reads its replies.  What follows QUIT costs none of them."""
+    batch, out = world.root / "batch", world.root / "out"
+    people = b"RCPT TO:<bob@r.test>\n" * 1900
+    batch.write_bytes(b"EHLO x\n" + (b"MAIL FROM:<a@s.test>\n" + people + b"RSET\n") * 10 + b"QUIT\n" + people * 9)
+    call = ["sh", "-c", command.format(world.stub, batch) + f" > {out}"]
+    environ = {"MAIL_CONFIG": str(world.config), "PATH": os.environ["PATH"]}
+    done = await asyncio.to_thread(subprocess.run, call, capture_output=True, env=environ, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    replies = out.read_bytes().split(b"\r\n")
+    assert sum(line.startswith((b"250 2.1.5", b"452 4.5.3")) for line in replies) == 19_000
+    assert replies[-2:] == [b"221 2.0.0 Bye", b""]
