@@ -6,6 +6,7 @@ the directory of this package, and fast.py is compiled for that interpreter.  Al
 
 The stub is a few lines, compiled at every start: whatever is wrong with the files it loads is one line and "try again
 later" for its caller.  It names the one file to load; looking for a module of that name would take 0.2 ms longer.
+-Xutf8: an argument's bytes are what the caller wrote, whatever the locale makes of them.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from sendmail_compat.commands import LINKS, STUB
 SYSTEM_PYTHON = "/usr/bin/python3"
 _CHECK = "import sys; sys.exit(sys.version_info < (3, 11))"
 _STUB = """\
-#!{python} -ISB
+#!{python} -ISBXutf8
 # sendmail, mailq, postqueue ...: written by sendmail_compat.install.
 import sys
 

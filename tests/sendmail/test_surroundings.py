@@ -276,6 +276,24 @@ async def test_a_variable_whose_name_is_no_text_is_nobodys_business(world: World
     assert "Al <" in str(message.header("From"))
 
 
+@pytest.mark.parametrize("down", [False, True], ids=["up", "down"])
+async def test_arguments_are_the_bytes_of_the_caller_in_every_locale(down: bool, world: World, tmp_path: Path) -> None:
+    command = ["sh", "-c", f"localedef -f ISO-8859-1 -i de_DE {tmp_path}/de_DE.ISO-8859-1"]
+    made = await asyncio.to_thread(subprocess.run, command, capture_output=True, check=False)
+    if made.returncode:
+        pytest.skip("localedef cannot make the locale")
+    if down:
+        await world.stop()
+    argv = ["-F", "Jörg", "-f", os.fsdecode(b"j\xfcrg@s.test"), "jörg@r.test"]
+    env = {"LOCPATH": str(tmp_path), "LC_ALL": "de_DE.ISO-8859-1", "LANG": ""}
+    assert (await world.run(argv, b"Subject: s\n\nx\n", env=env)).status == 0
+    await world.pickup.scan()
+    (message,) = await world.queued()
+    assert message.envelope.sender == os.fsdecode(b"j\xfcrg@s.test")
+    assert [r.address for r in message.envelope.recipients] == ["jörg@r.test"]
+    assert (message.header("From") or "").startswith("From: Jörg <")
+
+
 async def test_newaliases_does_not_wait_for_a_fifo(world: World) -> None:
     (world.root / "aliases").unlink()
     os.mkfifo(world.root / "aliases")
