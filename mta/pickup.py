@@ -28,6 +28,7 @@ from mta.submit.prepare import HEADER_BLOCK_LIMIT
 from mta.submit.users import Access
 
 AT_ONCE = 500  # files between two looks at the directory: whoever comes during a flood gets a turn
+LONG = 10.0  # seconds between two looks: a file of its limit may take longer than 500 others
 SCAN_INTERVAL = 60.0  # seconds, Postfix's wakeup time of pickup
 
 
@@ -89,9 +90,9 @@ class Pickup:
                 pass
 
     async def scan(self) -> int:
-        """Bring in complete files, AT_ONCE at most; return how many.  Errors are logged and leave the file.
+        """Bring in AT_ONCE complete files, or for LONG; return how many.  Errors are logged and leave the file.
 
-        Owners take turns, and while there is more it scans again at once.
+        Owners take turns, who has the fewest first, and while there is more it scans again at once.
         """
         done, self._waiting = 0, set()
         try:
@@ -101,10 +102,14 @@ class Pickup:
             return 0
         self._refused.intersection_update(names)
         names = [name for name in names if name not in self._refused]
-        for name in names[:AT_ONCE]:
+        known, look_again = len(self._refused), self._clock.monotonic() + LONG
+        for number, name in enumerate(names, 1):
             done += await self._guarded(name)
-        if done and len(names) > AT_ONCE:
-            self.poke()
+            if number == len(names) or not (done or len(self._refused) > known):
+                continue  # what cannot be taken now is no reason to look again
+            if number >= AT_ONCE or self._clock.monotonic() >= look_again:
+                self.poke()
+                break
         return done
 
     async def _guarded(self, name: str) -> bool:

@@ -333,6 +333,19 @@ async def test_a_flood_is_taken_in_parts_until_nothing_is_left(world: World, mon
     assert len(await world.queued()) == 5
 
 
+async def test_after_a_file_that_took_long_it_looks_who_has_come(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pickup_module, "LONG", 0.0)
+    for n in range(3):
+        drop(world, message() if n else b"garbage", f"A{n}")
+    again: list[bool] = []
+    monkeypatch.setattr(world.pickup, "poke", lambda: again.append(True))
+    assert sorted([await world.pickup.scan() for _ in range(3)]) == [0, 1, 1]
+    assert again == [True, True]
+    assert await world.pickup.scan() == 0 and again == [True, True]
+
+
 class ForAll(UserLimits):
     """Limits also whoever runs the tests, root or not."""
 

@@ -175,7 +175,7 @@ async def test_a_removal_that_cannot_be_flushed_closes_the_queue_but_counts(spoo
 
 
 def test_owners_take_turns() -> None:
-    assert in_turns([["a1", "a2", "a3"], ["b1"], ["c1", "c2"]]) == ["a1", "b1", "c1", "a2", "c2", "a3"]
+    assert in_turns([["a1", "a2", "a3"], ["b1"], ["c1", "c2"]]) == ["b1", "c1", "a1", "c2", "a2", "a3"]
     assert in_turns([]) == []
 
 
