@@ -137,7 +137,7 @@ class Pickup:
         try:
             if not await self._permitted(file):
                 return False
-            found = await file.read()
+            found = await file.read(requeued=file.owner == self._owner_uid)
             child = await self._copy(file, found)
             try:
                 await self._store.remove_maildrop(file)

@@ -21,19 +21,22 @@ def file_limit(message_size_limit: int) -> int:
     return 2 * message_size_limit + MAX_ENVELOPE if message_size_limit else 0  # empty lines take two bytes each
 
 
-def envelope_of(read_at: ReadAt) -> QueueFile:
-    """Decode a file and check what is checked of anybody's; DamagedError when it can never be queued."""
-    found = decode(read_at, MAX_RECORDS)
-    check(found.envelope)
+def envelope_of(read_at: ReadAt, *, requeued: bool = False) -> QueueFile:
+    """Decode a file and check what is checked of anybody's; DamagedError when it can never be queued.
+
+    requeued: it was in the queue before, so it was not too much to take in.
+    """
+    found = decode(read_at, 0 if requeued else MAX_RECORDS)
+    check(found.envelope, 0 if requeued else MAX_RECIPIENTS)
     return found
 
 
-def check(envelope: Envelope) -> None:
+def check(envelope: Envelope, limit: int = MAX_RECIPIENTS) -> None:
     """DamagedError when nobody may be sent this: no recipients, too many, a control character in an address."""
     todo = [r for r in envelope.recipients if r.todo]
     if not todo:
         raise DamagedError("no recipients")
-    if len(todo) > MAX_RECIPIENTS:
+    if limit and len(todo) > limit:
         raise DamagedError("too many recipients")
     for address in (envelope.sender, *(r.address for r in todo)):
         if CONTROL.search(address):

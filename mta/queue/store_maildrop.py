@@ -42,9 +42,9 @@ class MaildropFile:
     mtime: float
     fsio: Fsio
 
-    async def read(self) -> QueueFile:
+    async def read(self, *, requeued: bool = False) -> QueueFile:
         """Decode the envelope; DamagedError when it is no message.  Of what it says only maildrop_rules is checked."""
-        return await self.fsio.run(envelope_of, self._read_at)
+        return await self.fsio.run(envelope_of, self._read_at, requeued=requeued)
 
     def _read_at(self, offset: int, size: int) -> bytes:
         return self.fsio.pread(self.fd, max(0, min(size, self.size - offset)), offset)

@@ -13,6 +13,7 @@ from mta import pickup as pickup_module
 from mta.lookup import source
 from mta.lookup.table import TableError
 from mta.pickup import Pickup, PickupSettings
+from mta.queue import maildrop_rules
 from mta.submit.limits import UserLimits, UserLimitSettings
 from sendmail_compat.maildrop import LineRecords, record
 from tests.sendmail.world import World
@@ -158,6 +159,19 @@ async def test_an_envelope_that_would_fill_the_memory_is_not_read(count: int, sa
     assert path.exists()
     assert await world.queued() == []
     assert any(said in line for line in world.log)
+
+
+@pytest.mark.parametrize("limit", ["MAX_RECORDS", "MAX_RECIPIENTS"])
+async def test_a_requeued_message_may_have_more_recipients_than_what_is_taken_in(
+    limit: str, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(maildrop_rules, limit, 3)
+    settings = world.settings(PickupSettings)
+    owners = Pickup(settings, world.store, world.cleanup, os.getuid(), world.maillog, world.clock)
+    drop(world, message(recipients=(b"a", b"b", b"c", b"d")))
+    assert await owners.scan() == 1
+    (found,) = await world.queued()
+    assert len(found.envelope.recipients) == 4
 
 
 @pytest.mark.parametrize(("sender", "recipient", "asked"), [
