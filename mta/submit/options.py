@@ -29,6 +29,7 @@ _LONE_XTEXT = re.compile(r"[!-~]*\Z")
 _DIAGNOSIS = re.compile(r"0(?:\.\d*)?\Z")
 _INTERVAL = re.compile(r"(?:\d+[smhdw]?)+\Z")
 _VIA = re.compile(r"([A-Za-z0-9-]{1,20})(?::([A-Za-z0-9._:\[\]-]{1,255}))?\Z")
+_BLANKS = " \t\r\n"  # around an address: what scripts leave that read it from a line
 CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -325,6 +326,7 @@ def parse_notify(value: str) -> tuple[Notify, str | None]:
 
 def _sender(result: Invocation, value: str) -> str:
     """The address in -f: any mailbox form; exactly one, or none for the null sender."""
+    value = value.strip(_BLANKS)
     if CONTROL.search(value):
         raise result.fatal(EX_DATAERR, "-f option: control character in the sender address")
     parsed = parse_list(value)
@@ -370,7 +372,7 @@ def check_recipients(result: Invocation, addresses: Sequence[str]) -> None:
 def argument_recipients(result: Invocation) -> list[str]:
     """The addresses of the operands, each parsed like a header: `Bob <b@x>`, `a@x,b@y`; raises UsageError."""
     out: list[str] = []
-    for operand in result.recipients:
+    for operand in (word.strip(_BLANKS) for word in result.recipients):
         if CONTROL.search(operand):
             raise result.fatal(EX_DATAERR, "control character in a recipient address")
         parsed = parse_list(operand)

@@ -63,6 +63,15 @@ def test_sender_forms() -> None:
     assert parse("-f<>", "r").sender == ""
 
 
+def test_blanks_around_an_address_are_nothing_and_within_it_a_line_end_is_refused() -> None:
+    found = parse_command(["sendmail", "-f", "\ta@b.test\r\n", "--", "bob@r.test\n", "\t carol"], uid=1)
+    assert (found.sender, argument_recipients(found)) == ("a@b.test", ["bob@r.test", "carol"])
+    with pytest.raises(UsageError):
+        argument_recipients(parse_command(["sendmail", "bob@r.test\nX: y"], uid=1))
+    with pytest.raises(UsageError):
+        parse_command(["sendmail", "-f", "a@b.test\nX: y", "bob"], uid=1)
+
+
 def test_dsn_options() -> None:
     found = parse("-N", "success,FAILURE", "-Rhdrs", "-V", "a+3Db", "r")
     assert (found.notify, found.ret, found.envelope_id) == (Notify.SUCCESS | Notify.FAILURE, Ret.HDRS, "a=b")
