@@ -20,8 +20,8 @@ CLIENT: tuple[Param, ...] = (
     time("smtp_quit_timeout", "300s", "Limit for QUIT and its reply."),
     time("smtp_starttls_timeout", "300s", "Limit for STARTTLS and the handshake."),
     text("smtp_tcp_port", "smtp", "Port used when the next hop names none."),
-    text("smtp_bind_address", "", "Source IPv4 address of connections."),
-    text("smtp_bind_address6", "", "Source IPv6 address of connections."),
+    text("smtp_bind_address", "", "Source IPv4 address of connections; a warning where this host does not have it."),
+    text("smtp_bind_address6", "", "Source IPv6 address of connections; a warning where this host does not have it."),
     items("smtp_host_lookup", "dns",
           "Where hosts are looked up: dns, native (/etc/hosts, then DNS), or both: DNS, and /etc/hosts for a name that "
           "DNS does not know. Other than in Postfix, dns alone does this too for a next hop in [] and for LMTP, and "

@@ -19,7 +19,7 @@ See also: smtp(8), lmtp(8), RFC 5321 s4.5.4, s5.1
 
 import os
 from dataclasses import replace
-from errno import EMFILE, ENFILE, ENOBUFS, ENOMEM
+from errno import EADDRNOTAVAIL, EMFILE, ENFILE, ENOBUFS, ENOMEM
 
 from mta.clock import Clock
 from mta.deadlines import Deadlines
@@ -121,16 +121,26 @@ class SmtpAgent:
             if destination.path:
                 await self.connector.connect_unix(lambda: session, destination.path, timeout=seconds)
             else:
-                local = settings.smtp_bind_address6 if ":" in session.address else settings.smtp_bind_address
-                await self.connector.connect(
-                    lambda: session, session.address, destination.port, local_address=local or None, timeout=seconds
-                )
+                await self._dial(session, destination.port, seconds)
         except OSError as error:  # TimeoutError is one
             cause = os.strerror(error.errno) if error.errno else "Connection timed out"
             text = f"connect to {session.relay}: {cause}"
             return Failure(Reply(451, "4.4.1", text), text, site=error.errno not in LOCAL_TROUBLE)
         self.pool.adopt(session)
         return None
+
+    async def _dial(self, session: Session, port: int, seconds: float | None) -> None:
+        """TCP, from smtp_bind_address if this host has it; mail does not wait until it has (as in Postfix)."""
+        address, settings = session.address, self.settings
+        own = (settings.smtp_bind_address6 if ":" in address else settings.smtp_bind_address) or None
+        try:
+            await self.connector.connect(lambda: session, address, port, local_address=own, timeout=seconds)
+        except OSError as error:
+            if own is None or error.errno != EADDRNOTAVAIL:
+                raise
+            service, cause = "lmtp" if self.lmtp else "smtp", os.strerror(error.errno)
+            self.log.warning(service, f"smtp_connect_addr: bind {own}: {cause}")
+            await self.connector.connect(lambda: session, address, port, timeout=seconds)
 
 
 class _Attempt:

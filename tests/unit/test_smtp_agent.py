@@ -618,6 +618,14 @@ async def test_lmtp_over_a_unix_socket_reports_each_recipient(world: World, tmp_
     assert result.text == f"connect to client.test[{path}.gone]: No such file or directory"
 
 
+async def test_mail_does_not_wait_for_a_source_address_that_this_host_has_not(world: World) -> None:
+    peer = await world.peer()
+    lab = world.plain(smtp_bind_address="192.0.2.77")
+    (result,) = await lab.deliver(f"[127.0.0.1]:{peer.port}", ["x@dst.test"])
+    assert result.reply.code == 250
+    assert any("warning: smtp_connect_addr: bind 192.0.2.77: Cannot assign" in line for line in lab.lines())
+
+
 async def test_trouble_of_our_own_is_not_the_servers(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     lab = world.plain()
 
