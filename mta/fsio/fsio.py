@@ -299,8 +299,9 @@ class Fsio:
         os.chown(path, uid, gid, follow_symlinks=False)
 
     def scandir(self, path: str) -> Iterator[os.DirEntry[str]]:
-        """Entries of a directory in its own order."""
-        return os.scandir(path)
+        """Entries of a directory in its own order; it is closed with the generator, whoever stops in the middle."""
+        with os.scandir(path) as entries:
+            yield from entries
 
     def statvfs(self, path: str) -> os.statvfs_result:
         """Free space of a file system."""

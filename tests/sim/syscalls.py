@@ -288,17 +288,18 @@ class SimOs:
 
     stat = lstat
 
-    def scandir(self, path: str) -> Iterator[Any]:
+    def scandir(self, path: str) -> contextlib.AbstractContextManager[Iterator[Any]]:
         process = current()
         disk = MACHINE[0].disk(path)
         _fault(process, "open", path)
         names = disk.find(path).names
         if names is None:
             raise error(errno.ENOTDIR, path)
-        return iter([Entry(name, f"{path}/{name}", inode, disk) for name, inode in names.items()])
+        return contextlib.nullcontext(iter([Entry(n, f"{path}/{n}", inode, disk) for n, inode in names.items()]))
 
     def listdir(self, path: str) -> list[str]:
-        return [entry.name for entry in self.scandir(path)]
+        with self.scandir(path) as entries:
+            return [entry.name for entry in entries]
 
     def rename(self, source: str, target: str) -> None:
         disk = MACHINE[0].disk(source)
