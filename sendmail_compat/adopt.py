@@ -52,7 +52,7 @@ def adopt(config: Config, other: str, program: str) -> int:
         with _locked(other):
             moved, left = 0, 0
             for name, path in list(_messages(other)):
-                done = _take(config, path, mine)
+                done = _take(config, path, mine, theirs)
                 moved, left = moved + done, left + (not done)
                 if done:
                     _forget(other, name)
@@ -88,8 +88,11 @@ def _messages(other: str) -> Iterator[tuple[str, str]]:
             yield from ((name, f"{folder}/{name}") for name in sorted(names) if is_queue_id(name))
 
 
-def _take(config: Config, path: str, owner: int) -> bool:
-    """Move one message into our maildrop; False when it stays: damaged, locked, not complete."""
+def _take(config: Config, path: str, owner: int, theirs: int) -> bool:
+    """Move one message into our maildrop; False when it stays: damaged, locked, not complete.
+
+    What a user left in the other maildrop stays that user's: as the owner's, all that it says would be believed.
+    """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
@@ -103,7 +106,8 @@ def _take(config: Config, path: str, owner: int) -> bool:
         if not any(r.todo for r in file.envelope.recipients):
             os.unlink(path)  # everything was delivered
             return True
-        if found.st_uid != owner:
+        users = found.st_uid not in (owner, theirs)
+        if found.st_uid != owner and (os.geteuid() == 0 or not users):
             raise OSError(errno.EXDEV, "owner")  # a rename would keep it, and pickup would take it for a user's
         target = f"{config.queue}/maildrop/{maildrop.new_name()}"
         os.rename(path, target)
@@ -113,7 +117,9 @@ def _take(config: Config, path: str, owner: int) -> bool:
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
-        maildrop.store(config.queue, maildrop.new_name(), lambda out: _copy(fd, out, owner))
+        if users and os.geteuid() != 0:
+            return False
+        maildrop.store(config.queue, maildrop.new_name(), lambda out: _copy(fd, out, found.st_uid if users else owner))
         os.unlink(path)
     finally:
         os.close(fd)

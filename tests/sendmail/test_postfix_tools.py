@@ -299,3 +299,22 @@ def test_a_stranger_may_not_touch_the_queue_and_root_leaves_nothing_of_its_own(t
     assert tools.run("postsuper", "-h", "ALL")[0] == 0
     assert tools.run("postsuper")[0] == 0
     assert all(path.stat().st_uid == 65534 for path in tools.queue.rglob("*"))
+
+
+@pytest.mark.needs_root
+def test_a_users_file_in_another_maildrop_stays_the_users_when_it_is_taken_over(tools: Tools) -> None:
+    other = tools.root / "other"
+    for queue, owner in ((tools.queue, 65534), (other, 65533)):
+        with spooled(queue):
+            pass
+        for path in (queue, *queue.rglob("*")):
+            os.chown(path, owner, owner)
+    for name, owner in (("ABCDEF12", 12345), ("ABCDEF34", 65533)):
+        path = other / "maildrop" / name
+        path.write_bytes(b"L\x0asmtp:evil.S\x01aR\x01bM\x00N\x04" + name[-4:].encode() + b"X\x00E\x00")
+        path.chmod(0o750)
+        os.chown(path, owner, 65533)
+    assert "2 messages taken over" in tools.run("sendmail", f"-oQ{other}", "-q")[1]
+    taken = {path.read_bytes()[-8:-4]: path.stat().st_uid for path in (tools.queue / "maildrop").iterdir()}
+    assert taken == {b"EF12": 12345, b"EF34": 65534}
+    assert list((other / "maildrop").iterdir()) == []
