@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 CHECK_INTERVAL = 1.0  # seconds between two looks at the file, and how long a changed file must rest
 FIRST_REST = 0.1  # seconds that a file just written must rest before it is believed by who knows nothing yet
-UNFINISHED_REST = 60.0  # seconds that a text without an end must rest before it replaces what is known
+UNFINISHED_REST = 10.0  # seconds that a text without an end must rest before it replaces what is known
 LONGEST_REST = 3.0  # seconds to wait for that
 MAX_SIZE = 1 << 30  # octets of a table source
 _Signature = tuple[int, int, int, int]
