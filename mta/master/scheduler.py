@@ -13,6 +13,7 @@ import signal
 import socket
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import field
+from functools import partial
 
 from mta.config.config import Config
 from mta.control import Control, ControlSettings, guarded
@@ -135,8 +136,16 @@ async def listen_smtp(
         config = core.config.for_service(services[name])
         server = build_smtpd(core, config, anvil, "smtpd", kept)
         running.smtpd.append(server)
-        running.servers.append(await loop.create_server(server.factory, sock=sock.dup(), backlog=AT_ONCE))
-        sock.listen(BACKLOG)
+        running.servers.append(await _accept(partial(loop.create_server, server.factory), sock))
+
+
+async def _accept(
+    create: Callable[..., Awaitable[asyncio.Server]], sock: socket.socket
+) -> asyncio.Server:
+    """Serve a listener.  Event loops set its backlog to what they accept per turn, so it is set back."""
+    server = await create(sock=sock.dup(), backlog=AT_ONCE)
+    sock.listen(BACKLOG)
+    return server
 
 
 def run_scheduler(
@@ -329,13 +338,9 @@ async def _listen_unix(
         "pickup": guarded(control.pickup, core.log),
     }
     for name, handler in handlers.items():
-        sock = sockets.unix[name]
-        running.servers.append(await asyncio.start_unix_server(handler, sock=sock.dup(), backlog=AT_ONCE))
-        sock.listen(BACKLOG)
+        running.servers.append(await _accept(partial(asyncio.start_unix_server, handler), sockets.unix[name]))
     for name, factory in (("submit", submit.factory), ("qmgr", link.factory)):
-        sock = sockets.unix[name]
-        running.servers.append(await loop.create_unix_server(factory, sock=sock.dup(), backlog=AT_ONCE))
-        sock.listen(BACKLOG)
+        running.servers.append(await _accept(partial(loop.create_unix_server, factory), sockets.unix[name]))
 
 
 def _background(core: Core, work: Awaitable[None]) -> asyncio.Task[None]:
