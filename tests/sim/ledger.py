@@ -61,8 +61,11 @@ class Report:
 class Ledger:
     """One run."""
 
-    def __init__(self, plan: Plan, now: Callable[[], float], wall: Callable[[], float]) -> None:
-        self.plan, self.now, self.wall = plan, now, wall
+    def __init__(
+        self, plan: Plan, now: Callable[[], float], wall: Callable[[], float], blocked: list[tuple[float, float]]
+    ) -> None:
+        """blocked: when nobody could do anything, and for how many seconds (tests/sim/loop.py)."""
+        self.plan, self.now, self.wall, self.blocked = plan, now, wall, blocked
         self.attempts: dict[str, Attempt] = {}
         self.deliveries: dict[tuple[str, str], list[Delivery]] = defaultdict(list)
         self.reports: dict[tuple[str, str, str], dict[str, Report]] = defaultdict(dict)  # (attempt, recipient, action)
@@ -225,6 +228,7 @@ class Ledger:
             return True
         for when, kind in self.crashes:
             later = when - delivery.at
+            later -= sum(seconds for start, seconds in self.blocked if delivery.at <= start < when)
             if later < -delivery.instant:
                 continue
             if later <= (WINDOW if kind == "cut" else delivery.instant):

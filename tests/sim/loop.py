@@ -23,12 +23,14 @@ class SimLoop(asyncio.BaseEventLoop):
         self._time = 0.0
         self._clock_resolution = 0.0
         self.turns = 0
+        self.blocked: list[tuple[float, float]] = []  # when, and for how many seconds
 
     def time(self) -> float:
         return self._time
 
     def pass_time(self, seconds: float) -> None:
-        """Somebody blocked so long."""
+        """Somebody blocked so long.  Here that stops everybody, while a thread would have stopped by itself."""
+        self.blocked.append((self._time, seconds))
         self._time += seconds
 
     def _write_to_self(self) -> None:

@@ -44,6 +44,10 @@ def test_every_rule_holds_over_a_few_seeds_and_every_kind_of_fault_happens() -> 
     assert counts["kill in flight"] * 4 > counts["kill"]
 
 
+def test_a_thread_that_waits_for_a_lock_is_not_held_against_the_delivery_before_it() -> None:
+    assert play(make(17190)).wrong == []
+
+
 @pytest.mark.parametrize("mistake", [broken.no_fsync, broken.mark_after_unlink, broken.rename_after_fsync])
 def test_a_broken_store_is_found(mistake: Callable[[], AbstractContextManager[None]]) -> None:
     with mistake():

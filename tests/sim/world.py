@@ -126,7 +126,7 @@ class Run:
         self.disks = {"spool": self._disk("spool", 1)}
         self.disks["home"] = self._disk("home", 2) if plan.separate_home else self.disks["spool"]
         self.machine = Machine(self.disks, self.clock.now)
-        self.ledger = Ledger(plan, self.loop.time, self.clock.now)
+        self.ledger = Ledger(plan, self.loop.time, self.clock.now, self.loop.blocked)
         self.ledger.lifetime = LIFETIME
         self.disks["home"].flushed = self.ledger.flushed
         self.scripts = scripts_of(plan)
