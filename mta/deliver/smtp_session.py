@@ -79,7 +79,7 @@ class Session(asyncio.Protocol):
         self.deadline = NEVER
         self._seen = 0
         self._fate: Callable[[Fate], None] | None = None
-        self._busy = False  # a handshake or a message is under way
+        self._busy = True  # a handshake or a message is under way, the first from the moment the connection stands
         self._body_wanted = False
         self._tls_wanted = False
         self._prepared: bytes | None = None
@@ -89,7 +89,6 @@ class Session(asyncio.Protocol):
 
     async def open(self, context: ssl.SSLContext | None) -> Failure | None:
         """Wait for greeting and EHLO, start TLS when the dialogue asks for it; None: ready for a message."""
-        self._busy = True
         self._arm()
         try:
             while self._failure is None and self._busy:

@@ -5,6 +5,7 @@ import errno
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -127,6 +128,24 @@ async def test_how_a_conversation_ends_is_told_in_postfix_words(world: World, st
     (result,) = await lab.deliver(f"[127.0.0.1]:{peer.port}", ["x@dst.test"])
     assert result.text == text.replace(" PEER", " 127.0.0.1[127.0.0.1]")
     assert result.reply.is_temporary and result.site_failed
+
+
+async def test_what_a_server_says_before_the_connection_is_looked_at_is_told(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """uvloop reads before it wakes whoever made the connection."""
+    peer = await world.peer(["600 what?\\r\\n", {"hang": True}])
+    lab = world.plain()
+    connect = lab.connector.connect
+
+    async def late(*args: Any, **options: Any) -> Any:
+        made = await connect(*args, **options)
+        await until(made[0].is_closing)
+        return made
+
+    monkeypatch.setattr(lab.connector, "connect", late)
+    (result,) = await lab.deliver(f"[127.0.0.1]:{peer.port}", ["x@dst.test"])
+    assert brief(result).startswith("451 4.5.0 protocol error from 127.0.0.1[127.0.0.1]")
 
 
 async def test_a_dead_mx_is_passed_over_for_the_next(world: World) -> None:
