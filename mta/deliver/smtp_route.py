@@ -31,6 +31,7 @@ from mta.dns.mx import (
     order,
 )
 from mta.dns.resolver import HostsFile, Resolver
+from mta.dns.system import is_address
 from mta.maillog.maillog import Maillog
 from mta.smtp.reply import Reply
 
@@ -139,6 +140,11 @@ class Router:
         return found
 
     async def _addresses(self, record: MX) -> list[str] | Reply:
+        """Against RFC 5321 s5.1 some domains name an address; Postfix sends there, and so their mail arrives."""
+        if is_address(record.host):
+            if (6 if ":" in record.host else 4) in self._resolver.families:
+                return [record.host]
+            return lookup_failure(DnsNoData(record.host, "A"))
         try:
             return await self._resolver.addresses(record.host, hosts=self._mx_hosts)
         except DnsError as error:

@@ -230,7 +230,7 @@ def _values(rrset: dns.rrset.RRset, *, cut: bool) -> Found:
     for rdata in rrset:
         if isinstance(rdata, dns.rdtypes.ANY.MX.MX):
             host = _host(rdata.exchange)
-            if not host or is_host(host):
+            if not host or is_host(host) or is_address(host):  # an address stands for itself, as in Postfix
                 records.append(MX(rdata.preference, host))
             else:
                 unusable = True

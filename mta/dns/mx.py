@@ -47,7 +47,7 @@ class DnsNoData(DnsError):
 
 @dataclass(frozen=True, slots=True)
 class MX:
-    """preference: the lower the better.  host: lower case, no final dot; "" for the root (null MX)."""
+    """preference: the lower the better.  host: lower case, no final dot, or an address; "" for the root (null MX)."""
 
     preference: int
     host: str

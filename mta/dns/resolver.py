@@ -89,7 +89,7 @@ class Resolver:
     async def mx(self, domain: str) -> MXAnswer:
         """MX records, best first, at most MAX_RECORDS.  DnsNoData: the domain has none, its address counts instead.
 
-        A record that names no host (an IP address) is left out, so the answer may be empty.
+        A record that can name no host is left out, so the answer may be empty.
         """
         found = await self._lookup(domain, "MX")
         if not isinstance(found, MXAnswer):

@@ -6,6 +6,7 @@ defer_if_permit), and a block list that does not answer blocks nobody, as in Pos
 
 
 from mta.dns.mx import DnsError, DnsNoData, DnsNotFound
+from mta.dns.system import is_address
 from mta.lookup.cidr import parse_address
 from mta.smtpd.access import AccessTable
 from mta.smtpd.restrict_core import HELO, RECIPIENT, SENDER, Ask, Check, Status
@@ -143,7 +144,7 @@ async def judge_hosts(table: AccessTable, ask: Ask, domain: str, which: str, nam
         if status:
             return status
         try:
-            addresses = await ask.tools.dns.addresses(host, (4, 6))
+            addresses = [host] if is_address(host) else await ask.tools.dns.addresses(host, (4, 6))
         except DnsError:
             continue
         for address in addresses:

@@ -51,6 +51,7 @@ class Zone:
 
     def __init__(self) -> None:
         self.domains = {"good.example": "mx.good.example", "c.example": "c.example", "null.example": ""}
+        self.domains["literal.example"] = "203.0.113.9"
         self.hosts = {"mx.good.example": ["203.0.113.9"], "4.3.2.1.bl.example": ["127.0.0.2"]}
         self.hosts["bad.example.dbl.example"] = ["127.0.0.2"]
 

@@ -78,9 +78,11 @@ async def test_null_mx_is_told_and_ignored_beside_others(net: Net) -> None:
     assert await net.resolver.exists("null.test")
 
 
-async def test_mx_that_is_an_address_names_no_host(net: Net) -> None:
+async def test_mx_that_can_be_no_host_is_left_out(net: Net) -> None:
+    net.server.add("blank.test", "MX", "10 mx\\032one.blank.test.")
+    assert (await net.resolver.mx("blank.test")).records == ()
     net.server.add("lit.test", "MX", "10 192.0.2.1.")
-    assert (await net.resolver.mx("lit.test")).records == ()
+    assert (await net.resolver.mx("lit.test")).records == (MX(10, "192.0.2.1"),)
 
 
 async def test_nxdomain_and_nodata_are_different_answers(net: Net) -> None:

@@ -272,6 +272,7 @@ async def test_words_of_a_list(word: str, kind: str, text: str) -> None:
         ),
         ("check_sender_access inline:{{<>=REJECT nulls}}", "", "554 5.7.1 {}: nulls"),
         ("check_sender_mx_access cidr:{{203.0.113.0/24 REJECT}}", "a@good.example", "554 5.7.1 {}: Access denied"),
+        ("check_sender_mx_access inline:{{203.0.113=REJECT}}", "a@literal.example", "554 5.7.1 {}: Access denied"),
         ("inline:{{c.example=REJECT bare}}", "s@c.example", "554 5.7.1 {}: bare"),
     ],
 )

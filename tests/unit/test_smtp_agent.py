@@ -161,6 +161,18 @@ async def test_a_dead_mx_is_passed_over_for_the_next(world: World) -> None:
     assert result.text == "connect to mx2.dst.test[127.0.0.3]:2525: Connection refused"
 
 
+async def test_an_mx_that_is_an_address_is_reached_as_postfix_reaches_it(world: World) -> None:
+    peer = await world.peer()
+    world.dns.add("dst.test", "MX", "10 127.0.0.2.")
+    lab = world.plain()
+    lab.ports[("127.0.0.2", 2525)] = peer.port
+    (result,) = await lab.deliver("dst.test:2525", ["x@dst.test"])
+    assert result.text == "connect to 127.0.0.2[127.0.0.2]:2525: Connection refused"  # the peer listens on 127.0.0.1
+    lab.resolver.families = (6,)
+    (result,) = await lab.deliver("dst.test:2525", ["x@dst.test"])
+    assert brief(result).endswith("for name=127.0.0.2 type=A: Host found but no data record of requested type")
+
+
 async def on_addresses(world: World, steps: dict[str, list[Step]], lab: Lab) -> dict[str, Peer]:
     """A peer on each loopback address, reached at port 25."""
     peers = {}
@@ -219,7 +231,8 @@ async def test_at_most_so_many_sessions_are_tried(world: World) -> None:
         ("slow.test", "451 4.4.3 "), ("refused.test", "451 4.4.3 "), ("cnameloop.test", "451 4.4.3 "),
         ("nothing.test", "550 5.4.4 Host or domain name not found. Name service error for name=nothing.test "
                          "type=AAAA: Host found but no data record of requested type"),
-        ("danglingmx.test", "550 5.4.4 "), ("sickmx.test", "451 4.4.3 "), ("literal.test", "451 4.4.4 "),
+        ("danglingmx.test", "550 5.4.4 "), ("sickmx.test", "451 4.4.3 "), ("blank.test", "451 4.4.4 "),
+        ("literalself.test", "554 5.4.6 "),
         ("selfip.test", "554 5.4.6 mail for selfip.test loops back to myself"),
         ("loop4.test", "554 5.4.6 "), ("loop6.test", "554 5.4.6 "), ("zero.test", "554 5.4.6 "),
         ("aself.test", "554 5.4.6 "),
@@ -241,7 +254,8 @@ async def test_what_dns_says_decides_between_later_and_never(world: World, domai
     dns.add("danglingmx.test", "MX", "10 nx.test.")
     dns.add("sickmx.test", "MX", "10 fail2.test.", "20 nx.test.")
     dns.rcode("fail2.test", "SERVFAIL")
-    dns.add("literal.test", "MX", "10 192.0.2.1.")
+    dns.add("blank.test", "MX", "10 mx\\032one.test.")
+    dns.add("literalself.test", "MX", "10 192.0.2.1.")
     dns.add("client.test", "A", "192.0.2.1")
     dns.add("selfip.test", "MX", "10 mx.selfip.test.")
     dns.add("mx.selfip.test", "A", "192.0.2.1")
@@ -250,9 +264,9 @@ async def test_what_dns_says_decides_between_later_and_never(world: World, domai
         dns.add(f"mx.{name}.test", kind, address)
     dns.add("aself.test", "A", "192.0.2.1")
     dns.add("backup.test", "MX", "10 nx.test.", "20 client.test.")
-    dns.add("typo.test", "MX", "10 192.0.2.77.", "20 nx.test.")  # meant as a host, but nobody can tell
-    dns.add("typoandself.test", "MX", "10 192.0.2.77.", "20 client.test.")
-    dns.add("typoandnull.test", "MX", "0 .", "10 192.0.2.77.")
+    dns.add("typo.test", "MX", "10 mx\\032one.test.", "20 nx.test.")  # meant as a host, but nobody can tell
+    dns.add("typoandself.test", "MX", "10 mx\\032one.test.", "20 client.test.")
+    dns.add("typoandnull.test", "MX", "0 .", "10 mx\\032one.test.")
     lab = own_lab(world)
     (result,) = await lab.deliver(domain, ["x@dst.test"])
     assert brief(result).startswith(expected)
