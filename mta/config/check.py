@@ -30,6 +30,7 @@ _STOPS_RELAYING = {"reject_unauth_destination", "defer_unauth_destination", "rej
 _NOTICES = {"bounce", "2bounce", "delay"}  # classes of notify_classes that mta/bounce sends
 _NO_ARGUMENTS = ("smtpd", "smtp", "lmtp", "local", "error", "discard", "pickup", "cleanup", "qmgr", "trivial-rewrite",
                  "bounce", "showq", "anvil")  # fmt: skip
+_FLAGS = re.compile(r"(?i:flags=)[DORX]*")  # of smtp(8) and lmtp(8): headers for final delivery, and "delivered"
 _NOT_SERVED = ("postscreen", "qmqpd")  # commands of inet services that we do not have
 
 
@@ -178,8 +179,12 @@ def _service(config: Config, service: Service, used: set[str]) -> Iterator[Probl
     if service.type == "inet" and service.command in _NOT_SERVED:
         text = f"{where}: {service.command} is not honoured yet, nobody would answer on this port"
         yield Problem(service.file, service.line, text, True)
-    if service.args and service.command in _NO_ARGUMENTS:
-        text = (f"{where}: unexpected command-line argument: {_short(service.args[0])}; no blanks in a value of -o, "
+    flags = [arg for arg in service.args if service.command in ("smtp", "lmtp") and _FLAGS.fullmatch(arg)]
+    if any(not flag.endswith("=") for flag in flags):
+        yield Problem(service.file, service.line, f"{where}: {' '.join(flags)}: not honoured yet", False)
+    unexpected = [arg for arg in service.args if arg not in flags]
+    if unexpected and service.command in _NO_ARGUMENTS:
+        text = (f"{where}: unexpected command-line argument: {_short(unexpected[0])}; no blanks in a value of -o, "
                 "or -o { name = value }")  # fmt: skip
         yield Problem(service.file, service.line, text, True)
     if not service.overrides:

@@ -176,6 +176,25 @@ def test_words_behind_the_options_of_a_service_that_has_no_arguments_stop_the_st
     assert f": {line.split()[-1]}; " in found and "-o { name = value }" in found
 
 
+@pytest.mark.parametrize(
+    ("line", "flags"),
+    [("lmtp unix - - n - - lmtp -o disable_dns_lookups=yes flags=DRX", "flags=DRX"),
+     ("relay unix - - n - - smtp flags=O Flags=X", "flags=O Flags=X"), ("relay unix - - n - - smtp flags=", "")],
+)  # fmt: skip
+def test_flags_of_the_smtp_and_lmtp_clients_are_named_and_do_not_stop_the_start(
+    tmp_path: Path, line: str, flags: str
+) -> None:
+    service = f"{line.split()[0]}/unix"
+    expected = [f"master.cf:3: {service}: {flags}: not honoured yet"] if flags else []
+    assert problems(tmp_path, "", f"{MASTER}{line}\n") == expected
+
+
+@pytest.mark.parametrize("argument", ["flags=Q", "flags=d", "flag=D"])
+def test_flags_that_postfix_does_not_know_stop_the_start(tmp_path: Path, argument: str) -> None:
+    found = problems(tmp_path, "", f"{MASTER}relay unix - - n - - smtp flags=D {argument}\n")[-1]
+    assert found.startswith(f"! master.cf:3: relay/unix: unexpected command-line argument: {argument}; ")
+
+
 @pytest.mark.parametrize("value", ["localhost", "127.0.0.1:99999", "192.0.2.1, [::1]x", "[::1"])
 def test_a_name_server_that_is_no_address_stops_the_start(tmp_path: Path, value: str) -> None:
     (found,) = problems(tmp_path, f"\ndns_servers = {value}\n")
