@@ -92,7 +92,7 @@ def _flags(letters: str, *, posix: bool) -> int:
     if posix and "m" in on:
         on.discard("s")  # REG_NEWLINE: "." does not match a newline
     values = {"i": re.IGNORECASE, "m": re.MULTILINE, "s": re.DOTALL, "x": re.VERBOSE}
-    return sum(values[letter] for letter in on)
+    return re.ASCII | sum(values[letter] for letter in on)  # there a character beyond is octets, and no letter
 
 
 def _posix(source: str) -> str:

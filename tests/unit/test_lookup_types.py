@@ -114,6 +114,22 @@ async def test_pcre_flags_and_substitution(rule: str, key: str, value: str | Non
     assert await open_table(f"pcre:{{ {{{rule}}} }}", World().context).get(key) == value
 
 
+@pytest.mark.parametrize("kind", ["regexp", "pcre"])
+@pytest.mark.parametrize(
+    ("rule", "key", "value"),
+    [
+        (r"/[^\w.@-]/ not ASCII", "jos\u00e9@d.x", "not ASCII"),
+        (r"/^\w+$/ r", "jos\u00e9", None),
+        (r"/a\sb/ r", "a\u00a0b", None),
+        ("/^postmaster@k/ r", "postma\u017fter@\u212a", None),
+        ("/\u00e9/ r", "\u00c9", None),
+        ("/\u00e9/ r", "\u00e9", "r"),
+    ],
+)
+async def test_letters_blanks_and_cases_are_those_of_ascii(kind: str, rule: str, key: str, value: str | None) -> None:
+    assert await open_table(f"{kind}:{{ {{{rule}}} }}", World().context).get(key) == value
+
+
 @pytest.mark.parametrize(
     ("pattern", "yes", "no"),
     [
