@@ -76,10 +76,12 @@ def _parse(text: str, *, condition: bool, posix: bool) -> _Pattern:
         raise ValueError('regexp option "U" with $number is not supported')
     if groups and negated:
         raise ValueError("$number found in negative match replacement text")
-    if any(n > regex.groups for n in groups):
-        raise ValueError(f'out of range replacement index "{max(groups)}"')
-    if re.search(r"\$(?![$\d{(])", result.replace("$$", "")):
+    if wrong := [n for n in groups if not 0 < n <= regex.groups]:
+        raise ValueError(f'out of range replacement index "{max(wrong)}"')
+    if "$" in _SUBSTITUTION.sub("", result):
         raise ValueError("bad replacement syntax")
+    if negated:
+        return _Pattern(regex, result.replace("$$", "$"), negated, False)
     return _Pattern(regex, result, negated, "$" in result)
 
 

@@ -97,6 +97,7 @@ async def test_a_table_of_rules_that_begins_with_a_continuation_loses_only_that_
         ("!!/a/ r", "a", "r"),
         ("/(?P<n>a)(b)/ $2$1", "ab", "ba"),
         ("/a/ cost $$1", "a", "cost $1"),
+        ("!/b/ cost $$1", "a", "cost $1"),
         ("/b/A r", "ab", None),
         ("/a|b/A r", "ba", "r"),
         ("/(a)b/EX $1", "ab", "a"),
@@ -128,6 +129,13 @@ async def test_pcre_flags_and_substitution(rule: str, key: str, value: str | Non
 )
 async def test_letters_blanks_and_cases_are_those_of_ascii(kind: str, rule: str, key: str, value: str | None) -> None:
     assert await open_table(f"{kind}:{{ {{{rule}}} }}", World().context).get(key) == value
+
+
+@pytest.mark.parametrize("kind", ["regexp", "pcre"])
+async def test_a_rule_with_dollar_0_is_skipped(kind: str) -> None:
+    world = World()
+    assert await open_table(f"{kind}:{{ {{/a/ $0}} {{/a/ r}} }}", world.context).get("a") == "r"
+    assert world.log.lines == [f'{kind} map {kind}, line 1: out of range replacement index "0": skipping this rule']
 
 
 @pytest.mark.parametrize(
