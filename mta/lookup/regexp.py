@@ -27,6 +27,7 @@ _CLASSES = {
 _QUANTIFIERS = "*+?"
 _POSIX_ESCAPES = {"<": r"\b(?=\w)", ">": r"\b(?<=\w)", "`": r"\A", "'": r"\Z"}
 _PCRE_ESCAPES = {"z": r"\Z", "h": r"[ \t]", "N": r"[^\n]"}
+_INTERVAL = re.compile(r"\{(?:[0-9]+(?:,[0-9]*)?|,[0-9]+)\}")
 _SUBSTITUTION = re.compile(r"\$(?:(\$)|(\d+)|\{(\d+)\}|\((\d+)\))")
 
 
@@ -120,6 +121,10 @@ def _translated(source: str, *, posix: bool) -> str:
         elif posix and source[i] in _QUANTIFIERS:
             run = source[i : len(source) - len(source[i:].lstrip(_QUANTIFIERS))]
             text, i = (run[0] if len(set(run)) == 1 else "*"), i + len(run)
+        elif posix and source.startswith("(?", i):
+            raise ValueError("Invalid preceding regular expression")
+        elif posix and source[i] == "{" and not _INTERVAL.match(source, i):
+            raise ValueError("Invalid content of \\{\\}")
         elif not posix and re.match(r"\(\?<[^=!]", source[i:]):
             text, i = "(?P<", i + 3
         else:

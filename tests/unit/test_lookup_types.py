@@ -139,6 +139,20 @@ async def test_a_rule_with_dollar_0_is_skipped(kind: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "rule",
+    [
+        *("/^(?!.*@good.example)/ REJECT", "/(?:x)/ REJECT", "/(?i)x/ REJECT", "/x{/ REJECT", "/x{a}?/ REJECT"),
+        *("/(x)/ ${1 REJECT", "/(x)/ $(1 REJECT", "/x/ $x"),
+    ],
+)
+async def test_a_rule_that_posix_does_not_know_is_skipped(tmp_path: Path, rule: str) -> None:
+    (tmp_path / "re").write_text(f"{rule}\n/x/ r\n")
+    world = World()
+    assert await open_table(f"regexp:{tmp_path}/re", world.context).get("x@bad.example") == "r"
+    assert len(world.log.lines) == 1 and world.log.lines[0].endswith(": skipping this rule")
+
+
+@pytest.mark.parametrize(
     ("pattern", "yes", "no"),
     [
         (r"\d+|a", "a", "1"),
