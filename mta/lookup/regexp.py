@@ -127,6 +127,8 @@ def _translated(source: str, *, posix: bool) -> str:
             raise ValueError("Invalid content of \\{\\}")
         elif not posix and re.match(r"\(\?<[^=!]", source[i:]):
             text, i = "(?P<", i + 3
+        elif not posix and source.startswith("{,", i):
+            text, i = r"\{", i + 1
         else:
             text, i = source[i], i + 1
         out += text
