@@ -69,7 +69,8 @@ def _parse(text: str, *, condition: bool, posix: bool) -> _Pattern:
     flags, _, result = re.sub(r"\s", " ", text[i + 1 :], count=1).partition(" ")
     result = result.strip()
     ungreedy = not posix and flags.count("U") % 2 == 1
-    regex = re.compile(_posix(source) if posix else _pcre(source, anchored="A" in flags), _flags(flags, posix=posix))
+    values = _flags(flags, posix=posix)
+    regex = re.compile(_posix(source) if posix else _pcre(source, values, anchored="A" in flags), values)
     if condition:
         return _Pattern(regex, result, negated, False)
     groups = [int(m[2] or m[3] or m[4]) for m in _SUBSTITUTION.finditer(result) if not m[1]]
@@ -103,15 +104,20 @@ def _posix(source: str) -> str:
     return _translated(source, posix=True)
 
 
-def _pcre(source: str, *, anchored: bool) -> str:
+def _pcre(source: str, flags: int, *, anchored: bool) -> str:
     """Translate what Perl's expressions have and Python's lack."""
     literal = re.sub(r"(?s)((?:\\[^Q]|[^\\])*)\\Q(.*?)(?:\\E|$)", lambda m: m[1] + re.escape(m[2]), source)
-    text = _translated(literal, posix=False)
+    on = ("i" if flags & re.IGNORECASE else "") + ("s" if flags & re.DOTALL else "")
+    text = _translated(literal, posix=False, on=on)
     return rf"\A(?:{text})" if anchored else text
 
 
-def _translated(source: str, *, posix: bool) -> str:
-    """Rewrite bracket expressions, escapes and quantifiers that mean something else to `re`."""
+def _translated(source: str, *, posix: bool, on: str = "") -> str:
+    """Rewrite bracket expressions, escapes and quantifiers that mean something else to `re`.
+
+    on: flags of the whole expression; switching them on in its middle, which `re` refuses, changes nothing.
+    """
+    again = re.compile(rf"\(\?[{on}]+\)") if on and not re.search(r"\(\?[a-z]*-", source) else None
     out, i = "", 0
     while i < len(source):
         if source[i] == "\\" and i + 1 < len(source):
@@ -127,6 +133,8 @@ def _translated(source: str, *, posix: bool) -> str:
             raise ValueError("Invalid content of \\{\\}")
         elif not posix and re.match(r"\(\?<[^=!]", source[i:]):
             text, i = "(?P<", i + 3
+        elif again and (option := again.match(source, i)):
+            text, i = "", option.end()
         elif not posix and source.startswith("{,", i):
             text, i = r"\{", i + 1
         else:

@@ -98,6 +98,11 @@ async def test_a_table_of_rules_that_begins_with_a_continuation_loses_only_that_
         ("/(?P<n>a)(b)/ $2$1", "ab", "ba"),
         ("/a/ cost $$1", "a", "cost $1"),
         ("!/b/ cost $$1", "a", "cost $1"),
+        ("/^(?i)a(?is)b.c/ r", "AB\nC", "r"),
+        ("/^[(?i)]+$/ r", "?i)", "r"),
+        ("/(?-i:a(?i)b)/ r", "ab", None),  # skipped
+        ("/(?i:^x|^y(?i))z/ r", "Xz", "r"),
+        ("/(?i)ab/i r", "AB", "r"),
         ("/^a{,2}$/ r", "a", None),
         ("/^a{,2}$/ r", "a{,2}", "r"),
         ("/^[{,2}]$/ r", "{", "r"),
