@@ -2,7 +2,7 @@
 
 What differs from the originals: POSIX's leftmost-longest rule (here the first alternative that fits wins, which
 matters for results only, hardly ever for whether there is a match), basic expressions (flag x of regexp), and
-what `re` cannot say, such as recursion; a rule that uses one of these is skipped with a warning.
+what `re` cannot say, such as recursion or (?-i) in the middle; a rule that uses one of these is skipped with a warning.
 """
 
 import contextlib
