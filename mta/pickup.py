@@ -17,6 +17,7 @@ from mta.lookup.table import TableError
 from mta.maillog.maillog import Maillog
 from mta.message import HeaderScanner
 from mta.queue.api import Draft, Parent, QueueError, QueueStore
+from mta.queue.maildrop_rules import is_done
 from mta.queue.queue_reader import DamagedError, QueueFile
 from mta.queue.store_maildrop import MaildropFile
 from mta.record import dataclass
@@ -138,6 +139,10 @@ class Pickup:
             if not await self._permitted(file):
                 return False
             found = await file.read(requeued=file.owner == self._owner_uid)
+            if is_done(found.envelope):  # it was put on hold while it was delivered, and requeued from there
+                await self._store.remove_maildrop(file)
+                self._log.write("pickup", f"{name}: removed: requeued, and done for all recipients")
+                return True
             child = await self._copy(file, found)
             try:
                 await self._store.remove_maildrop(file)

@@ -24,11 +24,17 @@ def file_limit(message_size_limit: int) -> int:
 def envelope_of(read_at: ReadAt, *, requeued: bool = False) -> QueueFile:
     """Decode a file and check what is checked of anybody's; DamagedError when it can never be queued.
 
-    requeued: it was in the queue before, so it was not too much to take in.
+    requeued: it was in the queue before, so it was not too much to take in, and may have been delivered since.
     """
     found = decode(read_at, 0 if requeued else MAX_RECORDS)
-    check(found.envelope, 0 if requeued else MAX_RECIPIENTS)
+    if not (requeued and is_done(found.envelope)):
+        check(found.envelope, 0 if requeued else MAX_RECIPIENTS)
     return found
+
+
+def is_done(envelope: Envelope) -> bool:
+    """Had it recipients, and is nothing left to do for any of them?"""
+    return bool(envelope.recipients) and not any(r.todo for r in envelope.recipients)
 
 
 def check(envelope: Envelope, limit: int = MAX_RECIPIENTS) -> None:

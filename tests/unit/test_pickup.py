@@ -323,6 +323,22 @@ async def test_a_file_of_mail_owner_is_a_requeued_message_and_keeps_its_envelope
             assert found.envelope.arrival <= time.time()
 
 
+async def test_a_requeued_message_that_was_delivered_meanwhile_is_removed_and_a_user_s_like_it_stays(
+    world: World,
+) -> None:
+    """Put on hold during its last delivery, it is done for everybody when it is requeued."""
+    done = message().replace(record(b"R", b"bob"), record(b"D", b"bob"))
+    for owner, left in ((os.getuid(), False), (os.getuid() + 1, True)):
+        path = drop(world, done)
+        pickup = Pickup(PickupSettings(50), world.store, world.cleanup, owner, world.maillog, world.clock)
+        assert await pickup.scan() == (0 if left else 1)
+        assert path.exists() is left
+    assert await world.queued() == []
+    drop(world, message(recipients=()))
+    owners = Pickup(PickupSettings(50), world.store, world.cleanup, os.getuid(), world.maillog, world.clock)
+    assert await owners.scan() == 0, "one that never had any is no message"
+
+
 @pytest.mark.parametrize(("hops", "pad", "returned"), [(49, 0, False), (50, 0, True), (50, 1000, True)])
 async def test_hops_are_counted_to_the_end_of_the_header(hops: int, pad: int, returned: bool, world: World) -> None:
     """Also when the header is longer than one piece, or all there is."""
