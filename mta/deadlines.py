@@ -5,10 +5,14 @@ later time.  The timer stands at the earliest deadline that was known when it wa
 is late and sets itself to the earliest of the others.
 
 State: who is watched, and when the timer will look.  One Deadlines per listener or agent, of one loop.  Whoever is late
-is called in a turn of its own, so a bug in one takes no deadline from the others.
+is called in a turn of its own, so a bug in one takes no deadline from the others; and not in the first one: a process
+that was stopped (SIGSTOP, docker pause) finds that the time is over together with what has come meanwhile, and uvloop
+looks at timers before sockets.
 """
 
 import asyncio
+from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 from mta.clock import Clock
@@ -58,7 +62,11 @@ class Deadlines:
         nearest = NEVER
         for who in self._watched:
             if who.deadline <= now:
-                self._clock.call_later(0.0, who.expired)
+                self._clock.call_later(0.0, partial(self._next_turn, who.expired))
             elif who.deadline < nearest:
                 nearest = who.deadline
         self.earlier(nearest)
+
+    def _next_turn(self, tell: Callable[[], None]) -> None:
+        """Between two turns the loop reads its sockets."""
+        self._clock.call_later(0.0, tell)

@@ -260,6 +260,23 @@ def test_a_delivery_that_does_not_end_is_given_back_and_the_success_of_others_re
         assert "Traceback" not in system.log_text()
 
 
+def test_a_reply_that_came_while_the_scheduler_stood_still_counts_though_its_time_is_over() -> None:
+    """Stopped (SIGSTOP, docker pause, a machine that sleeps) it finds the 250 and the end of its patience together."""
+    sink = SlowSink(1.0)
+    with started(relayhost=f"[127.0.0.1]:{sink.port}", smtp_data_done_timeout="2s") as system:
+        with Client(system.port) as client:
+            client.send("a@elsewhere.example", f"b@{DOMAIN}")
+        assert sink.in_data.wait(30)
+        scheduler = system.scheduler
+        os.kill(scheduler, signal.SIGSTOP)
+        until(lambda: sink.received == 1, "the reply")
+        time.sleep(2.0)
+        os.kill(scheduler, signal.SIGCONT)
+        until(lambda: "status=" in system.log_text(), "a result")
+        assert "status=sent (250 2.0.0 fine)" in system.log_text(), "and not deferred (timed out)"
+    sink.close()
+
+
 # -- figures --------------------------------------------------------------------------------------
 
 
