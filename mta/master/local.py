@@ -139,10 +139,12 @@ def serve(
     *,
     max_idle: float | None = None,
     notify: Notify | None = None,
+    before: tuple[Config, User | None] | None = None,
 ) -> int:
     """Serve until the doorway ends, SIGTERM, or max_idle seconds without a request; returns the exit status.
 
-    notify: of a service manager that watches this very process.
+    notify: of a service manager that watches this very process.  before: what the mail system was started with, for
+    the log while main.cf is broken, in which each delivery says what is wrong.
     """
     clock = Clock()
     users = UserDb(InlineWorker(), clock)
@@ -150,8 +152,10 @@ def serve(
         config = load(directory, overrides=overrides)
         owner = find_owner(config, users.now)
     except (ConfigError, OwnerProblemError) as broken:
-        print(broken, file=sys.stderr)
-        return EX_CONFIG
+        if before is None:
+            print(broken, file=sys.stderr)
+            return EX_CONFIG
+        config, owner = before
     settings = config.fill(MaillogSettings)
     log = Maillog(settings, clock, log_sink(settings, owner))
     doorway = opening(log.reopen)
@@ -175,7 +179,9 @@ def serve(
     return 0
 
 
-def serve_channel(directory: str, overrides: Mapping[str, str], *, detach: bool) -> Callable[[socket.socket], int]:
+def serve_channel(
+    config: Config, owner: User, overrides: Mapping[str, str], *, detach: bool
+) -> Callable[[socket.socket], int]:
     """For fork_helper: a process that stays root and does nothing but keep one that serves the channel.
 
     The first process cannot fork mta-local again once it has dropped root, so this one does: when something is in
@@ -190,7 +196,10 @@ def serve_channel(directory: str, overrides: Mapping[str, str], *, detach: bool)
             signal.signal(number, signal.SIG_IGN)
 
         def serve_once() -> int:
-            return serve(directory, lambda rotate: Channel(sock, rotate), overrides, max_idle=MAX_IDLE)
+            return serve(
+                config.directory, lambda rotate: Channel(sock, rotate), overrides,
+                max_idle=MAX_IDLE, before=(config, owner),
+            )  # fmt: skip
 
         return keep(sock, serve_once, Clock())
 

@@ -267,11 +267,9 @@ def end_helper(master: Master) -> None:
 
 def become_owner(master: Master, owner: User, *, detach: bool) -> None:
     """Leave mta-local behind as root, and go on as mail_owner."""
-    directory = master.config.directory
     gc.freeze()
-    master.channel = fork_helper(
-        serve_channel(directory, master.overrides, detach=detach), partial(die_with_parent, os.getpid())
-    )
+    run = serve_channel(master.config, owner, master.overrides, detach=detach)
+    master.channel = fork_helper(run, partial(die_with_parent, os.getpid()))
     limit = master.config.seconds("command_time_limit")
     master.helper = HelperConnection(through_channel(master.channel), master.clock, limit)
     drop_privileges(owner)

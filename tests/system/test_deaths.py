@@ -75,6 +75,20 @@ def test_mta_local_is_forked_again_when_it_dies() -> None:
         until(lambda: system.all_processes() == [], "no process")
 
 
+@pytest.mark.needs_root
+def test_mta_local_says_what_is_wrong_with_a_main_cf_that_was_broken_before_it_was_forked() -> None:
+    with started(smtpd_processes="1") as system:
+        whole = (system.etc / "main.cf").read_text()
+        system.configure(hash_queue_depth="0")
+        with Client(system.port) as client:
+            client.send(USER)
+        until(lambda: "status=deferred" in system.log_text(), "the delivery is put off")
+        assert "main.cf:" in system.log_text() and "hash_queue_depth = 0: too small" in system.log_text()
+        (system.etc / "main.cf").write_text(whole)
+        system.must("flush")
+        until(lambda: delivered(system) == 1, "delivery")
+
+
 @pytest.mark.parametrize("count", ["0", "1", "2"])
 def test_when_the_first_process_dies_all_are_gone_within_a_second(count: str) -> None:
     with started(smtpd_processes=count) as system:
