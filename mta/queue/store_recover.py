@@ -7,7 +7,7 @@ In this order, because each step relies on the one before:
    such a file was promised to nobody; flush it (a kill leaves whole files that only the page cache has), then apply
    each child to its parent: marks, delay notice, maildrop file; flush; from then on it may be claimed
 3. resolve ids that exist twice, and files whose name does not fit their inode (a restored spool)
-4. move deferred files into the right hash directory; active -> incoming, or deferred and due when it has reasons
+4. move files into the right hash directory; active -> incoming, or deferred and due when it has reasons
 
 Only incoming and hold are opened here: a child is claimed after its parent's marks are durable, so one that
 reached active or deferred has been settled.  Every step may be repeated after another crash.  A file that cannot be
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from mta.queue.store import SpoolStore
 
 TOGETHER = 100  # files flushed at a time
+HASHED = (Queue.INCOMING, Queue.HOLD, Queue.DEFERRED, "defer")  # perhaps, now or before; nothing stays in active
 PLACES = (Queue.ACTIVE, Queue.INCOMING, Queue.DEFERRED, Queue.HOLD)
 
 
@@ -74,12 +75,10 @@ class Recovery:
                     self._put_off(each)
         await run(self._doubles)
         await run(self._misnamed)
-        walk = files(self._fsio, f"{self._spool.root}/deferred")
-        while await run(self._place, "deferred", walk):
-            pass
-        walk = files(self._fsio, f"{self._spool.root}/defer")
-        while await run(self._place, "defer", walk):
-            pass
+        for queue in HASHED:
+            walk = files(self._fsio, f"{self._spool.root}/{queue}")
+            while await run(self._place, queue, walk):
+                pass
         await run(self._empty_active)
 
     @contextlib.contextmanager
@@ -333,17 +332,18 @@ class Recovery:
     # -- 4 ------------------------------------------------------------------------------------------
 
     def _place(self, queue: str, walk: Iterator[os.DirEntry[str]]) -> bool:
-        """Put files of a hashed queue where their id says; also under an id that fits their inode."""
+        """Put files of a queue where their id says; deferred ones also under an id that fits their inode."""
         entries = list(islice(walk, SLICE))
         for entry in entries:
             if not ids.is_queue_id(entry.name) or not entry.is_file(follow_symlinks=False):
                 continue
             with self._logged(entry.name):
                 name, path = entry.name, entry.path
-                if queue == "deferred":
+                if queue is Queue.DEFERRED:
                     name = self._renamed(queue, name, path, entry.inode())
                     path = os.path.join(os.path.dirname(path), name)
-                if path != self._spool.path(queue, name):
+                target = self._spool.path(queue, name)
+                if path != target and not self._spool.exists(target):
                     self._spool.move(path, queue, name)
         return len(entries) == SLICE
 

@@ -308,6 +308,20 @@ async def test_files_in_the_wrong_hash_directory_are_moved(spool: Spooled) -> No
         assert await spool.store.claim(queue_id) is not None
 
 
+async def test_files_of_queues_that_were_hashed_before_are_found(spool: Spooled) -> None:
+    """hash_queue_names of a Postfix, or of another time, named them; a message there was listed, and never tried."""
+    back, held = await claimed(spool), await claimed(spool)
+    await spool.store.give_back(back)
+    await spool.store.hold(held)
+    for path in (spool.only("incoming"), spool.only("hold")):
+        deep = path.parent / path.name[0] / path.name[1]
+        deep.mkdir(parents=True)
+        path.rename(deep / path.name)
+    await spool.store.recover()
+    assert await spool.store.claim(back.queue_id) is not None
+    assert (spool.root / "hold" / held.queue_id).exists()
+
+
 async def test_recover_goes_on_when_one_file_makes_trouble(spool: Spooled) -> None:
     job, other = await claimed(spool), await claimed(spool)
     die(spool, job, other)
