@@ -65,6 +65,7 @@ class FileSink:
         self._path, self._fd = path, fd
         self._instead: SyslogSink | FileSink | None = None  # while there is no file
         self.problem = ""
+        self._torn = False  # the disk was full in the middle of a line
         if fd < 0:
             self.reopen()
 
@@ -87,10 +88,12 @@ class FileSink:
             self.reopen()
             if self._fd < 0:
                 return self._write_instead(lines)
-        data = ("\n".join(lines) + "\n").encode("utf-8", "replace")
+        data = ("\n" * self._torn + "\n".join(lines) + "\n").encode("utf-8", "replace")
         try:
             while data:
-                data = data[os.write(self._fd, data) :]
+                written = os.write(self._fd, data)
+                self._torn = data[written - 1 : written] != b"\n"
+                data = data[written:]
         except OSError:
             return False
         return True

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import re
+import resource
 from pathlib import Path
 
 import pytest
@@ -166,3 +167,20 @@ def test_a_log_that_cannot_be_opened_again_goes_on_in_the_old_file_and_says_so(t
     log.close()
     texts = [line.partition("]: ")[2] for line in (tmp_path / "old").read_text().splitlines()]
     assert texts == ["one", "warning: maillog_file cannot be opened again: Is a directory", "two"]
+
+
+def test_a_line_that_the_disk_took_in_part_is_not_run_together_with_the_next(tmp_path: Path) -> None:
+    """A limit of the file's size cuts a write off where a full disk does."""
+    path = tmp_path / "log"
+    sink = FileSink(str(path))
+    assert sink.write(["first", "second"])
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 4, before[1]))
+    try:
+        assert not sink.write(["third is lost", "fourth, too"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert sink.write(["fifth"])
+    assert sink.write(["sixth"])
+    sink.close()
+    assert path.read_text().splitlines() == ["first", "second", "thir", "fifth", "sixth"]
