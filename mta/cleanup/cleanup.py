@@ -7,6 +7,7 @@ See also: cleanup(8), mta/INTERNALS.md (commit, children)
 """
 
 from collections.abc import AsyncIterator, Callable, Iterable
+from functools import partial
 
 from mta.cleanup.headers import SENDER_HEADERS, HeaderFilter, Missing
 from mta.cleanup.intake import Intake, Plan
@@ -104,11 +105,13 @@ class Cleanup:
         extra: dict[str, str],
     ) -> Intake:
         settings = self.settings
+        rewritten = local or bool(settings.remote_header_rewrite_domain and not internal)
+        mapped = self._envelopes.header_sender or self._envelopes.header_recipient
         plan = Plan(
             missing=Missing(draft.queue_id, self._message_id, envelope.full_name, envelope.sender),
             date=date,
-            add=local or (settings.always_add_missing_headers and not internal),
-            ask=self._ask if local and (self._envelopes.header_sender or self._envelopes.header_recipient) else None,
+            add=rewritten or (settings.always_add_missing_headers and not internal),
+            ask=partial(self._ask, local=local) if rewritten and mapped else None,
             hold=hold,
             size_limit=0 if internal or origin.requeued else settings.message_size_limit,
             hop_limit=0 if origin.door in ("bounce", "pickup") else settings.hopcount_limit,
@@ -118,10 +121,10 @@ class Cleanup:
             attributes=extra,
         )
         scanner = HeaderScanner(settings.header_size_limit, mbox_line=origin.door == "smtpd")
-        if not local:
+        if not rewritten:
             return Intake(draft, plan, scanner, HeaderFilter(self._drop, None))
         if plan.ask is None:
-            complete = self._envelopes.complete
+            complete = partial(self._envelopes.complete, local=local)
             return Intake(draft, plan, scanner, HeaderFilter(self._drop, lambda _, address: complete(address)))
         header_filter = HeaderFilter(self._drop, lambda name, address: intake.answer(name, address))
         intake = Intake(draft, plan, scanner, header_filter)
@@ -148,9 +151,9 @@ class Cleanup:
             intake.abort()
             raise
 
-    async def _ask(self, name: bytes, address: str) -> str:
+    async def _ask(self, name: bytes, address: str, *, local: bool) -> str:
         maps = self._envelopes.header_sender if name in SENDER_HEADERS else self._envelopes.header_recipient
-        return await self._envelopes.canonical(maps, self._envelopes.complete(address))
+        return await self._envelopes.canonical(maps, self._envelopes.complete(address, local=local))
 
     def _note(self, text: str) -> None:
         self._log.write("cleanup", text)

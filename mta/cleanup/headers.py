@@ -1,8 +1,8 @@
 """Headers on their way in: what is dropped, counted, completed and added.
 
-Mail from elsewhere keeps its headers as they are, except that message_drop_headers go.  Local mail gets complete
-addresses in its address headers and, at the end of the header, the Message-Id, Date and From it lacks (the
-Resent- ones for a resent message), in Postfix's order.
+Mail from elsewhere keeps its headers as they are, except that message_drop_headers go.  Local mail, and with
+remote_header_rewrite_domain all new mail, gets complete addresses in its address headers and, at the end of the
+header, the Message-Id, Date and From it lacks (the Resent- ones for a resent message), in Postfix's order.
 
 See also: cleanup(8), RFC 5322 s3.6
 """

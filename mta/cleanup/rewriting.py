@@ -38,9 +38,9 @@ class EnvelopeRewriter:
         self._sender_bcc = tables(settings.sender_bcc_maps)
         self._recipient_bcc = tables(settings.recipient_bcc_maps)
 
-    def complete(self, address: str) -> str:
-        """Rewrite in the local context; "" stays the null sender."""
-        return self._rewriter.rewrite(address, local=True) if address else ""
+    def complete(self, address: str, *, local: bool = True) -> str:
+        """Rewrite, in the local context or in that of other clients' headers; "" stays the null sender."""
+        return self._rewriter.rewrite(address, local=local) if address else ""
 
     async def rewrite(self, envelope: Envelope, *, copies: bool = True) -> Envelope:
         """Return the envelope to be stored; raises TableError.

@@ -14,6 +14,7 @@ class CleanupSettings:
     hopcount_limit: int
     message_drop_headers: tuple[str, ...]
     always_add_missing_headers: bool
+    remote_header_rewrite_domain: str
     enable_long_queue_ids: bool
     detect_8bit_encoding_header: bool
     propagate_unmatched_extensions: tuple[str, ...]

@@ -18,7 +18,7 @@ REWRITING: tuple[Param, ...] = (
     items("local_header_rewrite_clients", "permit_inet_interfaces",
           "Clients whose message headers are completed and rewritten; mail from sendmail always is."),
     text("remote_header_rewrite_domain", "",
-         "Domain added to incomplete header addresses of other clients; empty: none."),
+         "Domain that completes header addresses of other clients; their headers are then rewritten too."),
     text("empty_address_recipient", "MAILER-DAEMON", "Recipient of mail addressed to the null address."),
     text("double_bounce_sender", "double-bounce", "Sender of mail whose failure must not be reported any more."),
     tables("canonical_maps", "", "Rewrites addresses in envelope and headers, after the two below."),

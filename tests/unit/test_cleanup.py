@@ -69,6 +69,24 @@ async def test_a_client_of_ours_gets_its_headers_completed(world: World) -> None
     assert message.header("From") == "From: s@s.test"
 
 
+@pytest.mark.parametrize("origin", [REMOTE, Origin("pickup", uid=1000)], ids=["smtp", "sendmail-G"])
+async def test_with_remote_header_rewrite_domain_headers_of_others_are_completed_with_it(origin: Origin) -> None:
+    maps = ("inline:{x@r.test=y@new.test}",)
+    async with World(remote_header_rewrite_domain="domain.invalid", canonical_maps=maps) as world:
+        _, message = await put(world, origin, b"From: a\nTo: b, <x@r.test>\nSubject: c\n\nbody\n", "bob")
+        assert message is not None
+        assert message.headers[1:4] == ["From: a@domain.invalid", "To: b@domain.invalid, <y@new.test>", "Subject: c"]
+        assert [h.partition(":")[0] for h in message.headers[4:]] == ["Message-Id", "Date"]
+        assert message.envelope.recipients[0].address == "bob@example.test"
+        assert message.envelope.attributes["rewrite_context"] == "remote"
+        _, message = await put(world, LOCAL, b"From: a\n\nbody\n")
+        assert message is not None
+        assert message.header("From") == "From: a@example.test"
+        _, message = await put(world, Origin("forward"), b"From: a\n\nbody\n")
+        assert message is not None
+        assert message.headers[1:] == ["From: a"]
+
+
 async def test_limits_have_their_replies() -> None:
     async with World(message_size_limit=1000, hopcount_limit=5) as world:
         assert (await put(world, REMOTE, b"X: y\n\n" + b"x" * 1000))[0] == "552 5.3.4 Error: message file too big"
