@@ -55,7 +55,7 @@ class Verifier:
     def __init__(self, config: Config, context: LookupContext) -> None:
         cleanup = config.fill(CleanupSettings)
         self._rewriter = Rewriter(config.fill(RewriterSettings), context, config.own_addresses())
-        self._mapper = AddressMapper(cleanup, self._rewriter)
+        self._mapper = AddressMapper(cleanup, self._rewriter, lambda _: None)
         self._virtual = open_tables(cleanup.virtual_alias_maps, context)
         self._aliases = open_tables(config.words("alias_maps"), context, aliases=True)
         self._listed = {kind: self._open(config, name, context) for kind, name in _TABLES.items()}

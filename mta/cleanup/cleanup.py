@@ -47,7 +47,7 @@ class Cleanup:
         self.settings = settings
         self._store, self._clock, self._log = store, clock, log
         self._local_client = local_client
-        self._envelopes = EnvelopeRewriter(settings, rewriter, tables)
+        self._envelopes = EnvelopeRewriter(settings, rewriter, tables, self._warn)
         self._drop = frozenset(name.lower().encode() for name in settings.message_drop_headers)
         self._date_second, self._date_text = -1, ""
 

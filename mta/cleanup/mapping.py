@@ -5,6 +5,7 @@ A failing table raises TableError: nothing is ever accepted with half of its ali
 See also: canonical(5), virtual(5), mta/lookup/address.py (order of keys)
 """
 
+from collections.abc import Callable
 from typing import Protocol
 
 from mta.cleanup.settings import CleanupSettings
@@ -13,6 +14,8 @@ from mta.lookup.address import ExtensionRules, find_address, split_extension
 from mta.lookup.table import Maps, TableError
 from mta.message_address import NO_DOMAIN, SLICE, parse_list
 from mta.record import dataclass
+
+CANONICAL_ROUNDS = 10  # Postfix's MAX_RECURSION of one canonical map
 
 
 class ExpansionError(TableError):
@@ -42,12 +45,13 @@ class Found:
 class AddressMapper:
     """Looks addresses up in maps and applies the result."""
 
-    def __init__(self, settings: CleanupSettings, rewriter: Rewriter) -> None:
+    def __init__(self, settings: CleanupSettings, rewriter: Rewriter, warn: Callable[[str], None]) -> None:
         self._propagate = frozenset(word.lower() for word in settings.propagate_unmatched_extensions)
         self._expansion_limit = settings.virtual_alias_expansion_limit
         self._recursion_limit = settings.virtual_alias_recursion_limit
         self._length_limit = settings.virtual_alias_address_length_limit
         self._rewriter = rewriter
+        self._warn = warn
 
     async def find(self, maps: Maps, address: str) -> Found | None:
         """Look an address up under each of its keys."""
@@ -80,10 +84,17 @@ class AddressMapper:
         return out
 
     async def replace(self, maps: Maps, address: str) -> str:
-        """Canonical mapping, one for one, not recursive."""
-        found = await self.find(maps, address)
-        results = self.results(found, address, "canonical") if found else []
-        return results[0] if results else address
+        """Canonical mapping, one for one, repeated until nothing changes, CANONICAL_ROUNDS times at most."""
+        for _ in range(CANONICAL_ROUNDS):
+            found = await self.find(maps, address)
+            results = self.results(found, address, "canonical") if found else []
+            if not results:
+                return address
+            before, address = address, results[0]
+            if address.lower() == before.lower():
+                return address
+        self._warn(f"unreasonable canonical map nesting for {address}")
+        return address
 
     async def expand(self, maps: Maps, address: str) -> list[str]:
         """Virtual aliases, recursively; an address may expand into itself once.  [address] when there is none."""

@@ -23,10 +23,12 @@ OpenTables = Callable[[tuple[str, ...]], Maps]
 class EnvelopeRewriter:
     """Holds the maps; one per Cleanup."""
 
-    def __init__(self, settings: CleanupSettings, rewriter: Rewriter, tables: OpenTables) -> None:
+    def __init__(
+        self, settings: CleanupSettings, rewriter: Rewriter, tables: OpenTables, warn: Callable[[str], None]
+    ) -> None:
         self._settings = settings
         self._rewriter = rewriter
-        self.mapper = AddressMapper(settings, rewriter)
+        self.mapper = AddressMapper(settings, rewriter, warn)
         self._virtual = tables(settings.virtual_alias_maps)
         common = tables(settings.canonical_maps)
         sender, recipient = tables(settings.sender_canonical_maps), tables(settings.recipient_canonical_maps)

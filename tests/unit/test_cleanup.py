@@ -190,6 +190,28 @@ async def test_canonical_maps_change_envelope_and_local_headers() -> None:
         assert message.envelope.recipients[0].address == "A.B@new.test"
 
 
+async def test_what_a_canonical_map_says_is_looked_up_again_until_nothing_changes() -> None:
+    async with World(
+        recipient_canonical_maps=("inline:{@old.test=@r.test, bob@r.test=carol@r.test, one@r.test=ONE@r.test}",),
+        sender_canonical_maps=("inline:{s@s.test=t@s.test, t@s.test=u@s.test}",),
+    ) as world:
+        recipients = ("bob@old.test", "dan@old.test", "one@r.test")
+        _, message = await put(world, LOCAL, b"To: <bob@old.test>\n\nbody\n", *recipients)
+        assert message is not None
+        assert message.envelope.sender == "u@s.test"
+        assert [r.address for r in message.envelope.recipients] == ["carol@r.test", "dan@r.test", "ONE@r.test"]
+        assert message.headers[1] == "To: <carol@r.test>"
+
+
+async def test_a_canonical_map_that_goes_in_circles_is_said_and_ends_after_ten_rounds() -> None:
+    async with World(recipient_canonical_maps=("inline:{a@r.test=b@r.test, b@r.test=a@r.test, x@r.test=x+y@r.test}",),
+                     recipient_delimiter="+") as world:  # fmt: skip
+        reply, message = await put(world, REMOTE, b"\nbody\n", "a@r.test", "x@r.test")
+        assert message is not None, reply
+        assert [r.address for r in message.envelope.recipients] == ["a@r.test", f"x{'+y' * 10}@r.test"]
+        assert "warning: unreasonable canonical map nesting for a@r.test" in world.log
+
+
 async def test_a_failing_table_in_headers_is_451() -> None:
     async with World(sender_canonical_maps=("fail:x",), sender_canonical_classes=("header_sender",)) as world:
         reply, _ = await put(world, LOCAL, MESSAGE)
