@@ -70,7 +70,7 @@ class EnvelopeRewriter:
             await self._add(recipients, given, address)
         for copy in dict.fromkeys(bcc):
             address = await self.canonical(self._envelope_recipient, self.complete(copy))
-            await self._add(recipients, Recipient(copy, notify=Notify.NEVER), address)
+            await self._add(recipients, Recipient(address, notify=Notify.NEVER), address)
         return envelope.readdressed(sender, recipients.kept)
 
     async def canonical(self, maps: tuple[Maps, ...], address: str) -> str:

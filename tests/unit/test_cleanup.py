@@ -304,6 +304,16 @@ async def test_automatic_copies_go_where_canonical_maps_say() -> None:
         assert [r.address for r in message.envelope.recipients] == ["bob@r.test", "keep@far.test"]
 
 
+async def test_two_automatic_copies_for_one_address_are_one() -> None:
+    canonical = ("inline:{archive@old.test=keep@new.test}",)
+    bcc = ("inline:{bob@r.test=keep@new.test}",)
+    async with World(always_bcc="archive@old.test", recipient_bcc_maps=bcc, canonical_maps=canonical) as world:
+        _, message = await put(world, REMOTE, MESSAGE)
+        assert message is not None
+        found = [(r.address, r.original) for r in message.envelope.recipients]
+        assert found == [("bob@r.test", ""), ("keep@new.test", "")]
+
+
 async def test_a_result_longer_than_the_limit_is_unreasonable() -> None:
     async with World(
         virtual_alias_maps=("inline:{ {bob@r.test=robert@far.test} }",), virtual_alias_address_length_limit=10
