@@ -70,7 +70,7 @@ class Cleanup:
         internal = origin.door in ("bounce", "forward")
         local = origin.rewrite_local or (origin.door == "smtpd" and self._local_client(origin.client_address))
         try:
-            stored = await self._envelopes.rewrite(envelope, copies=not internal)
+            stored = await self._envelopes.rewrite(envelope, copies=not internal, smtp=origin.door == "smtpd")
         except TableError as error:
             self._log.warning("cleanup", f"{error}; message not accepted, try again later")
             raise LookupFailedError("address rewriting") from error

@@ -44,9 +44,10 @@ class EnvelopeRewriter:
         """Rewrite, in the local context or in that of other clients' headers; "" stays the null sender."""
         return self._rewriter.rewrite(address, local=local) if address else ""
 
-    async def rewrite(self, envelope: Envelope, *, copies: bool = True) -> Envelope:
+    async def rewrite(self, envelope: Envelope, *, copies: bool = True, smtp: bool = False) -> Envelope:
         """Return the envelope to be stored; raises TableError.
 
+        smtp: the ORCPT that a recipient lacks is what stood in RCPT (RFC 3461 s5.2.1), else its canonical address.
         copies: with automatic BCC recipients, which only new mail gets (postconf(5) always_bcc): a copy of what
         is forwarded or returned would be a second one, or go round for ever.
         """
@@ -67,10 +68,10 @@ class EnvelopeRewriter:
                 address = await self.canonical(self._envelope_recipient, address)
             if copies and self._recipient_bcc:
                 bcc += await self._bcc(self._recipient_bcc, address)
-            await self._add(recipients, given, address)
+            await self._add(recipients, given, address, given.address if smtp else address)
         for copy in dict.fromkeys(bcc):
             address = await self.canonical(self._envelope_recipient, self.complete(copy))
-            await self._add(recipients, Recipient(address, notify=Notify.NEVER), address)
+            await self._add(recipients, Recipient(address, notify=Notify.NEVER), address, address)
         return envelope.readdressed(sender, recipients.kept)
 
     async def canonical(self, maps: tuple[Maps, ...], address: str) -> str:
@@ -83,10 +84,10 @@ class EnvelopeRewriter:
         found = await self.mapper.find(maps, address)
         return self.mapper.results(found, address, "bcc")[:1] if found else []
 
-    async def _add(self, recipients: "_Recipients", given: Recipient, address: str) -> None:
+    async def _add(self, recipients: "_Recipients", given: Recipient, address: str, said: str) -> None:
         finals = await self.mapper.expand(self._virtual, address) if self._virtual else (address,)
         original = given.original or given.address
-        orcpt = given.dsn_orig_rcpt or f"{'rfc822' if address.isascii() else 'utf-8'};{quote(address)}"
+        orcpt = given.dsn_orig_rcpt or f"{'rfc822' if said.isascii() else 'utf-8'};{quote(said)}"
         for final in finals:
             recipients.add(final, original, orcpt, given.notify)
 

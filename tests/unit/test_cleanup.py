@@ -314,6 +314,14 @@ async def test_two_automatic_copies_for_one_address_are_one() -> None:
         assert found == [("bob@r.test", ""), ("keep@new.test", "")]
 
 
+async def test_the_original_recipient_of_smtp_is_what_the_client_said() -> None:
+    async with World(recipient_canonical_maps=("inline:{bob@r.test=carol@new.test}",)) as world:
+        for origin, said in ((REMOTE, "bob@r.test"), (LOCAL, "carol@new.test")):
+            _, message = await put(world, origin, MESSAGE)
+            assert message is not None
+            assert message.envelope.recipients[0].dsn_orig_rcpt == f"rfc822;{said}"
+
+
 async def test_a_result_longer_than_the_limit_is_unreasonable() -> None:
     async with World(
         virtual_alias_maps=("inline:{ {bob@r.test=robert@far.test} }",), virtual_alias_address_length_limit=10
