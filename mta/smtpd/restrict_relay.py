@@ -117,7 +117,7 @@ def _undeliverable(ask: Ask, route: Route, said: str, kind: str) -> Status:
     word, _, rest = route.nexthop.partition(" ")
     dsn, text = (word, rest) if word[:1].isdigit() and word.count(".") == 2 else (default, route.nexthop)
     if route.address_class is AddressClass.VIRTUAL_ALIAS and kind == SENDER:
-        dsn = default
+        dsn = "5.1.7"
     code = ask.tools.settings.unknown_virtual_alias_reject_code if from_error else 450
     return ask.reject(code, dsn, f"{said}: {text}")
 

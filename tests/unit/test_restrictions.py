@@ -282,6 +282,18 @@ async def test_words_about_the_sender(word: str, sender: str, text: str) -> None
     assert await Site(smtpd_sender_restrictions=(word,)).rcpt(sender=sender) == expected
 
 
+async def test_a_sender_unknown_in_a_virtual_alias_domain_has_postfix_s_code() -> None:
+    site = Site(
+        smtpd_sender_restrictions=("reject_unlisted_sender",),
+        virtual_alias_domains=("va.example",),
+        virtual_alias_maps=("inline:{x@va.example=y@test.example}",),
+    )
+    assert await site.rcpt(sender="x@va.example") == ""
+    assert await site.rcpt(sender="z@va.example") == (
+        "550 5.1.7 <z@va.example>: Sender address rejected: User unknown in virtual alias table"
+    )
+
+
 async def test_unknown_recipient_domains_have_their_own_codes() -> None:
     site = Site(smtpd_recipient_restrictions=("reject_unknown_recipient_domain",))
     network = {"client_address": "10.0.0.1"}
