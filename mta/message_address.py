@@ -150,8 +150,8 @@ class _Parser:
             elif kind == ":":
                 self._colon(tokens, i)
             elif kind == "comment":
-                if self._element is None and self.elements:
-                    self.elements[-1].end = end
+                if self._element is None and i and tokens[i - 1][0] in (";", "comment") and self.elements:
+                    self.elements[-1].end = end  # behind a group
                 else:
                     self._at(start).end = end
             elif kind in (">", "bad"):

@@ -286,6 +286,9 @@ def test_a_header_over_the_limit_is_never_whole_whatever_the_cut(step: int) -> N
     ("value", "header"),
     [
         (" alice (x y)", "To: alice@d (x y)"),
+        (" a@x, (b) bob", "To: a@x, (b) bob@d"),
+        (" bob (a) (b), (c) (d)", "To: bob@d (a) (b), (c) (d)"),
+        (" g: bob; (a) (b), (c) eve", "To: g: bob@d; (a) (b), (c) eve@d"),
         (" bob,\n carol <carol>", "To: bob@d, carol <carol@d>"),
         (" eve;fred ginny@x", "To: eve@d;, fred@d, ginny@x"),
         (" Friends: a, b;, c", "To: Friends: a@d, b@d;, c@d"),
