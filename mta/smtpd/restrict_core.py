@@ -190,8 +190,7 @@ class Ask:
         if self.tools.settings.soft_bounce and code >= 500:
             code -= 100
         reply = Reply(code, f"{code // 100}{dsn[1:]}", text)
-        if self.warning:
-            self.warning = 0
+        if self.warning:  # until run() ends it: a class is warned of as a whole
             self.note("reject_warning", str(reply))
             return Status.DUNNO
         self.reply = reply

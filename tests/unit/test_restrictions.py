@@ -372,6 +372,15 @@ async def test_restriction_classes_and_their_recursion() -> None:
     assert await site.rcpt("root@test.example") == "451 4.3.5 Server configuration error"
 
 
+async def test_warn_if_reject_before_a_class_is_for_all_that_is_in_it() -> None:
+    classes = {"strict": ("reject_unknown_sender_domain, reject_non_fqdn_recipient, reject",)}
+    site = Site(smtpd_recipient_restrictions=("warn_if_reject, strict, reject_non_fqdn_sender",), classes=classes)
+    warned = await site.check(Stage.RCPT, sender="x@no.example")
+    assert warned.reply is None
+    assert [line.partition(";")[0].partition(": RCPT")[0] for line in warned.log] == ["NOQUEUE: reject_warning"] * 2
+    assert "need fully-qualified address" in await site.rcpt(sender="x")  # and not for what stands behind it
+
+
 async def test_effects_and_log_lines_of_access_results() -> None:
     table = (
         "check_recipient_access inline:{ {user@test.example=HOLD} {root@test.example=PREPEND X-A: b} "
