@@ -41,7 +41,7 @@ def _client_access(table: AccessTable) -> Check:
 def _reverse_client_access(table: AccessTable) -> Check:
     async def check(ask: Ask, name: str, kind: str) -> Status:
         host = ask.facts.reverse_client_name
-        status = await table.domain(ask, host, host, REVERSE_CLIENT)
+        status = await table.client(ask, host, ask.facts.client_address, host, REVERSE_CLIENT)
         return _permits_nothing(ask, status, "check_reverse_client_hostname_access", host)
 
     return check

@@ -81,6 +81,15 @@ async def test_an_action_without_what_it_needs_is_ignored_with_a_warning(result:
     assert "access table" in site.world.log.lines[0]
 
 
+async def test_reverse_client_access_asks_for_the_name_and_then_for_the_address() -> None:
+    table = "check_reverse_client_hostname_access inline:{192.0.2=REJECT,example=DUNNO}"
+    site = Site(smtpd_client_restrictions=(table,))
+    refused = "554 5.7.1 <ptr.test>: Unverified Client host rejected: Access denied"
+    assert await site.rcpt(reverse_client_name="ptr.test") == refused
+    assert await site.rcpt(reverse_client_name="ptr.test", client_address="10.0.0.1") == ""
+    assert await site.rcpt(reverse_client_name="ptr.example") == ""  # the name comes first
+
+
 async def test_what_a_client_claims_permits_nothing() -> None:
     table = "check_reverse_client_hostname_access inline:{ptr.example=OK,ptr2.example=DISCARD}"
     site = Site(smtpd_client_restrictions=(table, "reject"))
