@@ -4,15 +4,19 @@ A DNS failure is never "not found": it defers (unknown_address_tempfail_action a
 defer_if_permit), and a block list that does not answer blocks nobody, as in Postfix.
 """
 
+import re
 
 from mta.dns.mx import DnsError, DnsNoData, DnsNotFound
 from mta.dns.system import is_address
 from mta.lookup.cidr import parse_address
 from mta.smtpd.access import AccessTable
-from mta.smtpd.restrict_core import HELO, RECIPIENT, SENDER, Ask, Check, Status
+from mta.smtpd.restrict_core import HELO, RECIPIENT, SENDER, Ask, Check, ServerError, Status
 from mta.smtpd.restrict_simple import invalid_literal
 
 MAX_HOSTS = 100  # MX hosts of a domain that check_*_mx_access looks at
+_RANGE = r"\d{1,3}(?:\.\.\d{1,3})?"
+_OCTET = rf"(\d{{1,3}}|\[{_RANGE}(?:;{_RANGE})*\])"
+_ANSWERS = re.compile(r"\.".join([_OCTET] * 4))
 
 
 async def reject_unknown_sender_domain(ask: Ask, name: str, kind: str) -> Status:
@@ -68,7 +72,7 @@ async def reject_unknown_helo_hostname(ask: Ask, name: str, kind: str) -> Status
 
 
 def reject_rbl_client(zone: str) -> Check:
-    """The client's address, reversed, in a DNS block list; "zone=127.0.0.4" counts only that answer."""
+    """The client's address, reversed, in a DNS block list; "zone=127.0.0.[2;4..6]" counts only such answers."""
 
     async def check(ask: Ask, name: str, kind: str) -> Status:
         address = ask.facts.client_address
@@ -109,13 +113,36 @@ def _domain(address: str | None) -> str:
     return address.rpartition("@")[2] if address and "@" in address else ""
 
 
+def parse_answers(pattern: str) -> tuple[frozenset[int], ...]:
+    """ "127.0.0.[2;4..6]" -> the numbers that each octet may be; () when it means no address (postconf(5))."""
+    match = _ANSWERS.fullmatch(pattern)
+    octets = []
+    for text in match.groups() if match else ():
+        ranges = [part.partition("..") for part in text.strip("[]").split(";")]
+        bounds = [(int(first), int(last or first)) for first, _, last in ranges]
+        if not all(first <= last <= 255 for first, last in bounds):
+            return ()
+        octets.append(frozenset(number for first, last in bounds for number in range(first, last + 1)))
+    return tuple(octets)
+
+
+def _counts(answer: str, wanted: tuple[frozenset[int], ...]) -> bool:
+    """Does this answer mean that the name is listed?  No address outside of 127.0.0.0/8 does, unless wanted says so."""
+    if not wanted:
+        return answer.startswith("127.")
+    return all(int(octet) in allowed for octet, allowed in zip(answer.split("."), wanted, strict=True))
+
+
 async def _listed(ask: Ask, key: str, zone: str, what: str) -> Status:
-    domain, _, wanted = zone.partition("=")
+    domain, _, pattern = zone.partition("=")
+    wanted = parse_answers(pattern)
+    if pattern and not wanted:
+        raise ServerError(f"bad address pattern in {zone}")
     try:
         answers = await ask.tools.dns.addresses(f"{key}.{domain}", (4,))
     except DnsError:
         return Status.DUNNO
-    if not any(a == wanted if wanted else a.startswith("127.") for a in answers):
+    if not any(_counts(answer, wanted) for answer in answers):
         return Status.DUNNO
     code = ask.tools.settings.maps_rbl_reject_code
     return ask.reject(code, "5.7.1", f"Service unavailable; {what} blocked using {domain}")

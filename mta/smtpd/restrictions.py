@@ -39,7 +39,7 @@ from mta.smtpd.restrict_core import (
     Tools,
     run,
 )
-from mta.smtpd.restrict_dns import DNS, reject_rbl_client, reject_rhsbl
+from mta.smtpd.restrict_dns import DNS, parse_answers, reject_rbl_client, reject_rhsbl
 from mta.smtpd.restrict_relay import RELAY, reject_unlisted_recipient, reject_unlisted_sender
 from mta.smtpd.restrict_simple import LOGIN, SIMPLE
 from mta.trivial_rewrite import Rewriter
@@ -396,4 +396,6 @@ def broken_restrictions(
             found.append(f"{name}: expected {expected}, not {argument!r}")
         elif name in ACCESS:
             found += problems(argument, default_database_type)
+        elif (pattern := argument.partition("=")[2]) and not parse_answers(pattern):
+            found.append(f"{name}: expected an address such as 127.0.0.[2;4..6], not {pattern!r}")
     return [f"{text}; whoever comes to it is answered 451" for text in found]

@@ -6,7 +6,7 @@ import pytest
 
 from mta.clock import Clock
 from mta.smtpd.facts import PERMIT, Stage
-from mta.smtpd.restrictions import unknown_restrictions
+from mta.smtpd.restrictions import broken_restrictions, unknown_restrictions
 from tests.unit.policy_fixture import Site
 from tests.virtual_time import run_virtual
 
@@ -314,6 +314,28 @@ async def test_a_client_in_a_block_list_is_refused_and_a_dead_list_blocks_nobody
         await Site(smtpd_client_restrictions=("reject_rbl_client bl.example=127.0.0.9",)).rcpt(client_address="1.2.3.4")
         == ""
     )
+
+
+@pytest.mark.parametrize(
+    ("answers", "reply"),
+    [
+        ("127.0.0.2", "554 5.7.1 "),
+        ("127.0.0.[2..11]", "554 5.7.1 "),
+        ("[127].0.[0;5].[1;2..3]", "554 5.7.1 "),
+        ("127.0.0.[3..11]", ""),
+        ("127.0.0.[4;1]", ""),
+        ("127.[1..255].0.2", ""),
+        ("127.0.0.[2..", "451 4.3.5 "),  # which answers count is not known
+        ("127.0.0.[11..2]", "451 4.3.5 "),
+        ("127.0.0.256", "451 4.3.5 "),
+        ("127.0.0", "451 4.3.5 "),
+        ("", "554 5.7.1 "),  # all that are in 127.0.0.0/8
+    ],
+)
+async def test_answers_of_a_block_list_that_count(answers: str, reply: str) -> None:
+    site = Site(smtpd_client_restrictions=(f"reject_rbl_client bl.example={answers}",))
+    assert (await site.rcpt(client_address="1.2.3.4"))[:10] == reply
+    assert bool(broken_restrictions(f"reject_rbl_client bl.example={answers}", "client")) is reply.startswith("451")
 
 
 @pytest.mark.parametrize(
