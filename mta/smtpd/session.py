@@ -11,7 +11,7 @@ exit drops it.  Texts, codes and the order of checks are Postfix's, except:
 
 - a line over line_length_limit is refused instead of being cut;
 - control characters in a command are refused;
-- ESMTP parameters after HELO are unknown;
+- ESMTP parameters after HELO without EHLO are unknown;
 - BDAT is not offered, and ends the session: its payload must never be read as commands.
 
 Session adds the commands without mail in them, and the table of all, to MailSession (session_mail.py: MAIL, RCPT,
@@ -87,7 +87,8 @@ class Session(MailSession):
         before = (self.facts.helo, self.facts.protocol)
         name = b" ".join(argument.split())  # all words, as Postfix takes them: "My PC" is a bad name, and not "My"
         self.facts.helo = parse_host(name)
-        self.facts.protocol = "SMTP" if stage is Stage.HELO else "ESMTP"
+        if stage is Stage.EHLO:  # and HELO after it takes no extension back, as in Postfix: the client knows them
+            self.facts.protocol = "ESMTP"
 
         def go_on(verdict: Verdict, later: list[Event]) -> None:
             refusal = self._refused(verdict, later)

@@ -61,6 +61,13 @@ def test_helo_offers_nothing_and_parameters_are_unknown_after_it() -> None:
     assert driven.say(RCPT) == "250 2.1.5 Ok\r\n"
 
 
+def test_helo_after_ehlo_takes_no_extension_back() -> None:
+    driven = greeted("EHLO c.example\r\n")
+    driven.say("HELO c.example\r\n")
+    said = driven.say("MAIL FROM:<s@c.example> SIZE=5\r\nRCPT TO:<user@test.example>\r\n")
+    assert said == "250 2.1.0 Ok\r\n250 2.1.5 Ok\r\n"
+
+
 def test_a_second_greeting_ends_the_transaction() -> None:
     driven = greeted()
     driven.say(MAIL)
