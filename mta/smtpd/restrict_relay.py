@@ -6,6 +6,7 @@ could send a later host elsewhere (@, %, !) is not an authorised destination, wh
 
 from mta.lookup.address import find_address
 from mta.lookup.table import Maps, TableError
+from mta.smtpd.access import fit_dsn
 from mta.smtpd.restrict_core import RECIPIENT, SENDER, Ask, Status
 from mta.trivial_rewrite import AddressClass, Route
 
@@ -116,8 +117,8 @@ def _undeliverable(ask: Ask, route: Route, said: str, kind: str) -> Status:
     default = ("5" if from_error else "4") + (".1.0" if kind == SENDER else ".1.1")
     word, _, rest = route.nexthop.partition(" ")
     dsn, text = (word, rest) if word[:1].isdigit() and word.count(".") == 2 else (default, route.nexthop)
-    if route.address_class is AddressClass.VIRTUAL_ALIAS and kind == SENDER:
-        dsn = "5.1.7"
+    if kind == SENDER:
+        dsn = fit_dsn(dsn, SENDER)
     code = ask.tools.settings.unknown_virtual_alias_reject_code if from_error else 450
     return ask.reject(code, dsn, f"{said}: {text}")
 
