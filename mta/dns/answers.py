@@ -25,6 +25,7 @@ import dns.rdtypes.ANY.CNAME
 import dns.rdtypes.ANY.MX
 import dns.rdtypes.ANY.PTR
 import dns.rdtypes.ANY.SOA
+import dns.rdtypes.ANY.TXT
 import dns.rdtypes.IN.A
 import dns.rdtypes.IN.AAAA
 import dns.reversename
@@ -236,6 +237,8 @@ def _values(rrset: dns.rrset.RRset, *, cut: bool) -> Found:
                 unusable = True
         elif isinstance(rdata, dns.rdtypes.ANY.PTR.PTR):
             texts.append(_host(rdata.target))
+        elif isinstance(rdata, dns.rdtypes.ANY.TXT.TXT):
+            texts.append(_printable(b"".join(rdata.strings)))
         elif isinstance(rdata, dns.rdtypes.IN.A.A | dns.rdtypes.IN.AAAA.AAAA):
             texts.append(rdata.address)
     if rrset.rdtype != dns.rdatatype.MX:
@@ -248,6 +251,11 @@ def _values(rrset: dns.rrset.RRset, *, cut: bool) -> Found:
 
 def texts(found: Found) -> list[str]:
     return list(found) if isinstance(found, tuple) else []
+
+
+def _printable(text: bytes) -> str:
+    """Of what stands in a zone only this can stand in a reply and in the log (as in Postfix)."""
+    return "".join(chr(octet) if 32 <= octet < 127 else " " for octet in text)
 
 
 def _host(name: dns.name.Name) -> str:

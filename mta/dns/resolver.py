@@ -135,6 +135,10 @@ class Resolver:
             raise failure
         return found
 
+    async def texts(self, name: str) -> list[str]:
+        """TXT records, printable ASCII.  Raises DnsError."""
+        return texts(await self._lookup(name, "TXT"))
+
     async def exists(self, domain: str) -> bool:
         """Can mail be sent to this domain: has it MX records, or an address?  Raises DnsTemporary when unknown.
 

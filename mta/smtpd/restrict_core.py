@@ -107,6 +107,9 @@ class Dns(Protocol):
     async def addresses(self, host: str, wanted: Sequence[int] = ()) -> list[str]:
         """Addresses of a host (wanted: 4, 6)."""
 
+    async def texts(self, name: str) -> list[str]:
+        """TXT records, printable."""
+
     async def exists(self, domain: str) -> bool:
         """Has the domain MX or address records?"""
 

@@ -13,6 +13,7 @@ from mta.smtpd.access import AccessTable
 from mta.smtpd.restrict_core import HELO, RECIPIENT, SENDER, Ask, Check, ServerError, Status
 from mta.smtpd.restrict_simple import invalid_literal
 
+MAX_REASON = 300  # octets of a block list's TXT records in a reply, which has 512 (RFC 5321 s4.5.3.1.5)
 MAX_HOSTS = 100  # MX hosts of a domain that check_*_mx_access looks at
 _RANGE = r"\d{1,3}(?:\.\.\d{1,3})?"
 _OCTET = rf"(\d{{1,3}}|\[{_RANGE}(?:;{_RANGE})*\])"
@@ -144,8 +145,18 @@ async def _listed(ask: Ask, key: str, zone: str, what: str) -> Status:
         return Status.DUNNO
     if not any(_counts(answer, wanted) for answer in answers):
         return Status.DUNNO
+    reason = await _reason(ask, f"{key}.{domain}")
     code = ask.tools.settings.maps_rbl_reject_code
-    return ask.reject(code, "5.7.1", f"Service unavailable; {what} blocked using {domain}")
+    return ask.reject(code, "5.7.1", f"Service unavailable; {what} blocked using {domain}{reason}")
+
+
+async def _reason(ask: Ask, name: str) -> str:
+    """What the list says about it (RFC 5782 s2.1), most often where the refused can read more; "" for nothing."""
+    try:
+        said = [text.strip() for text in await ask.tools.dns.texts(name)]
+    except DnsError:
+        return ""
+    return f"; {' / '.join(filter(None, said))}"[:MAX_REASON].rstrip("; ")
 
 
 # -- access tables on what a domain's mail servers are --------------------------------------------

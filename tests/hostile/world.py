@@ -84,6 +84,9 @@ class NoDns:
     async def addresses(self, host: str, wanted: Sequence[int] = ()) -> list[str]:
         raise DnsNotFound(host, "A")
 
+    async def texts(self, name: str) -> list[str]:
+        raise DnsNotFound(name, "TXT")
+
     async def exists(self, domain: str) -> bool:
         return False
 

@@ -188,6 +188,7 @@ def names() -> Names:
         found.add(name.partition(".")[2], "MX", f"10 {name}.")
     found.host("mail.listed.test", LISTED)
     found.add("200.113.0.203.bl.test", "A", "127.0.0.2")
+    found.add("200.113.0.203.bl.test", "TXT", '"https://bl.test/?q=203.0.113.200"')
     found.host("mail.denied.test", DENIED)
     found.host("greedy.test", GREEDY)
     found.host("mx.day.test", "192.0.2.10")

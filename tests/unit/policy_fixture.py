@@ -54,6 +54,7 @@ class Zone:
         self.domains["literal.example"] = "203.0.113.9"
         self.hosts = {"mx.good.example": ["203.0.113.9"], "4.3.2.1.bl.example": ["127.0.0.2"]}
         self.hosts["bad.example.dbl.example"] = ["127.0.0.2"]
+        self.said: dict[str, list[str]] = {}
 
     async def mx(self, domain: str) -> MXAnswer:
         self._fail(domain)
@@ -66,6 +67,11 @@ class Zone:
         if host not in self.hosts:
             raise DnsNotFound(host, "A")
         return self.hosts[host]
+
+    async def texts(self, name: str) -> list[str]:
+        if name not in self.said:
+            raise DnsTemporary(name, "TXT")
+        return self.said[name]
 
     async def exists(self, domain: str) -> bool:
         self._fail(domain)
@@ -83,6 +89,7 @@ class Site:
         self, *, classes: Mapping[str, Sequence[str]] | None = None, clock: Clock | None = None, **changes: object
     ):
         self.world = World("user", "root", clock=clock)
+        self.dns = Zone()
         rewriter: dict[str, object] = {**REWRITER, **{k: v for k, v in changes.items() if k in REWRITER}}
         policy: dict[str, object] = {**POLICY, **{k: v for k, v in changes.items() if k in POLICY}}
         unknown = set(changes) - set(REWRITER) - set(POLICY)
@@ -92,7 +99,7 @@ class Site:
         restrictions = RestrictionSettings(**policy)  # type: ignore[arg-type]  # as above
         self.rewriter = Rewriter(addresses, self.world.context, OWN)
         self.restrictions = Restrictions(
-            restrictions, self.rewriter, self.world.context, Zone(), classes=classes, own_addresses=OWN
+            restrictions, self.rewriter, self.world.context, self.dns, classes=classes, own_addresses=OWN
         )
 
     async def check(self, stage: Stage, recipient: str = "user@test.example", **facts: object) -> Verdict:

@@ -85,6 +85,15 @@ async def test_mx_that_can_be_no_host_is_left_out(net: Net) -> None:
     assert (await net.resolver.mx("lit.test")).records == (MX(10, "192.0.2.1"),)
 
 
+async def test_text_records_are_made_fit_for_a_reply(net: Net) -> None:
+    net.server.add("2.0.0.127.bl.test", "TXT", '"see https://bl.test/" "?ip=127.0.0.2"', r'"a\010b\200\; c"')
+    found = await net.resolver.texts("2.0.0.127.bl.test")
+    assert sorted(found) == ["a b ; c", "see https://bl.test/?ip=127.0.0.2"]
+    net.server.add("3.0.0.127.bl.test", "A", "127.0.0.2")
+    with pytest.raises(DnsNoData):
+        await net.resolver.texts("3.0.0.127.bl.test")
+
+
 async def test_nxdomain_and_nodata_are_different_answers(net: Net) -> None:
     net.server.add("a-only.test", "A", "192.0.2.1")
     with pytest.raises(DnsNotFound):

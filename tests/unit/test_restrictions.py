@@ -316,6 +316,18 @@ async def test_a_client_in_a_block_list_is_refused_and_a_dead_list_blocks_nobody
     )
 
 
+async def test_the_refused_hears_what_the_block_list_says() -> None:
+    site = Site(smtpd_sender_restrictions=("reject_rhsbl_sender dbl.example",))
+    refusal = "554 5.7.1 Service unavailable; Sender address [x@bad.example] blocked using dbl.example"
+    for said, reason in (
+        (["see https://dbl.example/", " ", "or ask"], "; see https://dbl.example/ / or ask"),
+        (["x" * 10_000], "; " + "x" * 298),
+        (["", " "], ""),
+    ):
+        site.dns.said["bad.example.dbl.example"] = said
+        assert await site.rcpt(sender="x@bad.example") == refusal + reason
+
+
 @pytest.mark.parametrize(
     ("answers", "reply"),
     [
