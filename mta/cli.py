@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 
 from mta import __version__
 from mta.clock import Clock, stamp
+from mta.config.check_level import check_level
 from mta.config.config import Config, ConfigError, check_config, load
 from mta.config.main_cf import decode, parse_main_cf
 from mta.master.lock import ALREADY_RUNNING, NOT_RUNNING, running, wait_until_stopped
@@ -282,7 +283,7 @@ def check(config: Config) -> int:
     """Look at configuration and permissions; print what is wrong."""
     from mta.master.check import check_permissions, check_tables  # the spool's layout: not needed by the other verbs
 
-    problems = [*check_config(config), *check_tables(config), *check_permissions(config)]
+    problems = [*check_config(config), *check_level(config), *check_tables(config), *check_permissions(config)]
     for problem in problems:
         print(f"mta: {'fatal' if problem.fatal else 'warning'}: {problem}", file=sys.stderr)
     return EX_CONFIG if any(problem.fatal for problem in problems) else 0

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mta.config.check import check_all
+from mta.config.check_level import check_level
 from mta.config.config import Config, ConfigError, HostFacts, check_config, load
 from mta.config.host import read_host
 from mta.config.main_cf import Setting, one_line, parse_main_cf
@@ -442,6 +443,18 @@ def test_any_settings_give_a_config_or_problems(values: dict[str, str]) -> None:
         for param in declared():
             if param.honoured:
                 assert isinstance(config.value(param.name), bool | int | float | str | tuple)
+
+
+def test_a_main_cf_without_level_is_told_which_defaults_are_others_in_postfix(tmp_path: Path) -> None:
+    said = [str(p) for p in check_level(make(tmp_path, "mydestination = ours.example\n"))]
+    unset = f"{tmp_path}/main.cf: compatibility_level is not set: "
+    assert f"{unset}mynetworks_style = host (default); Postfix: subnet" in said
+    assert f"{unset}append_dot_mydomain = no (default); Postfix: yes" in said
+    assert f"{unset}relay_domains = empty (default); Postfix: ours.example" in said
+    decided = "mynetworks = 192.0.2.0/24\nappend_dot_mydomain = yes\nrelay_domains = \n"
+    said = [str(p) for p in check_level(make(tmp_path, decided))]
+    assert [p for p in said if any(f"set: {w}" in p for w in ("mynetworks", "append_dot", "relay_domains"))] == []
+    assert check_level(make(tmp_path, "compatibility_level = 2\n")) == []
 
 
 def test_names_that_mean_the_recipient_are_left_in_place(tmp_path: Path) -> None:
