@@ -36,7 +36,7 @@ PARAMS: tuple[Param, ...] = (
     time("command_time_limit", "1000s", "Longest run of a command."),
     items("prepend_delivered_header", "command, file, forward", "Deliveries that get a Delivered-To: header.",
           "command", "file", "forward"),
-    yes_no("owner_request_special", "yes", "owner-LIST and LIST-request keep their own extension."),
+    yes_no("owner_request_special", "yes", "LIST is sent on by owner-LIST; both it and LIST-request are whole names."),
     yes_no("expand_owner_alias", "no", "Use the expansion of owner-LIST as sender, not its name."),
     *not_yet(
         text("command_expansion_filter", _FILTER, "Characters left alone in values filled in to commands."),

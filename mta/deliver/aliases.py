@@ -318,14 +318,20 @@ class AliasExpander:
 
     async def _owner(self, name: str) -> str | None:
         """The address that gets the errors of a list: owner-NAME, or what that expands to."""
-        owner = f"owner-{name}"
-        value = await self._maps.get(owner, fixed=True)
+        value = await self._owner_alias(name)
         if value is None:
             return None
+        owner = f"owner-{name}"
         if self._rules.expand_owner_alias:
             addresses = parse_list(value).addresses
             owner = addresses[0] if addresses and possible(addresses[0]) else owner
         return self._router.rewrite(owner, local=True)
+
+    async def _owner_alias(self, name: str) -> str | None:
+        """What owner-NAME expands to; None when there is none, or no owner means anything here."""
+        if not self._rules.extensions.owner_request_special:
+            return None
+        return await self._maps.get(f"owner-{name}", fixed=True)
 
     async def _expand(self, found: Found, state: _State, depth: int) -> None:
         extension = found.extension if self._rules.propagate else ""
@@ -394,7 +400,7 @@ class AliasExpander:
 
     async def _nested(self, found: Found, leaf: Leaf, state: _State, depth: int) -> None:
         state.done.add(found.name)
-        if depth >= MAX_DEPTH or await self._maps.get(f"owner-{found.name}", fixed=True) is not None:
+        if depth >= MAX_DEPTH or await self._owner_alias(found.name) is not None:
             self._add(state, leaf)
             return
         state.stack.append(found.name)

@@ -175,6 +175,14 @@ async def test_a_list_with_an_owner_is_sent_on_in_the_owners_name(tmp_path: Path
     assert isinstance(found, ToOthers) and found.sender == "bob@mx.test"
 
 
+async def test_without_owner_request_special_an_owner_is_an_alias_like_any_other(tmp_path: Path) -> None:
+    off = "owner_request_special = no\n"
+    assert await plan(tmp_path, "list", main_cf=off) == await plan(tmp_path, "two", main_cf=off)
+    found = await plan(tmp_path, "ownednest", main_cf=off)
+    assert isinstance(found, ToOthers) and found.sender == "s@src.test"
+    assert set(found.recipients) == {"\\alice@mx.test", "x@ok.test", "\\bob@mx.test"}
+
+
 async def test_a_notice_to_a_list_keeps_the_null_sender(tmp_path: Path) -> None:
     found = await plan(tmp_path, "list", sender="")
     assert isinstance(found, ToOthers) and found.sender == ""
