@@ -248,15 +248,15 @@ class AliasRules:
 
 @dataclass(slots=True)
 class _State:
-    """Of one expansion.  stack: aliases that are being expanded; done: all that were begun.
+    """Of one expansion.  stack: aliases that are being expanded; done: all that were begun, with what they pass on.
 
-    included: :include: files with the alias they were read for; reading: those that are not at their end.
-    leaves: by user, or address elsewhere.
+    included: :include: files with the alias they were read for and what that passes on; reading: those that are not
+    at their end.  leaves: by user, or address elsewhere.
     """
 
     stack: list[str] = field(default_factory=list)
-    done: set[str] = field(default_factory=set)
-    included: set[tuple[str, str]] = field(default_factory=set)
+    done: set[tuple[str, str]] = field(default_factory=set)
+    included: set[tuple[str, str, str]] = field(default_factory=set)
     reading: list[str] = field(default_factory=list)
     leaves: dict[str, Leaf] = field(default_factory=dict)
     loops: list[str] = field(default_factory=list)
@@ -305,7 +305,7 @@ class AliasExpander:
 
         sender: of the message; the null sender is never replaced by owner-LIST, so a notice stays one.
         """
-        state = _State([found.name], {found.name})
+        state = _State([found.name], {(found.name, self._passed_on(found))})
         await self._expand(found, state, 1)
         if not state.leaves:
             if state.loops:
@@ -334,8 +334,10 @@ class AliasExpander:
         return await self._maps.get(f"owner-{name}", fixed=True)
 
     async def _expand(self, found: Found, state: _State, depth: int) -> None:
-        extension = found.extension if self._rules.propagate else ""
-        await self._text(found.name, found.value, extension, state, depth)
+        await self._text(found.name, found.value, self._passed_on(found), state, depth)
+
+    def _passed_on(self, found: Found) -> str:
+        return found.extension if self._rules.propagate else ""
 
     async def _text(self, name: str, text: str, extension: str, state: _State, depth: int) -> None:
         destinations: list[Destination] = []
@@ -362,7 +364,7 @@ class AliasExpander:
     async def _include(self, path: str, extension: str, state: _State, depth: int) -> None:
         if path in state.reading and path not in state.loops:
             state.loops.append(path)
-        key = (state.stack[-1], path)
+        key = (state.stack[-1], path, extension)
         if key in state.included:
             return
         if depth >= MAX_DEPTH:
@@ -395,11 +397,15 @@ class AliasExpander:
                 self._add(state, _mailbox(local, domain, direct=True))
             else:
                 state.loops.append(found.name)
-        elif found.name not in state.done:
+        elif (found.name, self._passed_on(found)) not in state.done:
             await self._nested(found, Leaf(f"{local}@{domain}"), state, depth)
 
     async def _nested(self, found: Found, leaf: Leaf, state: _State, depth: int) -> None:
-        state.done.add(found.name)
+        state.done.add((found.name, self._passed_on(found)))
+        if len(state.done) > MAX_LEAVES:  # extensions on top of extensions: lists of lists double with each level
+            raise AliasProblemError(f"alias expands to more than {MAX_LEAVES} aliases")
+        if len(state.done) % SLICE == 0:
+            await others_run()
         if depth >= MAX_DEPTH or await self._owner_alias(found.name) is not None:
             self._add(state, leaf)
             return

@@ -193,6 +193,29 @@ async def test_an_extension_is_passed_on_when_asked_for(tmp_path: Path) -> None:
     assert isinstance(found, ToOthers) and found.recipients == ("u1+x@r.test", "u2+x@r.test", "u3+x@r.test")
 
 
+@pytest.mark.parametrize("list_", ["list+x, list", "list, list+x", "list+x, :include:{0}/lists.txt, list+y, list"])
+async def test_a_list_named_with_and_without_an_extension_goes_to_both_when_it_is_passed_on(
+    tmp_path: Path, list_: str
+) -> None:
+    text = ("list: u@r.test, :include:{0}/members.txt\nall: " + list_ + "\n").format(tmp_path)
+    (tmp_path / "members.txt").write_text("v@r.test\n")
+    (tmp_path / "lists.txt").write_text("list\n")
+    site = Site(tmp_path, text, main_cf="propagate_unmatched_extensions = alias, include\n")
+    found = await site.planner().plan("all@mx.test", "s@src.test")
+    assert isinstance(found, ToOthers)
+    extensions = ("", "+x", "+y") if "+y" in list_ else ("", "+x")
+    assert sorted(found.recipients) == sorted(f"{user}{x}@r.test" for user in "uv" for x in extensions)
+    found = await Site(tmp_path, text).planner().plan("all@mx.test", "s@src.test")
+    assert found == ToOthers(("u@r.test", "v@r.test"), "s@src.test")
+
+
+async def test_extensions_that_double_with_each_level_end(tmp_path: Path) -> None:
+    levels = "".join(f"a{n}: a{n + 1}+x, a{n + 1}+y\n" for n in range(40))
+    site = Site(tmp_path, levels + "a40: a0\n", main_cf="propagate_unmatched_extensions = alias\n")
+    found = await site.planner().plan("a0@mx.test", "s@src.test")
+    assert isinstance(found, Reply) and found.enhanced == "4.3.5"
+
+
 @pytest.mark.parametrize("name", ["cmd", "file", "incempty", "broken2", "noinclude", "relinclude"])
 async def test_what_is_not_built_or_not_readable_waits_and_is_never_bounced(tmp_path: Path, name: str) -> None:
     extra = f'broken2: "al ice\nnoinclude: :include:{tmp_path}/none.txt\nrelinclude: :include:none.txt\n'
