@@ -235,7 +235,8 @@ def check_aliases(name: str, data: bytes) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class AliasRules:
-    """From postconf(5).  propagate: an unmatched +extension is added to what the alias expands to.
+    """From postconf(5).  propagate: an unmatched +extension is added to what the alias expands to; include: also to
+    what stands in its :include: files.
 
     transport: name under which local deliveries run; other transports are elsewhere.
     """
@@ -244,6 +245,7 @@ class AliasRules:
     propagate: bool
     expand_owner_alias: bool
     transport: str
+    include: bool = False
 
 
 @dataclass(slots=True)
@@ -362,6 +364,7 @@ class AliasExpander:
                     await self._address(destination.value, extension, state, depth)
 
     async def _include(self, path: str, extension: str, state: _State, depth: int) -> None:
+        extension = extension if self._rules.include else ""
         if path in state.reading and path not in state.loops:
             state.loops.append(path)
         key = (state.stack[-1], path, extension)

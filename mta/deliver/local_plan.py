@@ -139,8 +139,8 @@ class Planner:
     ) -> None:
         """transport: the name this agent runs under ("local").  tables: opens lookup tables."""
         self._settings, self._users, self._warn = settings, users, warn
-        propagate = "alias" in settings.propagate_unmatched_extensions
-        rules = AliasRules(settings.extensions, propagate, settings.expand_owner_alias, transport)
+        alias, include = (way in settings.propagate_unmatched_extensions for way in ("alias", "include"))
+        rules = AliasRules(settings.extensions, alias, settings.expand_owner_alias, transport, include)
         self._mailbox_transports = tables(settings.mailbox_transport_maps)
         self._mailbox_commands = tables(settings.mailbox_command_maps)
         self._fallback_transports = tables(settings.fallback_transport_maps)

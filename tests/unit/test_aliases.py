@@ -193,6 +193,23 @@ async def test_an_extension_is_passed_on_when_asked_for(tmp_path: Path) -> None:
     assert isinstance(found, ToOthers) and found.recipients == ("u1+x@r.test", "u2+x@r.test", "u3+x@r.test")
 
 
+@pytest.mark.parametrize(
+    ("passed_on", "members"),
+    [
+        ("alias", "u+x@r.test v@r.test w@r.test"),
+        ("include", "u@r.test v@r.test w@r.test"),  # the alias has dropped it
+        ("alias, include", "u+x@r.test v+x@r.test w+x@r.test"),
+    ],
+)
+async def test_include_files_have_a_word_of_their_own_for_extensions(
+    tmp_path: Path, passed_on: str, members: str
+) -> None:
+    (tmp_path / "members.txt").write_text("v@r.test\nnested\n")
+    text = f"list: u@r.test, :include:{tmp_path}/members.txt\nnested: w@r.test\n"
+    site = Site(tmp_path, text, main_cf=f"propagate_unmatched_extensions = {passed_on}\n")
+    assert await site.planner().plan("list+x@mx.test", "s@src.test") == ToOthers(tuple(members.split()), "s@src.test")
+
+
 @pytest.mark.parametrize("list_", ["list+x, list", "list, list+x", "list+x, :include:{0}/lists.txt, list+y, list"])
 async def test_a_list_named_with_and_without_an_extension_goes_to_both_when_it_is_passed_on(
     tmp_path: Path, list_: str
