@@ -7,7 +7,7 @@ time and size, and its errors end only itself.
   "warning TEXT\\n" for what it could not read, and "0 end\\n": an answer without that was cut off.
 - flush: the client sends "flush\\n", "id QUEUEID\\n" or "site DOMAIN\\n"; the answer is "STATUS text\\n" where
   STATUS is the exit status for the caller.  Root and mail_owner may also send "admin VERB [QUEUE,...]\\n" with ids,
-  one per line ("ALL" = all of them), and an empty line; the answer is "OUTCOME ID\\n" for each ("failed ID TEXT\\n"
+  one per line ("*" alone = all of them), and an empty line; the answer is "OUTCOME ID\\n" for each ("failed ID TEXT\\n"
   where the system did not let us), then "0 done\\n", and another such request may follow.
   VERB: hold release requeue expire delete, flush.
 - pickup: any byte means "look into maildrop now"; no answer.
@@ -33,7 +33,7 @@ from mta.lookup.table import TableError
 from mta.maillog.maillog import Maillog
 from mta.queue.api import Listing, Queue, QueueError, QueueStore
 from mta.queue.reasons import printable, quoted
-from mta.queue.store_admin import Administrator, Outcome, Verb
+from mta.queue.store_admin import EVERYTHING, Administrator, Outcome, Verb
 from mta.record import dataclass
 from mta.submit.users import Access
 
@@ -204,7 +204,7 @@ class Control:
             await self._store.wake(queue_ids)
             found = dict.fromkeys(queue_ids, Outcome.DONE)
         else:
-            if queue_ids == ["ALL"]:
+            if queue_ids == [EVERYTHING]:
                 queue_ids = await administrator.everything(Verb(verb), queues, failed)
             found = await administrator.act(Verb(verb), queue_ids, queues, failed)
         lines = [f"{outcome} {queue_id}\n" for queue_id, outcome in found.items() if queue_id not in why]

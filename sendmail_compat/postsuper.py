@@ -12,7 +12,7 @@ from itertools import groupby
 
 from mta.queue.api import Queue
 from mta.queue.queue_id import is_queue_id
-from mta.queue.store_admin import Verb
+from mta.queue.store_admin import EVERYTHING, Verb
 from sendmail_compat.config import Config
 from sendmail_compat.queue_admin import administer
 from sendmail_compat.queue_direct import become_owner, repair
@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
     if not wanted or {"p", "s", "S"} & {letter for letter, _ in found}:
         repair(config)
     for (letter, everything), group in groupby(wanted, lambda option: (option[0], option[1] == "ALL")):
-        run.option(letter, ["ALL"] if everything else [value for _, value in group])
+        run.option(letter, None if everything else [value for _, value in group])
     run.summary()
     return 1 if run.failed else 0
 
@@ -69,12 +69,12 @@ class _Run:
         self._counts: dict[Verb, int] = {}
         self.failed = False  # something could not be done
 
-    def option(self, letter: str, values: Sequence[str]) -> None:
-        """One letter with its ids up to the next other one, or ["ALL"]; -f is -e, then -H."""
+    def option(self, letter: str, values: Sequence[str] | None) -> None:
+        """One letter with its ids up to the next other one, or None for ALL; -f is -e, then -H."""
         verbs = [_VERBS[letter]] + [Verb.RELEASE] * (letter == "f")
-        if values == ["ALL"]:
+        if values is None:
             for verb in verbs:
-                self._act(verb, ["ALL"])
+                self._act(verb, [EVERYTHING])
             return
         names = _expand(values)
         queue_ids = list(dict.fromkeys(filter(is_queue_id, names)))

@@ -20,8 +20,8 @@ def administer(
 ) -> dict[str, str]:
     """Do a verb, or "flush", to messages; id (or directory) -> "done", "absent", "busy" or "failed why".
 
-    ["ALL"] stands for every message the verb can be done to.  Raises RefusedError, or OSError when the directories
-    cannot be changed.  A daemon that does not answer is one that does not run: locks keep the two apart.
+    [EVERYTHING] stands for every message the verb can be done to.  Raises RefusedError, or OSError when the
+    directories cannot be changed.  A daemon that does not answer is one that does not run: locks keep the two apart.
     """
     done: dict[str, str] = {}
     try:

@@ -18,7 +18,7 @@ from mta.control import listing_lines
 from mta.fsio.fsio import Fsio
 from mta.queue.api import Queue
 from mta.queue.store import SpoolStore, StoreSettings
-from mta.queue.store_admin import Administrator, Verb
+from mta.queue.store_admin import EVERYTHING, Administrator, Verb
 from sendmail_compat.config import Config
 
 
@@ -72,7 +72,7 @@ def direct_lines(config: Config) -> list[str]:
 
 
 def direct_act(config: Config, verb: Verb, queue_ids: Sequence[str], queues: Sequence[Queue]) -> dict[str, str]:
-    """Id -> outcome, or "failed why"; ["ALL"] stands for every message; raises OSError."""
+    """Id -> outcome, or "failed why"; [EVERYTHING] stands for every message; raises OSError."""
     why: dict[str, str] = {}
 
     def failed(name: str, error: OSError) -> None:
@@ -81,7 +81,7 @@ def direct_act(config: Config, verb: Verb, queue_ids: Sequence[str], queues: Seq
     async def act() -> dict[str, str]:
         with _store(config, owner=False) as store:
             administrator = Administrator(store.spool, store.fsio, Clock())
-            everything = list(queue_ids) == ["ALL"]
+            everything = list(queue_ids) == [EVERYTHING]
             wanted = await administrator.everything(verb, queues, failed) if everything else queue_ids
             found = await administrator.act(verb, wanted, queues, failed)
             return {queue_id: str(outcome) for queue_id, outcome in found.items()} | why

@@ -24,6 +24,8 @@ from mta.queue.store_spool import FORCE_EXPIRE, Spool, is_ready
 
 ALL_QUEUES = (Queue.INCOMING, Queue.ACTIVE, Queue.DEFERRED, Queue.HOLD, Queue.MAILDROP)
 """maildrop comes last: anybody may leave a file under the id of a message that is to be deleted."""
+EVERYTHING = "*"
+"""Stands for every id, and is none: a user may leave a file in maildrop under any id, "ALL" too."""
 _LOGS = ("defer", "bounce", "trace")
 
 
@@ -91,7 +93,7 @@ class Administrator:
         return found
 
     async def everything(self, verb: Verb, queues: Sequence[Queue] = (), failed: Failed | None = None) -> list[str]:
-        """Ids of all that the verb could be done to ("ALL"); failed: is told of directories that cannot be read."""
+        """Ids of all that the verb could be done to; failed: is told of directories that cannot be read."""
         found: list[str] = []
         for queue in queues or DEFAULT_QUEUES[verb]:
             found += await self._fsio.run(self._names, queue, failed)

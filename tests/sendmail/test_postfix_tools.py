@@ -158,6 +158,15 @@ def test_options_of_postsuper_are_obeyed_in_their_order(tools: Tools) -> None:
     assert sorted(path.name for path in (tools.queue / "maildrop").iterdir()) == sorted([a, c])
 
 
+def test_the_word_all_among_the_ids_on_stdin_is_an_id(tools: Tools) -> None:
+    ids = asyncio.run(make(tools.queue))
+    status, text = tools.run("postsuper", "-d", "-", stdin=b"ALL\n*\n")
+    assert status == 0
+    assert text == "postsuper: warning: invalid mail queue id: *\npostsuper: Deleted: 0 messages\n"
+    assert tools.run("postsuper", "-d", "*")[1].endswith("Deleted: 0 messages\n")
+    assert {path.name for path in tools.queue.rglob("*") if path.is_file()} >= set(ids.values())
+
+
 def test_postcat_fails_when_a_file_ends_in_a_record_or_points_nowhere(tools: Tools) -> None:
     damaged = tools.root / "damaged"
     for data in (b"T\x0a1795", b"C\xff\xff\xff\xff\xff\xff\xff\x7f", b"T\x011p\x02-5M\0", b"T\x011p\x011p\x013"):

@@ -80,6 +80,21 @@ async def test_every_destructive_verb_says_what_it_did_and_can_be_tried_dry(runn
         assert (await world.mta("queue", "list")).stdout == "Mail queue is empty\n"
 
 
+@pytest.mark.parametrize("running", [True, False])
+async def test_a_users_file_under_the_name_all_is_one_message(running: bool) -> None:
+    async with World() as world:
+        ids = await fill(world)
+        if not running:
+            await world.stop()
+        named = world.queue / "maildrop" / "ALL"
+        named.write_bytes(b"T\x011S\x0am@evil.tldR\x01xM\0N\x01xX\0E\0")
+        named.chmod(0o700)
+        done = await world.mta("queue", "delete", "--sender", "m@evil.tld")
+        assert (done.status, done.stdout) == (0, "ALL: deleted\nDeleted: 1 message\n")
+        rows = (await world.mta("queue", "list", "--json")).stdout.splitlines()
+        assert sorted(json.loads(row)["queue_id"] for row in rows) == sorted(ids.values())
+
+
 async def test_a_requeued_message_comes_back_under_a_new_id() -> None:
     async with World() as world:
         ids = await fill(world)

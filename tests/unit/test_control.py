@@ -241,7 +241,7 @@ async def test_root_and_the_owner_administer_the_queue_over_the_socket(
     sockets: Sockets, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ids = sorted([await sockets.spool.accept("b@dst.test") for _ in range(3)])
-    request = f"admin hold\n{ids[0]}\nNOSUCH\n\nadmin delete incoming\nALL\n\n".encode()
+    request = f"admin hold\n{ids[0]}\nNOSUCH\n\nadmin delete incoming\n*\n\n".encode()
     answer = (await sockets.ask("flush", request, end=True)).decode().splitlines()
     assert answer[:3] == [f"done {ids[0]}", "absent NOSUCH", "0 done"]
     assert sorted(answer[3:]) == ["0 done", f"done {ids[1]}", f"done {ids[2]}"]
