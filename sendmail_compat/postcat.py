@@ -27,12 +27,12 @@ USAGE = (
 )
 _QUEUES = ("incoming", "active", "deferred", "hold", "corrupt", "maildrop")  # where anybody may use any id: last
 _LABELS = {
-    "C": "message_size", "T": "message_arrival_time", "c": "create_time", "F": "sender_fullname", "I": "inspector",
-    "L": "content_filter", "S": "sender", "R": "recipient", "D": "done_recipient", "/": "canceled_recipient",
-    "O": "original_recipient", "A": "named_attribute", "K": "killed_message", "W": "warning_message_time",
-    "V": "verp_delimiters", ">": "redirect_recipient", "f": "flags", "d": "delay", "r": "return_receipt",
-    "e": "errors_to", "P": "priority", "p": "pointer_record", "i": "dsn_envelope_id", "<": "dsn_ret_flags",
-    "n": "dsn_notify_flags", "o": "dsn_orig_rcpt", "m": "milter_count", "N": "regular_text", "w": "padding",
+    "C": "message_size", "T": "message_arrival_time", "c": "queue_file_create_time", "F": "sender_fullname",
+    "I": "content_inspector", "L": "content_filter", "S": "sender", "R": "recipient", "D": "done_recipient",
+    "/": "canceled_recipient", "O": "original_recipient", "A": "named_attribute", "K": "killed_record",
+    "W": "warning_message_time", "V": "verp_delimiters", ">": "redirect_to", "f": "flags", "r": "return_receipt",
+    "e": "errors_to", "P": "priority", "p": "pointer_record", "i": "dsn_envelope_id", "<": "dsn_return_flags",
+    "n": "dsn_notify_flags", "o": "dsn_original_recipient", "N": "regular_text",
 }  # fmt: skip
 _CONTENT = {"N": "regular_text", "L": "unterminated_text"}
 
@@ -148,7 +148,7 @@ def _show(data: bytes, name: str, style: _Style, out: BinaryIO) -> None:
                 label = f"{_CONTENT[letter]}: " if style.verbose else ""
                 end = b"" if in_line and not (style.offsets or style.verbose) else b"\n"
                 write((prefix + label).encode() + value + end)
-        elif style.envelope and not (letter in "pw" and place == "content"):
+        elif style.envelope and letter != "w" and not (letter == "p" and place == "content"):
             write(f"{prefix}{_describe(letter, value)}\n".encode("utf-8", "surrogateescape"))
     out.flush()
 
@@ -188,7 +188,7 @@ def _is_header(line: bytes) -> bool:
 
 def _describe(letter: str, value: bytes) -> str:
     text = value.decode("utf-8", "surrogateescape")
-    if letter == "T":
+    if letter in "TW":
         seconds = text.split()[0] if text.split() else "0"
         return f"{_LABELS[letter]}: {_date(seconds)}"
     if letter == "A":

@@ -158,6 +158,19 @@ def test_options_of_postsuper_are_obeyed_in_their_order(tools: Tools) -> None:
     assert sorted(path.name for path in (tools.queue / "maildrop").iterdir()) == sorted([a, c])
 
 
+def test_postcat_names_records_as_postfix_does(tools: Tools) -> None:
+    names = {
+        "W": "warning_message_time: Fri Jan 15 08:00:00 2027", "c": "queue_file_create_time: 1800000000",
+        "I": "content_inspector: 1800000000", "K": "killed_record: 1800000000", ">": "redirect_to: 1800000000",
+        "<": "dsn_return_flags: 1800000000", "o": "dsn_original_recipient: 1800000000",
+        "d": "unknown_record_type: 1800000000", "m": "unknown_record_type: 1800000000",
+    }  # fmt: skip
+    records = "".join(f"{letter}\x0a1800000000" for letter in (*names, "w"))
+    (tools.root / "file").write_bytes(f"T\x0a1800000000{records}M\0X\0E\0".encode())
+    shown = tools.run("postcat", str(tools.root / "file"))[1].splitlines()
+    assert shown[2:-3] == list(names.values())
+
+
 def test_the_word_all_among_the_ids_on_stdin_is_an_id(tools: Tools) -> None:
     ids = asyncio.run(make(tools.queue))
     status, text = tools.run("postsuper", "-d", "-", stdin=b"ALL\n*\n")
