@@ -206,7 +206,7 @@ class _Run:
         busy = [queue_id for queue_id in queue_ids if found.get(queue_id) == "busy"]
         log = LogLine(self._config, f"{syslog_name(self._config)}/postsuper")
         for queue_id in done if verb != "flush" else ():
-            log.write(f"{queue_id}: {each}")
+            log.write(f"{queue_id}: {'removed' if verb == Verb.DELETE else each}")  # postsuper's words
         failed = {name: why.removeprefix("failed ") for name, why in found.items() if why.startswith("failed ")}
         for name, why in failed.items():
             print(f"mta: queue: {name}: {why}", file=sys.stderr)

@@ -141,7 +141,7 @@ class Pickup:
             found = await file.read(requeued=file.owner == self._owner_uid)
             if is_done(found.envelope):  # it was put on hold while it was delivered, and requeued from there
                 await self._store.remove_maildrop(file)
-                self._log.write("pickup", f"{name}: removed: requeued, and done for all recipients")
+                self._log.write("pickup", f"{name}: removed")  # requeued, and done for all recipients
                 return True
             child = await self._copy(file, found)
             try:

@@ -71,7 +71,7 @@ def open_sockets(
     for left in by_address.keys() - {address for _, address, _ in places} - set(paths.values()):
         with by_address.pop(left) as sock:
             if stored(sock):
-                log.write("master", f"no longer listening on {left}")
+                log.warning("master", f"no longer listening on {left}")
                 sock.shutdown(socket.SHUT_RDWR)
             else:
                 log.write("master", f"error: inherited socket {left} is not in inet_interfaces and master.cf: closed")
@@ -127,6 +127,6 @@ def refreshed(old: Sockets, config: Config, log: Maillog) -> Sockets:
             log.warning("master", f"still listening on {left}, until stop and start")
             tcp.append((missing[_port(sock)], sock))
             continue
-        log.write("master", f"no longer listening on {left}")
+        log.warning("master", f"no longer listening on {left}")
         sock.close()
     return Sockets(tcp, old.unix, old.ours)

@@ -191,7 +191,7 @@ class QueueManager:
         try:
             await work
         except FencedError:
-            self._log.write("qmgr", f"{queue_id}: taken over by another process, forgotten")
+            self._log.warning("qmgr", f"{queue_id}: taken over by another process, forgotten")
         except QueueError as trouble:  # what the delivery had not reported is deferred
             self._log.warning("qmgr", f"{queue_id}: {trouble}")
         except CorruptContentError as damage:

@@ -51,6 +51,10 @@ async def test_list_and_show(running: bool) -> None:
 async def test_every_destructive_verb_says_what_it_did_and_can_be_tried_dry(running: bool) -> None:
     async with World() as world:
         ids = await fill(world)
+        log = world.root / "log"
+        log.touch()
+        with (world.config / "main.cf").open("a") as main_cf:
+            main_cf.write(f"maillog_file = {log}\n")
         if not running:
             await world.stop()
         bob = ids["bob"]
@@ -75,6 +79,8 @@ async def test_every_destructive_verb_says_what_it_did_and_can_be_tried_dry(runn
         done = await world.mta("queue", "delete", "--size", ">10k", "NOSUCH", ids["zed"])
         assert done.status == 1 and "NOSUCH: not in the queue" in done.stderr
         assert done.stdout == f"{ids['zed']}: deleted\nDeleted: 1 message\n"
+        text = log.read_text()
+        assert f": {bob}: placed on hold\n" in text and f": {ids['zed']}: removed\n" in text, "what logwatch knows"
         done = await world.mta("queue", "delete", "ALL")
         assert done.stdout.endswith("Deleted: 2 messages\n")
         assert (await world.mta("queue", "list")).stdout == "Mail queue is empty\n"

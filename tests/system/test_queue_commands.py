@@ -87,5 +87,6 @@ def test_a_message_that_is_being_delivered_is_deleted_once_and_for_all() -> None
             assert "Deleted: 1 message" in tool(system, "postsuper", "-d", queue_id)
             connection, _ = silent.accept()
             connection.close()
-            wait_for(lambda: "taken over by another process, forgotten" in log_of(system), "it is forgotten")
+            line = f"warning: {queue_id}: taken over by another process, forgotten"
+            wait_for(lambda: line in log_of(system), "it is forgotten")
             assert [p for paths in system.queue().values() for p in paths] == []

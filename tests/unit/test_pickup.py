@@ -333,6 +333,8 @@ async def test_a_requeued_message_that_was_delivered_meanwhile_is_removed_and_a_
         pickup = Pickup(PickupSettings(50), world.store, world.cleanup, owner, world.maillog, world.clock)
         assert await pickup.scan() == (0 if left else 1)
         assert path.exists() is left
+        assert any(line == f"{path.name}: removed" for line in world.log) is not left
+        world.sink.lines.clear()
     assert await world.queued() == []
     drop(world, message(recipients=()))
     owners = Pickup(PickupSettings(50), world.store, world.cleanup, os.getuid(), world.maillog, world.clock)
