@@ -185,8 +185,7 @@ class Session(MailSession):
     def _in_tls_now(self, value: Answer, events: list[Event]) -> None:
         self._counts["starttls"][0] += 1
         self._drop(events)
-        self.facts.helo = ""
-        self.facts.protocol = "SMTP"
+        self.facts.helo = ""  # but not that the client knows of extensions, as in Postfix: some greet only once
         self._of_helo = PERMIT
 
     def _auth(self, argument: bytes, events: list[Event]) -> None:

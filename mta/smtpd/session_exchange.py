@@ -96,7 +96,7 @@ class Exchange(ABC):
         return self._resume(token, None)
 
     def tls_started(self, token: int, description: str) -> list[Event]:
-        """The handshake is done; description: for Received:.  All is forgotten that was said in the clear."""
+        """The handshake is done; description: for Received:.  Forgotten is what was said in the clear, but EHLO."""
         self.secured(description)
         return self._resume(token, None)
 

@@ -68,6 +68,13 @@ def test_helo_after_ehlo_takes_no_extension_back() -> None:
     assert said == "250 2.1.0 Ok\r\n250 2.1.5 Ok\r\n"
 
 
+def test_starttls_takes_no_extension_back_from_a_client_that_does_not_greet_again() -> None:
+    driven = greeted("EHLO c.example\r\n", tls=True)
+    driven.say("STARTTLS\r\n")
+    said = driven.say("MAIL FROM:<s@c.example> SIZE=5\r\nRCPT TO:<user@test.example>\r\n")
+    assert said == "250 2.1.0 Ok\r\n250 2.1.5 Ok\r\n"
+
+
 def test_a_second_greeting_ends_the_transaction() -> None:
     driven = greeted()
     driven.say(MAIL)
