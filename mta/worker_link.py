@@ -180,7 +180,7 @@ class _WorkerEnd(Lines):
                 raise ValueError(f"unknown line {line[:80]!r}")
 
     def _answer(self, seq: str, counting: Coroutine[object, None, Verdict]) -> None:
-        """Counting waits only where a list of exceptions must be looked up."""
+        """Counting does not wait, as a rule."""
 
         async def answer() -> None:
             self.say(_encode(seq, await counting))

@@ -16,7 +16,7 @@ from mta.clock import Clock
 from mta.envelope import Envelope, Origin
 from mta.smtp.reply import Reply
 from mta.smtpd.facts import PERMIT, Facts, Stage, Verdict
-from mta.smtpd.ports import Anvil, Cleanup, PeerNames, Policy
+from mta.smtpd.ports import Anvil, Cleanup, Exceptions, PeerNames, Policy
 from mta.smtpd.server import SMTPServer
 from mta.smtpd.server_settings import ServerSettings
 from mta.smtpd.session import Session
@@ -230,6 +230,7 @@ async def serving(
     policy: Policy | None = None,
     cleanup: Cleanup | None = None,
     anvil: Anvil | None = None,
+    exceptions: Exceptions | None = None,
     names: PeerNames | None = None,
     clock: Clock | None = None,
     tls: ssl.SSLContext | None = None,
@@ -239,7 +240,9 @@ async def serving(
     log = MemoryLog()
     policy, cleanup, anvil = policy or LocalPolicy(), cleanup or MemoryCleanup(), anvil or FreeAnvil()
     settings = replace(settings, smtpd_tls_wrappermode=wrapper)
-    server = SMTPServer(settings, policy, cleanup, anvil, names or FixedNames(), log, clock or Clock(), tls)
+    server = SMTPServer(
+        settings, policy, cleanup, anvil, names or FixedNames(), log, clock or Clock(), tls, exceptions=exceptions
+    )
     listener = await server.loop.create_server(server.factory, "127.0.0.1", 0)
     try:
         yield Rooms(server, listener.sockets[0].getsockname()[1], log, policy, cleanup, anvil)

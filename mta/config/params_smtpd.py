@@ -68,7 +68,7 @@ LIMITS: tuple[Param, ...] = (
     count("smtpd_client_message_rate_limit", "0", "Messages per client and time unit; 0: no limit."),
     count("smtpd_client_recipient_rate_limit", "0", "Recipients per client and time unit; 0: no limit."),
     items("smtpd_client_event_limit_exceptions", "${smtpd_client_connection_limit_exceptions:$mynetworks}",
-          "Clients free of these limits."),
+          "Clients free of these limits: networks, host names, .domains, tables."),
     time("anvil_rate_time_unit", "60s", "The time unit of client rates."),
     *not_yet(
         count("smtpd_history_flush_threshold", "100", "Lines of dialogue kept for a protocol notice to postmaster.", 1),

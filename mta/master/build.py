@@ -9,7 +9,6 @@ import os
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import field, replace
-from functools import partial
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from ssl import SSLContext
 
@@ -31,7 +30,7 @@ from mta.dns.resolver import Resolver, ResolverSettings
 from mta.envelope import Recipient
 from mta.fsio.fsio import Fsio, fsync_now
 from mta.lookup.context import LookupContext
-from mta.lookup.match_list import NetworkList
+from mta.lookup.match_list import NetworkList, parent_style
 from mta.lookup.open import open_tables
 from mta.lookup.table import Maps
 from mta.lookup.unix import UserDb
@@ -183,9 +182,7 @@ def build_anvil(core: Core) -> Anvil:
 
 
 def _counters(core: Core, config: Config) -> AnvilCounters:
-    words = config.words(EXCEPTIONS)
-    warn = partial(core.log.warning, "anvil")
-    return AnvilCounters(config.fill(AnvilSettings), NetworkList(EXCEPTIONS, words, core.context), core.clock, warn)
+    return AnvilCounters(config.fill(AnvilSettings), core.clock)
 
 
 def has_own_limits(config: Config, service: Service) -> bool:
@@ -253,8 +250,13 @@ def build_smtpd(core: Core, config: Config, anvil: Anvil, service: str, kept: Ke
     return SMTPServer(
         config.fill(ServerSettings), restrictions, core.cleanup, anvil, core.resolver, core.log, core.clock, tls,
         service=name, entry=config.service.name if config.service else "smtp", silent=restrictions.silent,
-        company=core.fsio.company,
+        company=core.fsio.company, exceptions=_exceptions(core, config),
     )  # fmt: skip
+
+
+def _exceptions(core: Core, config: Config) -> NetworkList:
+    parents = parent_style(EXCEPTIONS, config.words("parent_domain_matches_subdomains"))
+    return NetworkList(EXCEPTIONS, config.words(EXCEPTIONS), core.context, parents=parents)
 
 
 def certificates(config: Config, inet: Sequence[str]) -> Kept:

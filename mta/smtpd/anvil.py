@@ -7,11 +7,8 @@ See also: anvil(8), postconf(5) smtpd_client_connection_count_limit and its kin
 """
 
 from collections import OrderedDict
-from collections.abc import Callable
 
 from mta.clock import Clock
-from mta.lookup.match_list import NetworkList
-from mta.lookup.table import TableError
 from mta.record import dataclass
 from mta.smtp.reply import Reply
 from mta.smtpd.facts import PERMIT, Verdict
@@ -42,19 +39,13 @@ class _Client:
 
 
 class Anvil:
-    """One per mail system.  exceptions: smtpd_client_event_limit_exceptions; warn: when these cannot be looked up.
+    """One per mail system.
 
-    Verdict.log of a refusal is what the server, who knows the client's name, warns about.
+    Verdict.log of a refusal is what the server warns about, who knows the client's name and whether it is excepted.
     """
 
-    def __init__(
-        self,
-        settings: AnvilSettings,
-        exceptions: NetworkList,
-        clock: Clock,
-        warn: Callable[[str], None] = lambda text: None,
-    ) -> None:
-        self._settings, self._exceptions, self._clock, self._warn = settings, exceptions, clock, warn
+    def __init__(self, settings: AnvilSettings, clock: Clock) -> None:
+        self._settings, self._clock = settings, clock
         self._clients: OrderedDict[str, _Client] = OrderedDict()
 
     def __len__(self) -> int:
@@ -67,9 +58,9 @@ class Anvil:
         client.connections += 1
         s = self._settings
         count, rate = client.open, client.connections
-        if 0 < s.smtpd_client_connection_count_limit < count and await self._limited(address):
+        if 0 < s.smtpd_client_connection_count_limit < count:
             return self._too_many(address, f"Connection concurrency {_OVER}: {count}")
-        if 0 < s.smtpd_client_connection_rate_limit < rate and await self._limited(address):
+        if 0 < s.smtpd_client_connection_rate_limit < rate:
             return self._too_many(address, f"Connection rate {_OVER}: {rate}")
         return PERMIT
 
@@ -91,7 +82,7 @@ class Anvil:
         client = self._client(address)
         client.messages += 1
         count, limit = client.messages, self._settings.smtpd_client_message_rate_limit
-        if not 0 < limit < count or not await self._limited(address):
+        if not 0 < limit < count:
             return PERMIT
         reply = Reply(450, "4.7.1", f"Error: too much mail from {address}")
         return Verdict(reply, log=(f"Message delivery request rate {_OVER}: {count}",))
@@ -101,18 +92,10 @@ class Anvil:
         client = self._client(address)
         client.recipients += 1
         count, limit = client.recipients, self._settings.smtpd_client_recipient_rate_limit
-        if not 0 < limit < count or not await self._limited(address):
+        if not 0 < limit < count:
             return PERMIT
         reply = Reply(450, "4.7.1", f"Error: too many recipients from {address}")
         return Verdict(reply, log=(f"Recipient address rate {_OVER}: {count}",))
-
-    async def _limited(self, address: str) -> bool:
-        """Do limits apply to this client?  When the list of exceptions cannot tell, they do not."""
-        try:
-            return not await self._exceptions.match(address)
-        except TableError as error:
-            self._warn(f"smtpd_client_event_limit_exceptions: {error}")
-            return False
 
     def _over(self, client: _Client) -> bool:
         return self._clock.monotonic() > client.start + self._settings.anvil_rate_time_unit

@@ -49,7 +49,7 @@ class Cleanup(Protocol):
 
 
 class Anvil(Protocol):
-    """Counts what each client does (smtpd_client_*_limit) and knows who is excepted.  Verdict.reply refuses."""
+    """Counts what each client does (smtpd_client_*_limit).  Verdict.reply refuses."""
 
     async def connect(self, address: str) -> Verdict:
         """A client has connected; each call is followed by one disconnect."""
@@ -62,6 +62,13 @@ class Anvil(Protocol):
 
     def disconnect(self, address: str) -> None:
         """A client has gone."""
+
+
+class Exceptions(Protocol):
+    """Whom no such limit holds for (smtpd_client_event_limit_exceptions)."""
+
+    async def match(self, address: str, host: str = "") -> bool:
+        """Is this client, with its verified name, one of them?  TableError: nobody knows."""
 
 
 class PeerName(Protocol):

@@ -25,7 +25,7 @@ from mta.deadlines import Deadlines
 from mta.descriptors import limit
 from mta.outbox import Outbox
 from mta.smtpd.facts import Facts, Stage
-from mta.smtpd.ports import Anvil, Cleanup, Log, PeerNames, Policy
+from mta.smtpd.ports import Anvil, Cleanup, Exceptions, Log, PeerNames, Policy
 from mta.smtpd.server_connection import Connection
 from mta.smtpd.server_settings import ServerSettings
 from mta.smtpd.server_wire import Wire
@@ -106,13 +106,15 @@ class SMTPServer:
         entry: str = "smtp",
         silent: frozenset[Stage] = frozenset(),
         company: Company | None = None,
+        exceptions: Exceptions | None = None,
     ) -> None:
         """service: name in the log ("submission/smtpd").  entry: name in master.cf ("submission").  silent: stages at
-        which the policy has nothing to say, so that nobody need ask.  company: of the disk that cleanup writes to.  To
-        be called in the loop that serves."""
+        which the policy has nothing to say, so that nobody need ask.  company: of the disk that cleanup writes to.
+        exceptions: clients whom anvil's limits are not for.  To be called in the loop that serves."""
         self.company = company or Company(clock)
         self.settings = settings
         self.policy, self.cleanup, self.anvil, self.names = policy, cleanup, anvil, names
+        self.exceptions = exceptions
         self.log, self.clock, self.tls, self.service, self.entry = log, clock, tls, service, entry
         self.plan = SessionPlan(settings, tls=tls is not None, silent=silent)
         self.loop = asyncio.get_running_loop()

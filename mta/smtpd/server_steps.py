@@ -9,6 +9,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
+from mta.lookup.table import TableError
 from mta.queue.api import QueueError, QueueFullError
 from mta.smtp.reply import Reply
 from mta.smtpd.facts import PERMIT, Facts, Stage, Verdict
@@ -33,11 +34,22 @@ async def introduce(server: "SMTPServer", connection: "Connection") -> Verdict:
         return PERMIT
     server.log.write(server.service, f"connect from {facts.client}")
     connection.counted = True
-    return exceeded(server, facts, await server.anvil.connect(facts.client_address))
+    return await exceeded(server, facts, await server.anvil.connect(facts.client_address))
 
 
-def exceeded(server: "SMTPServer", facts: Facts, verdict: Verdict) -> Verdict:
-    """Warn about a client that is over a limit, as Postfix's smtpd does; the verdict without that."""
+async def exceeded(server: "SMTPServer", facts: Facts, verdict: Verdict) -> Verdict:
+    """Warn about a client that is over a limit, as Postfix's smtpd does; the verdict without that.
+
+    When the list of exceptions cannot tell, there is no limit.
+    """
+    if verdict.reply is None:
+        return verdict
+    try:
+        if server.exceptions is not None and await server.exceptions.match(facts.client_address, facts.client_name):
+            return PERMIT
+    except TableError as error:
+        server.log.warning(server.service, f"smtpd_client_event_limit_exceptions: {error}")
+        return PERMIT
     for text in verdict.log:
         server.log.warning(server.service, f"{text} from {facts.client} for service {server.entry}")
     return replace(verdict, log=()) if verdict.log else verdict
@@ -56,7 +68,7 @@ def judge(server: "SMTPServer", facts: Facts, stage: Stage) -> Coroutine[object,
 async def _counted(
     server: "SMTPServer", facts: Facts, stage: Stage, count: Callable[[str], Coroutine[object, None, Verdict]]
 ) -> Verdict:
-    verdict = exceeded(server, facts, await count(facts.client_address))
+    verdict = await exceeded(server, facts, await count(facts.client_address))
     return verdict if verdict.reply is not None else await server.policy.check(stage, facts)
 
 

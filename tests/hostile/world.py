@@ -17,7 +17,6 @@ from mta.config.config import load
 from mta.dns.mx import DnsNotFound, MXAnswer
 from mta.fsio.fsio import Fsio
 from mta.lookup.context import LookupContext
-from mta.lookup.match_list import NetworkList
 from mta.lookup.open import open_tables
 from mta.lookup.unix import UserDb
 from mta.maillog.maillog import Maillog, MaillogSettings
@@ -144,7 +143,7 @@ async def world(root: Path, tls: ssl.SSLContext, more: str = "") -> AsyncIterato
         config.fill(RestrictionSettings), rewriter, context, NoDns(),
         classes=config.restriction_classes(), own_addresses=("127.0.0.1",),
     )  # fmt: skip
-    anvil = Anvil(config.fill(AnvilSettings), NetworkList("exceptions", (), context), clock)
+    anvil = Anvil(config.fill(AnvilSettings), clock)
     server = SMTPServer(config.fill(ServerSettings), policy, cleanup, anvil, FixedNames(), log, clock, tls)
     listener = await server.loop.create_server(server.factory, "127.0.0.1", 0)
     try:

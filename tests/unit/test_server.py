@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from mta.awake import Awake
+from mta.lookup.match_list import NetworkList
 from mta.queue.api import QueueError, QueueFullError
 from mta.smtp.reply import Reply
 from mta.smtpd.facts import PERMIT, Facts, Stage, Verdict
@@ -22,6 +23,7 @@ from tests.smtpd_support import (
     until,
     with_settings,
 )
+from tests.unit.lookup_fixture import World
 
 ENVELOPE = ("EHLO c.example", "MAIL FROM:<s@c.example>", "RCPT TO:<user@test.example>", "DATA")
 TEXT = b"Subject: t\r\n\r\n..x\r\n.\r\n"
@@ -390,6 +392,32 @@ async def test_the_reply_of_a_refusing_commit_is_the_answer() -> None:
         assert await client.reply() == str(Reply(554, "5.4.6", "Error: too many hops")) + "\r\n"
         assert (await client.say("RCPT TO:<user@test.example>"))[0].startswith("503 ")
         await client.close()
+
+
+@pytest.mark.parametrize(
+    ("exceptions", "parents", "free"),
+    [
+        ("127.0.0.0/8", False, True),
+        ("client.example", False, True),
+        (".example", False, True),
+        ("example", False, False),
+        ("example", True, True),
+        ("!client.example 127.0.0.0/8", False, False),
+        ("other.example 10.0.0.0/8", False, False),
+        ("fail:x", False, True),
+    ],
+)
+async def test_excepted_clients_have_no_limit_and_a_failing_list_limits_nobody(
+    exceptions: str, parents: bool, free: bool
+) -> None:
+    clients = NetworkList("smtpd_client_event_limit_exceptions", exceptions, World().context, parents=parents)
+    async with serving(anvil=FreeAnvil(limit=1), exceptions=clients) as rooms:
+        first, second = [await Client.connect(rooms.port, greeting=False) for _ in range(2)]
+        assert [(await client.reply())[:3] for client in (first, second)] == ["220", "220" if free else "421"]
+        await first.close()
+        await second.close()
+    assert ("limit exceeded" in "".join(rooms.log.lines)) is not free
+    assert ("smtpd_client_event_limit_exceptions" in "".join(rooms.log.lines)) is exceptions.startswith("fail")
 
 
 async def test_rate_limits_are_asked_before_the_policy() -> None:

@@ -10,13 +10,11 @@ import pytest
 
 from mta import worker_link_client
 from mta.clock import Clock
-from mta.lookup.match_list import NetworkList
 from mta.maillog.maillog import Maillog, MaillogSettings
 from mta.smtpd.anvil import Anvil, AnvilSettings
 from mta.smtpd.facts import PERMIT, Verdict
 from mta.worker_link import LinkServer
 from mta.worker_link_client import LinkClient
-from tests.unit.lookup_fixture import World
 from tests.unit.test_resolver import Lines
 
 IP = "192.0.2.1"
@@ -24,9 +22,7 @@ IP = "192.0.2.1"
 
 def counters(kind: type[Anvil] = Anvil) -> Anvil:
     """A client may have two connections."""
-    world = World(clock=Clock())
-    exceptions = NetworkList("smtpd_client_event_limit_exceptions", "", world.context)
-    return kind(AnvilSettings("mx.test", 2, 0, 0, 0, 60.0), exceptions, Clock(), world.context.warn)
+    return kind(AnvilSettings("mx.test", 2, 0, 0, 0, 60.0), Clock())
 
 
 class Deaf(asyncio.Protocol):
@@ -206,7 +202,7 @@ async def test_the_last_worker_counts_itself_again_and_a_third_one_hears_of_what
 
 
 class Slow(Anvil):
-    """Has to look up the client in a list of exceptions."""
+    """Takes time to count."""
 
     found: asyncio.Event
 
