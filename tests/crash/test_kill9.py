@@ -2,22 +2,19 @@
 
 import os
 import random
-from pathlib import Path
 
 import pytest
 
 from tests.crash import kill9
+from tests.system.support_system import directory
 
 KILLS = int(os.environ.get("AIOMTA_KILLS", "5"))
 SEED = int(os.environ.get("AIOMTA_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 30)
 
 
-def test_no_promise_is_broken_by_kills_at_random_moments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tmp_path.chmod(0o755)
-    for parent in tmp_path.parents[:3]:  # as root the daemon and a mailbox's user must be able to get here
-        if parent.owner() != "root" or os.getuid() == 0:
-            parent.chmod(parent.stat().st_mode | 0o055)
-    outcome = kill9.run(tmp_path, KILLS, SEED)
+def test_no_promise_is_broken_by_kills_at_random_moments(capsys: pytest.CaptureFixture[str]) -> None:
+    with directory() as path:
+        outcome = kill9.run(path, KILLS, SEED)
     with capsys.disabled():
         print(f"\nkill9: seed {SEED}: {outcome}")
     assert outcome.wrong == [], f"seed {SEED}"
