@@ -4,14 +4,15 @@ A deadline moves with nearly everything that a peer does and hardly ever passes,
 later time.  The timer stands at the earliest deadline that was known when it was set; when it looks, it calls whoever
 is late and sets itself to the earliest of the others.
 
-State: who is watched, and when the timer will look.  One Deadlines per listener or agent, of one loop.  Whoever is late
-is called in a turn of its own, so a bug in one takes no deadline from the others; and not in the first one: a process
-that was stopped (SIGSTOP, docker pause) finds that the time is over together with what has come meanwhile, and uvloop
-looks at timers before sockets.
+State: who is watched, and when the timer will look.  One Deadlines per listener, agent or helper, of one loop.
+Whoever is late is called in a turn of its own, so a bug in one takes no deadline from the others; and not in the first
+one: a process that was stopped (SIGSTOP, docker pause) finds that the time is over together with what has come
+meanwhile, and uvloop looks at timers before sockets.
 """
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import Protocol
 
@@ -28,6 +29,18 @@ class Watched(Protocol):
 
     def expired(self) -> None:
         """The deadline had passed a moment ago.  Give a new one to earlier(), or end and be forgotten."""
+
+
+class _Limit:
+    """The end of a block; see Deadlines.timeout."""
+
+    def __init__(self, deadline: float, block: asyncio.Timeout) -> None:
+        self.deadline, self._block = deadline, block
+
+    def expired(self) -> None:
+        """See Watched."""
+        with contextlib.suppress(RuntimeError):  # the block has ended meanwhile
+            self._block.reschedule(0.0)
 
 
 class Deadlines:
@@ -55,6 +68,17 @@ class Deadlines:
                 self._timer.cancel()
             self._at = deadline
             self._timer = self._clock.call_later(deadline - self._clock.monotonic(), self._look)
+
+    @contextlib.asynccontextmanager
+    async def timeout(self, seconds: float) -> AsyncIterator[None]:
+        """As clock.timeout(), for what must not be overlooked when it came while the process stood still."""
+        async with self._clock.timeout(None) as block:
+            limit = _Limit(self._clock.monotonic() + seconds, block)
+            self.watch(limit)
+            try:
+                yield
+            finally:
+                self.forget(limit)
 
     def _look(self) -> None:
         self._timer, self._at = None, NEVER

@@ -29,6 +29,7 @@ from typing import NoReturn
 from weakref import WeakValueDictionary
 
 from mta.clock import Clock
+from mta.deadlines import Deadlines
 from mta.deliver.local import user_delivery
 from mta.deliver.local_plan import LocalSettings, ToUser
 from mta.deliver.local_user import deliver_to_user, mailbox_path
@@ -79,6 +80,7 @@ class Children:
 
     def __init__(self, fsync: Callable[[int], None], clock: Clock, log: Maillog, become: Become) -> None:
         self._fsync, self._clock, self._log, self._become = fsync, clock, log, become
+        self._deadlines = Deadlines(clock)
         self._idle: list[_Child] = []
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # by mbox
 
@@ -127,7 +129,7 @@ class Children:
     async def _answer(self, child: _Child, work: Work) -> Reply:
         reply = FAILED
         try:
-            async with self._clock.timeout(work.settings.command_time_limit + GRACE):
+            async with self._deadlines.timeout(work.settings.command_time_limit + GRACE):
                 line = await asyncio.get_running_loop().sock_recv(child.sock, ANSWER_LIMIT)
             reply = decode_answer(line).reply
         except (WireError, TimeoutError, OSError):

@@ -15,6 +15,7 @@ import socket
 from collections.abc import Callable
 
 from mta.clock import Clock
+from mta.deadlines import Deadlines
 from mta.deliver.local_wire import ANSWER_LIMIT, Answer, Ask, WireError, decode_answer, encode_ask
 from mta.smtp.reply import Reply
 
@@ -27,7 +28,7 @@ class HelperConnection:
 
     def __init__(self, connect: Callable[[], socket.socket], clock: Clock, time_limit: float) -> None:
         """connect: makes a connection without waiting; OSError.  time_limit: command_time_limit, seconds."""
-        self._connect, self._clock, self._limit = connect, clock, time_limit + GRACE
+        self._connect, self._deadlines, self._limit = connect, Deadlines(clock), time_limit + GRACE
 
     async def deliver(self, ask: Ask, content: int) -> Answer:
         """See Backend."""
@@ -41,7 +42,7 @@ class HelperConnection:
                 line = encode_ask(ask)
                 if socket.send_fds(sock, [line], [content]) != len(line):
                     return Answer(UNAVAILABLE)
-                async with self._clock.timeout(self._limit):
+                async with self._deadlines.timeout(self._limit):
                     return decode_answer(await _read(sock))
             except WireError as error:
                 return Answer(Reply(451, "4.3.0", f"local delivery: {error}"))

@@ -1,6 +1,9 @@
 """Deadlines of many with one timer: who is late is told, when and how often, and at what cost."""
 
 import asyncio
+import socket
+
+import pytest
 
 from mta.clock import Clock
 from mta.deadlines import Deadlines
@@ -111,3 +114,27 @@ def test_nobody_left_means_no_timer() -> None:
         assert clock.timers == before
 
     run_virtual(main, patience=0.0)  # no I/O to wait for
+
+
+async def test_a_block_ends_at_its_time_and_not_before_what_has_come_was_read() -> None:
+    deadlines = Deadlines(Clock())
+    loop = asyncio.get_running_loop()
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+
+    async def read() -> bytes:
+        async with deadlines.timeout(0.01):
+            return await loop.sock_recv(ours, 10)
+
+    with ours, theirs:
+        reading = asyncio.ensure_future(read())
+        await asyncio.sleep(0)
+        theirs.sendall(b"x")
+        Clock().block(0.02)
+        assert await reading == b"x"
+        with pytest.raises(TimeoutError):
+            await read()
+        async with deadlines.timeout(0.01):  # it is late and ends before it is told
+            Clock().block(0.02)
+            await asyncio.sleep(0)
+        await asyncio.sleep(0.01)

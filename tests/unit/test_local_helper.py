@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from mta import local_helper_child
 from mta.clock import Clock
-from mta.deliver.local_client import HelperConnection, through_channel, to_socket
+from mta.deliver.local_client import GRACE, HelperConnection, through_channel, to_socket
 from mta.deliver.local_plan import LocalSettings
 from mta.deliver.local_trust import Distrust, UntrustedFileError, check_path, read_trusted
 from mta.deliver.local_wire import Answer, Ask, WireError, decode_answer, decode_ask, encode_answer, encode_ask
@@ -413,6 +413,17 @@ async def test_without_a_helper_mail_waits(tmp_path: Path) -> None:
         answer = await ask(HelperConnection(connect, Clock(), 1.0), "alice@mx.test")
         assert (answer.reply.code, answer.reply.enhanced) == (451, "4.3.0")
     ours.close()
+
+
+async def test_an_answer_that_came_while_the_daemon_was_stopped_counts() -> None:
+    """Its mail is in the mailbox: who takes it for late delivers it again."""
+    ours, theirs = socket.socketpair()
+    asking = asyncio.ensure_future(ask(HelperConnection(lambda: ours, Clock(), 0.01 - GRACE), "alice@mx.test"))
+    await asyncio.sleep(0)
+    theirs.sendall(encode_answer(Answer(Reply(250, "2.0.0", "delivered to mailbox"))))
+    Clock().block(0.02)  # the loop does not run, as after SIGSTOP
+    assert (await asking).reply.code == 250
+    theirs.close()
 
 
 @pytest.mark.parametrize("allowed", [True, False])
