@@ -92,6 +92,8 @@ class AccessTable:
             for key in keys:
                 value = await self.table.get(key) if key else None
                 if value is not None:
+                    if not value:
+                        raise TableError("returns an empty string result")
                     return await self._act(ask, value, key, name, kind)
         except TableError as error:
             ask.tools.warn(f"{self.table.name} lookup error for {quoted_key(key)}: {error}")

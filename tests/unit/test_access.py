@@ -81,6 +81,14 @@ async def test_an_action_without_what_it_needs_is_ignored_with_a_warning(result:
     assert "access table" in site.world.log.lines[0]
 
 
+@pytest.mark.parametrize("table", ["inline:{{user@test.example = }}", "regexp:{{/^user@/}}"])
+async def test_a_rule_without_an_action_is_a_fault_and_lets_nobody_through(table: str) -> None:
+    site = Site(smtpd_recipient_restrictions=(f"check_recipient_access {table}",))
+    refused = "451 4.3.5 <user@test.example>: Recipient address rejected: Server configuration error"
+    assert await site.rcpt() == refused
+    assert "returns an empty string result" in site.world.log.lines[-1]
+
+
 async def test_reverse_client_access_asks_for_the_name_and_then_for_the_address() -> None:
     table = "check_reverse_client_hostname_access inline:{192.0.2=REJECT,example=DUNNO}"
     site = Site(smtpd_client_restrictions=(table,))
