@@ -26,7 +26,7 @@ from mta.master.check_services import check_master
 from mta.master.listen import tcp_services
 from mta.master.owner import OURS, QUEUE_LOCK, OwnerProblemError, acting_as, find_owner, problem_at
 from mta.queue.store_spool import DIRECTORIES
-from mta.smtpd.restrictions import broken_restrictions, unknown_restrictions
+from mta.smtpd.restrict_compile import broken_restrictions, unknown_restrictions
 from mta.tls import TlsClientSettings, TlsError, TlsServerSettings, client_tls, offered_context
 
 STAGES = ("client", "helo", "sender", "relay", "recipient", "data", "end_of_data", "etrn")

@@ -14,12 +14,11 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from mta.lookup.context import LookupContext
 from mta.lookup.match_list import NetworkList, parent_style
-from mta.lookup.open import open_table, open_tables, problems, split_list
+from mta.lookup.open import open_table, open_tables, split_list
 from mta.lookup.table import Maps, TableError
 from mta.smtp.reply import Reply
-from mta.smtpd.access import AccessTable
 from mta.smtpd.facts import PERMIT, Facts, Stage, Verdict
-from mta.smtpd.restrict_access import ACCESS, access_check
+from mta.smtpd.restrict_compile import Compiler
 from mta.smtpd.restrict_core import (
     CLIENT,
     CONFIGURATION_ERROR,
@@ -35,41 +34,19 @@ from mta.smtpd.restrict_core import (
     Restriction,
     RestrictionSettings,
     ServerError,
-    Status,
     Tools,
     run,
 )
-from mta.smtpd.restrict_dns import DNS, parse_answers, reject_rbl_client, reject_rhsbl
-from mta.smtpd.restrict_relay import RELAY, reject_unlisted_recipient, reject_unlisted_sender
-from mta.smtpd.restrict_simple import LOGIN, SIMPLE
+from mta.smtpd.restrict_relay import reject_unlisted_recipient, reject_unlisted_sender
 from mta.trivial_rewrite import Rewriter
 
 BAD_SENDER = Reply(501, "5.1.7", "Bad sender address syntax")
 BAD_RECIPIENT = Reply(501, "5.1.3", "Bad recipient address syntax")
 
-WORDS: dict[str, Check] = {**SIMPLE, **LOGIN, **DNS, **RELAY}
-OLD_NAMES = {
-    "reject_unknown_client": "reject_unknown_client_hostname",
-    "reject_unknown_hostname": "reject_unknown_helo_hostname",
-    "reject_unknown_address": "reject_unknown_sender_domain",
-    "reject_invalid_hostname": "reject_invalid_helo_hostname",
-    "reject_non_fqdn_hostname": "reject_non_fqdn_helo_hostname",
-    "check_recipient_maps": "reject_unlisted_recipient",
-}
-RHSBL = {f"reject_rhsbl_{w}": w for w in ("sender", "recipient", "helo", "client", "reverse_client")}
-DEFAULT_ACCESS = {
-    "client": "check_client_access",
-    "helo": "check_helo_access",
-    "sender": "check_sender_access",
-    "relay": "check_recipient_access",
-    "recipient": "check_recipient_access",
-    "etrn": "check_etrn_access",
-}
 REWRITING = {
     RECIPIENT: ("recipient_canonical", "canonical", "virtual_alias"),
     SENDER: ("recipient_canonical", "sender_canonical", "canonical", "virtual_alias"),
 }
-WITH_ARGUMENT = ("check_policy_service", "check_ccert_access", "check_sasl_access", "permit_dnswl_client")
 
 
 class Restrictions:
@@ -90,8 +67,6 @@ class Restrictions:
         own_addresses: Iterable[str] = (),
     ) -> None:
         self._settings, self._context = settings, context
-        self._class_words = {name.lower(): tuple(words) for name, words in (classes or {}).items()}
-        self._classes: dict[tuple[str, str], Sequence[Restriction]] = {}
         parents = settings.parent_domain_matches_subdomains
         maps = _recipient_maps(settings, context)
         self._tools = Tools(
@@ -107,17 +82,17 @@ class Restrictions:
             recipient_maps=maps,
             rewriting={kind: tuple(maps[name] for name in names if maps[name]) for kind, names in REWRITING.items()},
         )
-        s = settings
-        self._client = self.compile(s.smtpd_client_restrictions, "client")
-        self._helo = self.compile(s.smtpd_helo_restrictions, "helo")
-        self._sender = self.compile(s.smtpd_sender_restrictions, "sender")
-        relay = self.compile(s.smtpd_relay_restrictions, "relay")
-        recipient = self.compile(s.smtpd_recipient_restrictions, "recipient")
+        s, compiler = settings, Compiler(context, parents, classes or {})
+        self._client = compiler.compile(s.smtpd_client_restrictions, "client")
+        self._helo = compiler.compile(s.smtpd_helo_restrictions, "helo")
+        self._sender = compiler.compile(s.smtpd_sender_restrictions, "sender")
+        relay = compiler.compile(s.smtpd_relay_restrictions, "relay")
+        recipient = compiler.compile(s.smtpd_recipient_restrictions, "recipient")
         before = s.smtpd_relay_before_recipient_restrictions
         self._at_rcpt = (relay, recipient) if before else (recipient, relay)
-        self._data = self.compile(s.smtpd_data_restrictions, "data")
-        self._end_of_data = self.compile(s.smtpd_end_of_data_restrictions, "end_of_data")
-        self._etrn = self.compile(s.smtpd_etrn_restrictions, "etrn")
+        self._data = compiler.compile(s.smtpd_data_restrictions, "data")
+        self._end_of_data = compiler.compile(s.smtpd_end_of_data_restrictions, "end_of_data")
+        self._etrn = compiler.compile(s.smtpd_etrn_restrictions, "etrn")
         self.silent = self._silent()
 
     def _silent(self) -> frozenset[Stage]:
@@ -125,61 +100,6 @@ class Restrictions:
         silent = {Stage.CONNECT, Stage.HELO, Stage.EHLO} if self._settings.smtpd_delay_reject else set()
         lists = {Stage.DATA: self._data, Stage.END_OF_MESSAGE: self._end_of_data}
         return frozenset(silent | {stage for stage, checks in lists.items() if not checks})
-
-    # -- compiling --------------------------------------------------------------------------------
-
-    def compile(self, words: str | Iterable[str], stage: str) -> tuple[Restriction, ...]:
-        """Turn the words of a list into checks; what cannot be understood becomes a check that answers 451 4.3.5."""
-        queue = split_list(words)
-        compiled = []
-        while queue:
-            word = queue.pop(0)
-            name = OLD_NAMES.get(word.lower(), word.lower())
-            if name == "warn_if_reject":
-                compiled.append(Restriction(name, None))
-                continue
-            if ":" in name and stage in DEFAULT_ACCESS:  # a bare table means the stage's own check
-                queue.insert(0, word)
-                name = DEFAULT_ACCESS[stage]
-            argument = queue.pop(0) if queue and _takes_argument(name) else ""
-            compiled.append(Restriction(name, self._check(name, argument, stage)))
-        return tuple(compiled)
-
-    def _check(self, name: str, argument: str, stage: str) -> Check:
-        if name in WORDS:
-            return WORDS[name]
-        if name in self._class_words:
-            return self._class(name, stage)
-        if name == "sleep" and argument.isdigit():
-            return _sleep(min(int(argument), 3600))
-        if name == "reject_rbl_client" and argument:
-            return reject_rbl_client(argument)
-        if name in RHSBL and argument:
-            return reject_rhsbl(argument, RHSBL[name])
-        if name in ACCESS:
-            return self._access(name, argument, stage)
-        return _broken(f'unknown smtpd restriction: "{name}"')
-
-    def _class(self, name: str, stage: str) -> Check:
-        async def check(ask: Ask, about: str, kind: str) -> Status:
-            compiled = self._classes.get((name, stage))
-            if compiled is None:
-                compiled = self._classes[name, stage] = self.compile(self._class_words[name], stage)
-            return await run(compiled, ask, about, kind)
-
-        return check
-
-    def _access(self, name: str, argument: str, stage: str) -> Check:
-        if ":" not in argument:
-            return _broken(f'restriction {name}: bad argument "{argument}": need maptype:mapname')
-
-        def result_list(value: str) -> Sequence[Restriction]:
-            return self.compile(value, stage)
-
-        table = AccessTable(
-            open_table(argument, self._context), self._settings.parent_domain_matches_subdomains, result_list
-        )
-        return access_check(name, table)
 
     # -- judging ----------------------------------------------------------------------------------
 
@@ -324,25 +244,6 @@ def _verdict(ask: Ask) -> Verdict:
     )
 
 
-def _takes_argument(name: str) -> bool:
-    return name in ACCESS or name in RHSBL or name in WITH_ARGUMENT or name in ("sleep", "reject_rbl_client")
-
-
-def _broken(problem: str) -> Check:
-    async def check(ask: Ask, name: str, kind: str) -> Status:
-        raise ServerError(problem)
-
-    return check
-
-
-def _sleep(seconds: int) -> Check:
-    async def check(ask: Ask, name: str, kind: str) -> Status:
-        await ask.tools.pause(seconds)
-        return Status.DUNNO
-
-    return check
-
-
 def _recipient_maps(settings: RestrictionSettings, context: LookupContext) -> dict[str, Maps]:
     """The tables that list recipients; a table that is also in alias_maps is in aliases(5) syntax."""
     aliases = split_list(settings.alias_maps)
@@ -356,46 +257,3 @@ def _recipient_maps(settings: RestrictionSettings, context: LookupContext) -> di
         "recipient_canonical": open_tables(settings.recipient_canonical_maps, context),
         "sender_canonical": open_tables(settings.sender_canonical_maps, context),
     }
-
-
-def unknown_restrictions(words: str | Iterable[str], classes: Iterable[str] = ()) -> list[str]:
-    """Names in a list that are not supported here (each use is answered 451 4.3.5), for the check at start."""
-    known = {*WORDS, *OLD_NAMES, *RHSBL, *ACCESS, "warn_if_reject", "sleep", "reject_rbl_client"}
-    known |= {name.lower() for name in classes}
-    queue, unknown = split_list(words), []
-    while queue:
-        name = queue.pop(0).lower()
-        if ":" in name:
-            continue
-        if name not in known:
-            unknown.append(name)
-        if _takes_argument(name) and queue:
-            queue.pop(0)
-    return unknown
-
-
-def broken_restrictions(
-    words: str | Iterable[str], stage: str, classes: Iterable[str] = (), default_database_type: str = "hash"
-) -> list[str]:
-    """What in a list of this stage can only answer 451, for `mta check`; names that nobody knows are left out."""
-    queue, found = split_list(words), []
-    while queue:
-        word = queue.pop(0)
-        name = word.lower()
-        if ":" in name:
-            if stage not in DEFAULT_ACCESS:
-                found.append(f"{word}: a table needs its check_..._access here")
-                continue
-            queue.insert(0, word)
-            name = DEFAULT_ACCESS[stage]
-        if name in {c.lower() for c in classes} or not _takes_argument(name):
-            continue
-        argument = queue.pop(0) if queue else ""
-        expected = "seconds" if name == "sleep" else "type:table" if name in ACCESS else "a domain"
-        if not {"seconds": argument.isdigit(), "type:table": ":" in argument}.get(expected, argument):
-            found.append(f"{name}: expected {expected}, not {argument!r}")
-        elif name in ACCESS:
-            found += problems(argument, default_database_type)
-        elif (pattern := argument.partition("=")[2]) and not parse_answers(pattern):
-            found.append(f"{name}: expected an address such as 127.0.0.[2;4..6], not {pattern!r}")
-    return [f"{text}; whoever comes to it is answered 451" for text in found]

@@ -6,7 +6,7 @@ import pytest
 
 from mta.clock import Clock
 from mta.smtpd.facts import PERMIT, Stage
-from mta.smtpd.restrictions import broken_restrictions, unknown_restrictions
+from mta.smtpd.restrict_compile import broken_restrictions, unknown_restrictions
 from tests.unit.policy_fixture import Site
 from tests.virtual_time import run_virtual
 
