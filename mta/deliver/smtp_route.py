@@ -4,7 +4,7 @@ Hosts are looked up one MX preference at a time, best first, and no further than
 MX records costs as many lookups as there are addresses to try.  While nothing is found, several preferences are looked
 up at once, to the end of the list: mail is returned only when no host has an address.
 
-Whether this host is among them is told by addresses alone; the greeting tells the rest (mta/deliver/smtp.py).
+Whether this host is among them is told by addresses alone; the greeting tells the rest (mta/deliver/smtp_attempt.py).
 
 See also: mta/dns/mx.py (the decisions), RFC 5321 s5.1, postconf(5) smtp_mx_address_limit, smtp_host_lookup
 """
