@@ -18,7 +18,7 @@ from mta.cleanup.settings import CleanupSettings
 from mta.clock import Clock
 from mta.config.config import Config, ConfigError, load
 from mta.config.main_cf import decode, parse_main_cf
-from mta.deliver.aliases import Destination, DestinationKind, parse_destinations
+from mta.deliver.alias_syntax import Destination, DestinationKind, parse_destinations
 from mta.fsio.fsio import Fsio
 from mta.lookup.address import find_address, split_extension
 from mta.lookup.context import LookupContext

@@ -8,16 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mta.deliver.aliases import (
-    AliasExpander,
-    AliasProblemError,
-    AliasRules,
-    Destination,
-    DestinationKind,
-    Found,
-    check_aliases,
-    parse_destinations,
-)
+from mta.deliver.alias_syntax import Destination, DestinationKind, check_aliases, parse_destinations
+from mta.deliver.aliases import AliasExpander, AliasProblemError, AliasRules, Found
 from mta.deliver.local_plan import Plan, ToOthers, ToUser
 from mta.lookup.table import Maps
 from mta.message_address import SLICE
