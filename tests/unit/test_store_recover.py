@@ -11,7 +11,8 @@ import pytest
 
 from mta.queue.api import Job, Parent, Queue, Reason
 from mta.queue.store_listing import SLICE
-from mta.queue.store_recover import Recovery
+from mta.queue.store_maildrop import Maildrop
+from mta.queue.store_recover_children import Children
 from mta.queue.store_spool import WRITING
 from tests.queue_support import NOW, Spooled, spooled
 from tests.unit.test_queue_file import decoded
@@ -168,7 +169,8 @@ async def test_a_child_that_answers_for_many_is_applied_in_linear_time(spool: Sp
     job = await claimed(spool, *(f"{n}@dst.test" for n in range(3000)))
     parent = Parent("bounce", job.uid, job.queue_id, tuple(Counted(r.offset) for r in reversed(job.todo)))
     die(spool, job)
-    assert await Recovery(spool.store)._apply(parent, Queue.ACTIVE, str(spool.path("active", job.queue_id)))
+    children = Children(spool.store, Maildrop(spool.store.spool, spool.store.fsio, spool.store.clock, spool.store.log))
+    assert await children._apply(parent, Queue.ACTIVE, str(spool.path("active", job.queue_id)))
     assert states(spool.only("active")) == ["D"] * 3000
     assert Counted.compared < 20 * 3000
 
