@@ -28,7 +28,7 @@ class Part:
 PARTS = (
     Part("store", ("mta/queue/store*.py",), "test_store*.py"),
     Part("session", ("mta/smtpd/session*.py",), "test_session*.py"),
-    Part("fsio", ("mta/fsio/fsio.py", "mta/fsio/groups.py", "mta/fsio/linux_aio.py"), "test_fsio*.py"),
+    Part("fsio", tuple(f"mta/fsio/{name}.py" for name in ("fsio", "flusher", "groups", "linux_aio")), "test_fsio*.py"),
     Part("queue_file", ("mta/queue/queue_file.py", "mta/queue/*_reader.py"), "test_queue_file*.py"),
     Part("client", ("mta/smtp/client.py", "mta/smtp/client_events.py", "mta/smtp/commands.py"), "test_client*.py"),
     Part("intake", ("mta/qmgr/intake.py",), "test_intake*.py"),

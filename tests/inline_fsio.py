@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
 from typing import ParamSpec, TypeVar
 
-from mta.fsio.fsio import Flusher, Fsio
+from mta.fsio.flusher import Flusher
+from mta.fsio.fsio import Fsio
 from mta.fsio.linux_aio import Done
 
 P = ParamSpec("P")

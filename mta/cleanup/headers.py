@@ -11,7 +11,8 @@ import re
 from collections.abc import Callable, Generator
 
 from mta.message import Header, clean, from_header, normalised, text
-from mta.message_address import is_too_long, parsing, rewrite_list
+from mta.message_address import parsing
+from mta.message_rewrite import is_too_long, rewrite_list
 from mta.record import dataclass
 
 SENDER_HEADERS = frozenset(

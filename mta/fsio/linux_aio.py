@@ -57,7 +57,7 @@ class LinuxAio:
         loop.add_reader(self._eventfd, self._reap)
 
     def begin(self, fd: int) -> None:
-        """See Flusher in mta/fsio/fsio.py."""
+        """See Flusher in mta/fsio/flusher.py."""
         start_writing(fd)
 
     def submit(self, fds: Sequence[int], op: int, done: Done) -> None:

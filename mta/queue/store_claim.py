@@ -14,7 +14,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from mta.fsio.fsio import WORKERS, Fsio
+from mta.fsio.flusher import WORKERS
+from mta.fsio.fsio import Fsio
 from mta.queue.api import Queue
 from mta.queue.queue_reader import DamagedError, QueueFile, ReadAt, decode
 from mta.queue.store_spool import Spool, is_ready

@@ -19,7 +19,7 @@ from mta.config.config import Config
 from mta.dns.exchange import Exchange
 from mta.dns.mx import MX, DnsNoData, DnsNotFound, DnsTemporary, MXAnswer
 from mta.dns.resolver import Resolver, ResolverSettings
-from mta.fsio.fsio import Flusher
+from mta.fsio.flusher import Flusher
 from mta.fsio.linux_aio import FDSYNC, Done
 from mta.lookup.unix import Group, User, UserLookup
 from mta.maillog.maillog import Maillog, MaillogSettings

@@ -90,7 +90,7 @@ def test_every_module_of_the_queue_that_reaches_for_the_system_is_simulated() ->
         "mta.queue.store", "mta.queue.store_listing", "mta.queue.store_maildrop", "mta.queue.store_recover",
         "mta.queue.store_recover_children", "mta.queue.store_recover_names",
         "mta.bounce.bounce", "mta.deliver.local_trust", "mta.deliver.local_client", "mta.deliver.smtp",
-        "mta.fsio.linux_aio", "mta.fsio.linux_writeback",  # a flusher of its own stands for them
+        "mta.fsio.flusher", "mta.fsio.linux_aio", "mta.fsio.linux_writeback",  # a flusher of its own stands for them
         "mta.queue.store_claim", "mta.queue.store_admin",  # administrators' commands are not simulated
     }  # fmt: skip
     assert mta.__name__ == "mta"

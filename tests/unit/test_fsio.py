@@ -12,7 +12,8 @@ from typing import Protocol
 
 import pytest
 
-from mta.fsio.fsio import ENTROPY, LEAST, Fsio, ThreadFlusher, fsync_now
+from mta.fsio.flusher import ThreadFlusher
+from mta.fsio.fsio import ENTROPY, LEAST, Fsio, fsync_now
 from mta.fsio.groups import TOGETHER
 from mta.fsio.linux_aio import CONTEXT_SIZE, FDSYNC, FSYNC, Done, LinuxAio
 from mta.fsio.linux_writeback import names_follow_files

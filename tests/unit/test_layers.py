@@ -19,7 +19,7 @@ OWNERS = {  # what only these modules may import
     "random": {"mta/master/build.py"},
 }
 FSYNC = {"os.fsync", "os.fdatasync", "os.sync"}
-FLUSHING = ("fsio/fsio", "fsio/linux_aio")
+FLUSHING = ("fsio/fsio", "fsio/flusher", "fsio/linux_aio")
 THREADS = {"to_thread", "run_in_executor"}
 WAITING = {"call_later", "call_at"}
 

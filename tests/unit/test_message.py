@@ -9,15 +9,14 @@ from hypothesis import strategies as st
 from mta.envelope import Origin
 from mta.message import Header, HeaderScanner, from_header, normalised, received
 from mta.message_address import (
-    REWRITE_LIMIT,
     SLICE,
     TOKEN_LIMIT,
     finished,
     parse_list,
     parsing,
     quote,
-    rewrite_list,
 )
+from mta.message_rewrite import REWRITE_LIMIT, rewrite_list
 
 
 def scan(message: bytes, step: int, limit: int = 102400) -> tuple[list[Header], bytes]:

@@ -11,7 +11,8 @@ from typing import ParamSpec, TypeVar
 import pytest
 
 from mta.clock import Clock
-from mta.fsio.fsio import WORKERS, Fsio
+from mta.fsio.flusher import WORKERS
+from mta.fsio.fsio import Fsio
 from mta.queue.api import QueueError, Reason
 from mta.queue.store_claim import BATCH, SLOW, Opened, Opener
 from tests.inline_fsio import InlineFsio
