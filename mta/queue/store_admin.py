@@ -2,8 +2,9 @@
 
 Safe beside a running queue manager, in its process or in another one, because it keeps to the same two rules: a
 file is changed by whoever holds its lock, and a message that has gone from active is forgotten (FencedError).
-An active message is locked for as long as its delivery lasts; it can be deleted, put on hold or marked as expired
-all the same, what is being sent at that moment is sent.  It cannot be requeued: the copy would be sent again.
+An active message is locked for as long as its delivery lasts, also when it was held meanwhile; it can be deleted,
+put on hold, released or marked as expired all the same, what is being sent at that moment is sent.  It cannot be
+requeued: the copy would be sent again.
 What is locked in incoming has not been accepted yet, and is not there.
 
 See also: mta/INTERNALS.md (states), postsuper(1)
@@ -151,9 +152,9 @@ class Administrator:
             found = self._fsio.fstat(fd)
             if not stat.S_ISREG(found.st_mode) or not is_ready(found.st_mode):
                 return Outcome.ABSENT
-            if not self._fsio.flock(fd):
-                if queue is not Queue.ACTIVE:
-                    return Outcome.ABSENT if queue is Queue.INCOMING else Outcome.BUSY
+            if not self._fsio.flock(fd):  # by its delivery, wherever it was moved meanwhile
+                if queue is Queue.INCOMING:
+                    return Outcome.ABSENT
                 if verb is Verb.REQUEUE:
                     return Outcome.BUSY
             return self._do(verb, queue_id, path, fd, found)

@@ -79,6 +79,26 @@ async def test_an_active_message_can_be_deleted_or_held_and_its_owner_forgets_it
     assert job is not None and job.todo == [], "what was delivered meanwhile is marked"
 
 
+async def test_what_was_held_while_it_is_delivered_can_be_released_expired_and_deleted(spool: Spooled) -> None:
+    admin, kept, gone = administrator(spool), await spool.accept("a@x.test", "b@x.test"), await spool.accept()
+    jobs = [await spool.store.claim(queue_id) for queue_id in (kept, gone)]
+    both = dict.fromkeys((kept, gone), Outcome.DONE)
+    assert await admin.act(Verb.HOLD, [kept, gone]) == both
+    assert await admin.act(Verb.EXPIRE, [kept]) == {kept: Outcome.DONE}
+    assert await admin.act(Verb.RELEASE, [kept]) == {kept: Outcome.DONE}
+    assert await admin.act(Verb.REQUEUE, [kept, gone]) == dict.fromkeys((kept, gone), Outcome.BUSY)
+    assert await admin.act(Verb.DELETE, [gone]) == {gone: Outcome.DONE}
+    assert await spool.store.claim(kept) is None, "its delivery goes on"
+    for job in jobs:
+        assert job is not None
+        spool.store.mark(job, job.todo[0])
+        with pytest.raises(FencedError):
+            await spool.store.defer(job, NOW + 1000, {})
+    job = await spool.store.claim(kept)
+    assert job is not None and job.force_expire and [r.address for r in job.todo] == ["b@x.test"]
+    assert [spool.names(queue) for queue in ("active", "deferred", "hold")] == [[kept], [], []]
+
+
 async def test_what_is_not_committed_yet_and_a_child_that_was_not_released_are_not_there(spool: Spooled) -> None:
     admin, draft = administrator(spool), await spool.draft()
     await draft.commit(hold=False)
