@@ -5,8 +5,9 @@ time and size, and its errors end only itself.
 
 - showq: the server writes one JSON object per message, in the form and key order of `postqueue -j`, then
   "warning TEXT\\n" for what it could not read, and "0 end\\n": an answer without that was cut off.
-- flush: the client sends "flush\\n", "id QUEUEID\\n" or "site DOMAIN\\n"; the answer is "STATUS text\\n" where
-  STATUS is the exit status for the caller.  Root and mail_owner may also send "admin VERB [QUEUE,...]\\n" with ids,
+- flush: the client sends "flush\\n", "id QUEUEID\\n", "ids\\n" with ids, one per line, and an empty line, or
+  "site DOMAIN\\n"; the answer is "STATUS text\\n" where STATUS is the exit status for the caller.
+  Root and mail_owner may also send "admin VERB [QUEUE,...]\\n" with ids,
   one per line ("*" alone = all of them), and an empty line; the answer is "OUTCOME ID\\n" for each ("failed ID TEXT\\n"
   where the system did not let us), then "0 done\\n", and another such request may follow.
   VERB: hold release requeue expire delete, flush.
@@ -157,9 +158,11 @@ class Control:
         if line.startswith("admin ") and self._administrator is not None:
             await self._administer(self._administrator, line, lines, writer)
             return
+        async with self._clock.timeout(TIMEOUT):
+            queue_ids = await lines.ids() if line == "ids" else []  # read also for whom it is refused to
         allowed = self._settings.authorized_flush_users if self._settings else ()
         answer = await self._refused(writer, allowed, "flush the mail queue")
-        await self._answer(writer, answer or await self._request(line))
+        await self._answer(writer, answer or await self._request(line, queue_ids))
 
     async def _administer(
         self, administrator: Administrator, line: str, lines: "_Lines", writer: asyncio.StreamWriter
@@ -173,11 +176,7 @@ class Control:
             while line:
                 _, verb, *rest = line.split(" ")
                 queues = [Queue(name) for name in (rest[0].split(",") if rest else ())]
-                queue_ids = []
-                while queue_id := await lines.next():
-                    queue_ids.append(queue_id)
-                    if len(queue_ids) > MAX_IDS:
-                        raise ValueError("too many ids")
+                queue_ids = await lines.ids()
                 again.add(verb)
                 await self._do(administrator, verb, queue_ids, queues, writer)
                 line = await lines.next()
@@ -251,14 +250,16 @@ class Control:
             return EX_TEMPFAIL, "Temporary lookup failure"
         return None if name is None else (EX_NOPERM, f"User {name}({uid}) is not allowed to {what}")
 
-    async def _request(self, request: str) -> tuple[int, str]:
-        """Exit status and text."""
+    async def _request(self, request: str, queue_ids: Sequence[str]) -> tuple[int, str]:
+        """Exit status and text.  queue_ids: of the request "ids": the queue is looked through once."""
         verb, _, argument = request.partition(" ")
         try:
             if verb == "flush" and not argument:
                 return 0, f"{await self._flush(None)} messages"
             if verb == "id" and argument.isalnum():
                 return 0, f"{await self._flush([argument])} messages"
+            if request == "ids":
+                return 0, f"{await self._flush(queue_ids)} messages"
             if verb == "site" and self._fast_flush is not None and await self._fast_flush.match(argument):
                 return 0, f"{await self._flush(await self._for_site(argument.lower()))} messages"
         except (QueueError, TableError) as error:
@@ -299,6 +300,15 @@ class _Lines:
                 self._rest += piece
         line, _, self._rest = self._rest.partition(b"\n")
         return line[:MAX_REQUEST].decode("ascii", "replace").strip()
+
+    async def ids(self) -> list[str]:
+        """Up to an empty line, or the end; ValueError when they are too many."""
+        found: list[str] = []
+        while queue_id := await self.next():
+            found.append(queue_id)
+            if len(found) > MAX_IDS:
+                raise ValueError("too many ids")
+        return found
 
 
 def _unread(writer: asyncio.StreamWriter) -> int:

@@ -19,6 +19,7 @@ from sendmail_compat.config import Config
 
 TIMEOUT = 30.0  # seconds without an answer
 EX_UNAVAILABLE = 69
+BATCH = 1000  # ids per request
 LONG_ID = 13  # an id longer than this asks for the wide layout
 _MARKS = {"active": "*", "hold": "!"}
 
@@ -278,9 +279,9 @@ def flush(config: Config, selection: tuple[str, str, bool], transport: Callable[
         elif kind == "I" and not negated and argument.isalnum() and request(config, f"id {argument}")[:2] != "0 ":
             pass  # it was a whole id
         else:
-            for row in list(rows(config)):
-                if selected(row, kind, argument, transport) != negated:
-                    request(config, f"id {row['queue_id']}")
+            ids = [row["queue_id"] for row in rows(config) if selected(row, kind, argument, transport) != negated]
+            for at in range(0, len(ids), BATCH):  # for each request the daemon looks through the queue
+                request(config, "\n".join(("ids", *ids[at : at + BATCH], "")))
     except CutOffError as error:
         say(f"fatal: {error}")
         return EX_UNAVAILABLE

@@ -147,6 +147,15 @@ async def test_flush_answers_with_the_callers_exit_status(sockets: Sockets) -> N
     assert await sockets.ask("flush", b"site r.test\n") == refused
 
 
+async def test_the_queue_is_looked_through_once_for_many_ids(sockets: Sockets) -> None:
+    ids = [f"4F{n}" for n in range(1000)]
+    request = "\n".join(("ids", *ids, "", "")).encode()
+    assert await sockets.ask("flush", request) == b"0 7 messages\n"
+    assert sockets.flushed == [ids]
+    assert await sockets.ask("flush", request.replace(b"\n\n", b"\n5F\n\n")) == b"", "too many"
+    assert sockets.flushed == [ids]
+
+
 async def test_a_site_is_flushed_when_it_is_configured(sockets: Sockets) -> None:
     ids = []
     for address in ("a@r.test", "b@sub.r.test", "c@q.test"):
