@@ -4,7 +4,7 @@ Who runs this has become the user (the child of mta-local), or is the one user t
 
 A .forward that exists and is not empty makes the recipient wait, 4.3.5, until forwarding for users is built: the
 user has said that the mailbox is the wrong place.  One that is empty or all comments means "do not forward"
-(local(8)), and where the user may not look there is none.
+(local(8)), also when a later file of forward_path says more; where the user may not look there is none.
 
 See also: mta/deliver/mbox.py, mta/deliver/maildir.py
 """
@@ -85,7 +85,7 @@ def mailbox_path(settings: LocalSettings, user: User) -> str:
 
 
 def _forward_file(delivery: UserDelivery, user: User, uid: int) -> str:
-    """The first file of forward_path that says something, "" when there is none.  uid: of this process."""
+    """The first file of forward_path that exists, "" when that says nothing or none exists.  uid: of this process."""
     if not user.home:
         return ""
     for path in forward_paths(delivery.settings, delivery.plan, delivery.recipient):
@@ -99,8 +99,8 @@ def _forward_file(delivery: UserDelivery, user: User, uid: int) -> str:
             if error.errno == errno.ENAMETOOLONG:  # of a long extension: there can be no such file
                 continue
             raise failure(error, f"cannot look for {path}") from error
-        if not stat.S_ISDIR(found.st_mode) and not (stat.S_ISREG(found.st_mode) and _says_nothing(path, found)):
-            return path
+        silent = stat.S_ISDIR(found.st_mode) or (stat.S_ISREG(found.st_mode) and _says_nothing(path, found))
+        return "" if silent else path
     return ""
 
 

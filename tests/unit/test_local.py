@@ -238,6 +238,17 @@ async def test_a_forward_file_that_says_something_or_more_than_is_read_waits(tmp
         assert result.reply.enhanced == "4.3.5"
 
 
+@pytest.mark.parametrize("name", [".forward+ext", ".forward+EXT"])
+async def test_the_first_forward_file_that_exists_is_the_only_one(tmp_path: Path, name: str) -> None:
+    desk = Desk(Site(tmp_path))
+    (tmp_path / "home/alice").mkdir()
+    (tmp_path / "home/alice/.forward").write_text("x@ok.test\n")
+    (tmp_path / "home/alice" / name).touch()
+    result, other = await desk.send(f"alice{name.removeprefix('.forward')}@mx.test", "alice+other@mx.test")
+    assert result.reply == Reply(250, "2.0.0", "delivered to mailbox")
+    assert other.reply.enhanced == "4.3.5"
+
+
 async def test_an_extension_too_long_for_the_name_of_a_file_has_no_forward_file_of_its_own(tmp_path: Path) -> None:
     desk = Desk(Site(tmp_path))
     (tmp_path / "home/alice").mkdir()
