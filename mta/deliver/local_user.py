@@ -4,7 +4,8 @@ Who runs this has become the user (the child of mta-local), or is the one user t
 
 A .forward that exists and is not empty makes the recipient wait, 4.3.5, until forwarding for users is built: the
 user has said that the mailbox is the wrong place.  One that is empty or all comments means "do not forward"
-(local(8)), also when a later file of forward_path says more; where the user may not look there is none.
+(local(8)), also when a later file of forward_path says more; so does one that local(8) would not believe: a link,
+others can write it, it is somebody else's, the user may not read it.  Where the user may not look there is none.
 
 See also: mta/deliver/mbox.py, mta/deliver/maildir.py
 """
@@ -99,25 +100,25 @@ def _forward_file(delivery: UserDelivery, user: User, uid: int) -> str:
             if error.errno == errno.ENAMETOOLONG:  # of a long extension: there can be no such file
                 continue
             raise failure(error, f"cannot look for {path}") from error
-        silent = stat.S_ISDIR(found.st_mode) or (stat.S_ISREG(found.st_mode) and _says_nothing(path, found))
-        return "" if silent else path
+        regular, owned = stat.S_ISREG(found.st_mode), found.st_uid in (0, user.uid, uid)
+        if not regular or not owned or found.st_mode & stat.S_IWOTH:
+            return ""
+        return "" if _says_nothing(path, found, own=user.uid == uid) else path
     return ""
 
 
-def _says_nothing(path: str, found: os.stat_result) -> bool:
-    """Is this regular file empty, or all comments?  False when that cannot be told."""
+def _says_nothing(path: str, found: os.stat_result, *, own: bool) -> bool:
+    """Is this file empty, all comments, or closed to its user (own: who we are)?  False when that cannot be told."""
     if not found.st_size:
         return True
-    if found.st_size > COMMENTS:
-        return False
     try:
         fd = os.open(path, os.O_RDONLY | FLAGS)
         try:
-            text = os.read(fd, COMMENTS + 1) if os.path.samestat(os.fstat(fd), found) else b"?"
+            text = os.read(fd, COMMENTS) if os.path.samestat(os.fstat(fd), found) else b""
         finally:
             os.close(fd)
-    except OSError:
-        return False
+    except OSError as error:
+        return own and isinstance(error, PermissionError)
     return len(text) == found.st_size and all(line[:1] == b"#" or not line.strip() for line in text.split(b"\n"))
 
 

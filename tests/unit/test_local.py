@@ -233,9 +233,24 @@ async def test_a_forward_file_that_says_something_or_more_than_is_read_waits(tmp
     desk = Desk(Site(tmp_path))
     (tmp_path / "home/alice").mkdir()
     (tmp_path / "home/alice/.forward").write_text(text)
-    os.symlink("/dev/null", tmp_path / "home/alice/.forward+link")
-    for result in await desk.send("alice@mx.test", "alice+link@mx.test"):
-        assert result.reply.enhanced == "4.3.5"
+    (result,) = await desk.send("alice@mx.test")
+    assert result.reply.enhanced == "4.3.5"
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling link", "fifo", "written by others"])
+async def test_a_forward_file_that_nobody_believes_forwards_nothing(tmp_path: Path, kind: str) -> None:
+    desk = Desk(Site(tmp_path))
+    forward, other = tmp_path / "home/alice/.forward", tmp_path / "home/alice/x"
+    forward.parent.mkdir()
+    other.write_text("x@ok.test\n")
+    if "link" in kind:
+        forward.symlink_to("x" if kind == "link" else "y")
+    elif kind == "fifo":
+        os.mkfifo(forward)
+    else:
+        other.rename(forward).chmod(0o666)
+    (result,) = await desk.send("alice@mx.test")
+    assert result.reply == Reply(250, "2.0.0", "delivered to mailbox")
 
 
 @pytest.mark.parametrize("name", [".forward+ext", ".forward+EXT"])

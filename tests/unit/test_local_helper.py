@@ -497,6 +497,23 @@ async def test_as_root_a_home_that_its_user_may_not_enter_holds_no_forward_file(
 
 
 @needs_root
+@pytest.mark.parametrize(("owner", "mode"), [(60002, 0o644), (60001, 0o200), (0, 0o600)])
+async def test_as_root_a_forward_file_of_others_or_that_its_user_may_not_read_is_none(
+    tmp_path: Path, owner: int, mode: int
+) -> None:
+    let_in(tmp_path)
+    site = Site(tmp_path, alice=60001)
+    (tmp_path / "mail").chmod(0o1777)
+    forward = tmp_path / "home/alice/.forward"
+    forward.parent.mkdir()
+    forward.write_text("x@ok.test\n" * 999)
+    forward.chmod(mode)
+    os.chown(forward, owner, 60001)
+    async with Desk(site, become=None).serving() as connection:
+        assert (await ask(connection, "alice@mx.test")).reply == Reply(250, "2.0.0", "delivered to mailbox")
+
+
+@needs_root
 async def test_as_root_a_home_that_only_its_user_may_enter_works(tmp_path: Path) -> None:
     let_in(tmp_path)
     site = Site(tmp_path, main_cf="home_mailbox = Maildir/\n", alice=60001)
