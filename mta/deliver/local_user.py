@@ -46,8 +46,12 @@ def deliver_to_user(delivery: UserDelivery, system: System) -> Reply:
     settings, user = delivery.settings, delivery.plan.user
     if "/" in user.name or user.name in ("", ".", ".."):
         return Reply(451, "4.3.5", "user name cannot be the name of a mailbox")
-    if settings.require_home_directory and not os.path.isdir(user.home):
-        return Reply(451, "4.3.0", f"home directory of {user.name} is not there")
+    try:
+        if settings.require_home_directory:
+            os.stat(user.home)
+    except OSError as error:
+        reason = os.strerror(error.errno or errno.EIO)
+        return Reply(451, "4.3.0", f"cannot access home directory {user.home}: {reason}")
     try:
         forward = _forward_file(delivery, user, system.uid)
     except MailboxError as error:
@@ -97,7 +101,7 @@ def _forward_file(delivery: UserDelivery, user: User, uid: int) -> str:
         except OSError as error:
             if isinstance(error, PermissionError) and user.uid == uid:  # else the user could, and we cannot tell
                 continue
-            if error.errno == errno.ENAMETOOLONG:  # of a long extension: there can be no such file
+            if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):  # a long extension, no home: there is no such file
                 continue
             raise failure(error, f"cannot look for {path}") from error
         regular, owned = stat.S_ISREG(found.st_mode), found.st_uid in (0, user.uid, uid)

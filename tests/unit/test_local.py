@@ -1,6 +1,7 @@
 """The local agent from request to mailbox, in a daemon that runs as one user."""
 
 import asyncio
+import errno
 import os
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -262,6 +263,29 @@ async def test_the_first_forward_file_that_exists_is_the_only_one(tmp_path: Path
     result, other = await desk.send(f"alice{name.removeprefix('.forward')}@mx.test", "alice+other@mx.test")
     assert result.reply == Reply(250, "2.0.0", "delivered to mailbox")
     assert other.reply.enhanced == "4.3.5"
+
+
+@pytest.mark.parametrize("kind", ["file", "device", "none", "loop"])
+async def test_a_home_that_exists_is_enough_and_one_that_does_not_is_named(tmp_path: Path, kind: str) -> None:
+    desk = Desk(Site(tmp_path, main_cf="require_home_directory = yes\n"))
+    home = tmp_path / "home/alice"
+    if kind == "file":
+        home.touch()
+    elif kind != "none":
+        home.symlink_to("/dev/null" if kind == "device" else home)
+    (result,) = await desk.send("alice@mx.test")
+    if kind in ("file", "device"):
+        assert result.reply == Reply(250, "2.0.0", "delivered to mailbox")
+    else:
+        reason = os.strerror(errno.ENOENT if kind == "none" else errno.ELOOP)
+        assert result.reply == Reply(451, "4.3.0", f"cannot access home directory {home}: {reason}")
+
+
+async def test_a_home_that_is_a_link_to_itself_has_no_forward_file(tmp_path: Path) -> None:
+    desk = Desk(Site(tmp_path))
+    (tmp_path / "home/alice").symlink_to("alice")
+    (result,) = await desk.send("alice@mx.test")
+    assert result.reply == Reply(250, "2.0.0", "delivered to mailbox")
 
 
 async def test_an_extension_too_long_for_the_name_of_a_file_has_no_forward_file_of_its_own(tmp_path: Path) -> None:
