@@ -2,7 +2,8 @@
 
 Only CR LF "." CR LF ends a message; no other sequence does, whatever another server may take for one (SMTP
 smuggling, CVE-2023-51764).  A stray LF becomes a line end and a stray CR a blank *before* anything is stored,
-so nothing that we send on can be read in two ways.
+so nothing that we send on can be read in two ways.  CR CR LF is one line end: programs write it that convert line
+ends twice, and a blank would make the empty line after the header a part of the header.
 
 Both classes give the same bytes however the input is cut, and look at bytes only with find, count and replace:
 no loop over lines.  Single octets are counted by replacing them with nothing: bytes.count() of one octet takes ten
@@ -32,7 +33,7 @@ class DataReceiver:
         self.has_8bit = False
         self.done = False
         self.rest = b""
-        self._tail = b""  # undecided end of the input: CR, or at a line start "." or ". CR"
+        self._tail = b""  # undecided end of the input: CR or CR CR, or at a line start "." or ". CR"
         self._line_start: bytes = _END[:2]  # the line end before the input, b"" within a line
 
     def feed(self, data: bytes) -> bytes:
@@ -62,7 +63,7 @@ class DataReceiver:
     def _undecided(self, data: bytes, before: bytes) -> int:
         """How many octets at the end may turn out to be part of the end of data or of a CR LF."""
         if data.endswith(b"\r"):
-            if data.endswith(b"\r\n.\r") or (before and data == b".\r"):
+            if data.endswith((b"\r\r", b"\r\n.\r")) or (before and data == b".\r"):
                 return 2
             return 1
         if data.endswith(b"."):
@@ -78,7 +79,7 @@ class DataReceiver:
         if out.replace(b"\n", b"\r\n") != data:  # stray ones
             lines = data.count(b"\r\n")
             self.bare_cr += line_ends - lines
-            out = data.replace(b"\r\n", b"\n").replace(b"\r", b" ")
+            out = data.replace(b"\r\n", b"\n").replace(b"\r\n", b"\n").replace(b"\r", b" ")
             line_ends = len(out) - len(out.replace(b"\n", b""))
             self.bare_lf += line_ends - lines
         if before and out.startswith(b"."):

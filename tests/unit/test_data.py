@@ -37,7 +37,9 @@ def stuff(text: bytes, cuts: list[int] | None = None) -> bytes:
         (b"a\r\n.\r\nQUIT\r\n", b"a\n", b"QUIT\r\n"),
         (b"..\r\n...\r\n.x\r\n.\r\n", b".\n..\nx\n", b""),
         (b"\r\n\r\n.\r\n.\r\n", b"\n\n", b".\r\n"),
-        (b"a\r\r\n.\r\n", b"a \n", b""),  # CR before a true end of data
+        (b"a\r\r\n.\r\n", b"a\n", b""),  # CR before a true end of data
+        (b"A: b\r\r\n\r\r\nc\r\r\n\r\n.\r\n", b"A: b\n\nc\n\n", b""),  # line ends that were converted twice
+        (b"a\r\r\r\nb\r\r\rc\r\n.\r\n", b"a \nb   c\n", b""),
         (b"\x85.\x85 \xe2\x80\xa8 \x0b\x0c\x1c\r\n.\r\n", b"\x85.\x85 \xe2\x80\xa8 \x0b\x0c\x1c\n", b""),
         (b"a\x00b\r\n.\r\n", b"a\x00b\n", b""),
     ],
@@ -56,7 +58,7 @@ def test_text_and_rest_are_told_apart(wire: bytes, text: bytes, rest: bytes) -> 
         (b"\r.\r", b" . "),
         (b"\r\n.\r", b"\n "),
         (b"\r.\r\n", b" .\n"),
-        (b"\r\n.\r\r\n", b"\n \n"),
+        (b"\r\n.\r\r\n", b"\n\n"),
         (b"\r\n.\r\x00\n", b"\n \x00\n"),
         (b"\r\n\x00.\r\n", b"\n\x00.\n"),
         (b"\r\n .\r\n", b"\n .\n"),
@@ -71,7 +73,7 @@ def test_nothing_but_crlf_dot_crlf_ends_a_message(false_end: bytes, stored: byte
         assert got == b"a" + stored + b"MAIL\n"
 
 
-_PIECE = st.sampled_from([b"\r", b"\n", b"\r\n", b".", b"\r\n.", b"\r\n.\r", b"a", b"\xff", b"\x00"])
+_PIECE = st.sampled_from([b"\r", b"\n", b"\r\n", b".", b"\r\n.", b"\r\n.\r", b"\r\r", b"a", b"\xff", b"\x00"])
 _PIECES = st.lists(_PIECE, max_size=30)
 
 
