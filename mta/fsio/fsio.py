@@ -179,6 +179,10 @@ class Fsio:
         """lstat(2)."""
         return os.lstat(path)
 
+    def entry(self, directory: int, name: str) -> os.stat_result:
+        """lstat(2) of a name in a directory(), wherever that is now."""
+        return os.stat(name, dir_fd=directory, follow_symlinks=False)
+
     def flock(self, fd: int) -> bool:
         """Take the lock on a file without waiting; False when another description holds it."""
         try:

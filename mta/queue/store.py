@@ -160,6 +160,8 @@ class SpoolStore(JobStore):
         except (OSError, QueueError):
             self._close(fd)
             raise
+        with contextlib.suppress(OSError):
+            self.fsio.directory(os.path.dirname(path))  # while its path leads there
         expire = bool(found.st_mode & FORCE_EXPIRE)
         return Job(
             queue_id, file.identity(found.st_ino), file.envelope, file.size, origin, file.crashes, expire,

@@ -21,7 +21,7 @@ from mta.deliver.request import CorruptContentError
 from mta.envelope import Recipient
 from mta.fsio.fsio import Fsio
 from mta.queue import queue_file
-from mta.queue.api import FencedError, Job, Queue, Reason
+from mta.queue.api import FencedError, Job, Queue, QueueError, Reason
 from mta.queue.content_reader import ContentReader, check_content
 from mta.queue.queue_reader import DamagedError, QueueFile
 from mta.queue.reasons import decode_reasons, encode_reasons
@@ -191,17 +191,27 @@ class JobStore:
         """See QueueStore.  Taking the name away is the mark of all recipients; its flush follows within SOON."""
         held = self._claimed(job)
         try:
-            directory = self.fsio.directory(held.path[: -len(job.queue_id) - 1])  # first: it may need a descriptor
+            directory = self.fsio.directory(held.path.rpartition("/")[0])  # first: it may need a descriptor
             self._remove_reasons(job, held)
             self.fsio.unlink(held.path)
             self.fsio.flush_soon(directory, self._removed)
         except FileNotFoundError:
+            self._check_gone(job, held)
             await self.flush_marks(job)  # on hold only they say who has it
             self._let_go(job, held)
             raise FencedError(f"{job.queue_id}: not there any more") from None
         except OSError as error:
             raise queue_error(error, f"{job.queue_id}: remove") from error
         self._let_go(job, held)
+
+    def _check_gone(self, job: Job, held: Claimed) -> None:
+        """QueueError when it is where it was and its path leads elsewhere: the spool was moved, or something is
+        mounted over it.  It is ours when the spool is back."""
+        try:
+            self.fsio.entry(self.fsio.directory(held.path.rpartition("/")[0]), job.queue_id)
+        except OSError:
+            return
+        raise QueueError(f"{job.queue_id}: {self.spool.root} was moved away, or something is mounted over it")
 
     def _removed(self, error: OSError | None) -> None:
         if error is not None:
@@ -275,6 +285,7 @@ class JobStore:
         try:
             self.spool.move(held.path, queue, job.queue_id)
         except FencedError:
+            self._check_gone(job, held)
             with contextlib.suppress(OSError):
                 if not self.fsio.fstat(held.fd).st_nlink:  # deleted, and not on hold: nobody will ask why it waits
                     self.fsio.unlink(self.spool.path("defer", job.queue_id))

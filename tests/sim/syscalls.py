@@ -286,7 +286,8 @@ class SimOs:
         disk = MACHINE[0].disk(path)
         return Stat(disk.find(path), disk)
 
-    stat = lstat
+    def stat(self, path: str, *, dir_fd: int | None = None, follow_symlinks: bool = True) -> Any:
+        return self.lstat(path if dir_fd is None else f"{_file(dir_fd).path}/{path}")
 
     def scandir(self, path: str) -> contextlib.AbstractContextManager[Iterator[Any]]:
         process = current()

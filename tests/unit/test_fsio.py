@@ -42,6 +42,19 @@ def committed(fsio: Fsio, fd: int, directory: int) -> asyncio.Future[OSError | N
     return waiter
 
 
+async def test_what_is_in_a_directory_is_found_where_the_directory_was_moved_to(tmp_path: Path, opener: Opener) -> None:
+    fsio = opener(aio=False)
+    spool = tmp_path / "spool"
+    spool.mkdir()
+    (spool / "message").touch()
+    directory = fsio.directory(str(spool))
+    spool.rename(tmp_path / "away")
+    assert fsio.entry(directory, "message").st_ino == (tmp_path / "away/message").stat().st_ino
+    (tmp_path / "away/message").unlink()
+    with pytest.raises(FileNotFoundError):
+        fsio.entry(directory, "message")
+
+
 @pytest.mark.parametrize("aio", [True, False])
 async def test_many_commits_share_few_flushes(tmp_path: Path, opener: Opener, aio: bool) -> None:
     fsio = opener(aio=aio)

@@ -303,6 +303,7 @@ async def test_a_damaged_message_that_an_administrator_took_away_meanwhile_is_fo
 
 async def test_a_message_is_removed_only_when_that_can_be_made_durable(spool: Spooled) -> None:
     job = await claimed(spool)
+    spool.fsio.close()  # as if there had been no descriptor for the directory at the claim
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
     try:

@@ -3,14 +3,17 @@
 import asyncio
 import errno
 import os
+import shutil
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from mta.queue.api import FencedError, Job, Parent, Queue, QueueError, Reason
 from mta.queue.queue_file import MAX_CRASHES
+from mta.queue.store_spool import create_spool
 from tests.queue_support import NOW, Spooled, spooled
 from tests.unit.test_queue_file import decoded
 from tests.unit.test_store import fail_at
@@ -110,6 +113,29 @@ async def test_the_unlink_is_the_mark_of_all_and_its_flush_follows_within_a_mome
     assert spool.names("active") == []
     with pytest.raises(FencedError):
         await spool.store.finish(job)
+
+
+@pytest.mark.parametrize("step", ["finish", "defer", "hold", "give_back"])
+async def test_a_message_whose_spool_was_moved_away_is_settled_when_it_is_back(spool: Spooled, step: str) -> None:
+    """Or something else is mounted where it was: what is there has the same directories and not the message."""
+    job = await claimed(spool)
+    away = spool.root.with_name("away")
+    spool.root.rename(away)
+    create_spool(spool.store.settings, spool.fsio)
+    settle = {
+        "finish": partial(spool.store.finish, job),
+        "defer": partial(spool.store.defer, job, NOW, {}),
+        "hold": partial(spool.store.hold, job),
+        "give_back": partial(spool.store.give_back, job),
+    }[step]
+    with pytest.raises(QueueError, match="was moved away") as trouble:
+        await settle()
+    assert not isinstance(trouble.value, FencedError), "it is still ours"
+    shutil.rmtree(spool.root)
+    away.rename(spool.root)
+    await settle()
+    assert spool.names("active") == []
+    assert spool.names("deferred") == ([job.queue_id] if step == "defer" else [])
 
 
 async def test_a_deferred_message_waits_with_its_reasons(spool: Spooled) -> None:
