@@ -84,3 +84,17 @@ def test_it_replaces_the_other_mail_system_which_can_be_installed_again(
     assert root.owners() == {other}
     assert not root.path("/etc/mta").exists() and not root.path("/var/spool/mta").exists()
     assert root.path("/etc/aliases").exists()
+
+
+def test_purge_leaves_names_and_aliases_to_the_mail_system_that_came_after(
+    chroot: Callable[[str], Chroot], deb: Path
+) -> None:
+    root = chroot("python")
+    assert not root.path("/etc/mailname").exists() and not root.path("/etc/aliases").exists()
+    root.write(f"/root/{deb.name}", deb.read_bytes())
+    root.apt("install", f"/root/{deb.name}")
+    root.apt("install", "postfix")
+    root.apt("purge", "aiomta")
+    assert status(root, "aiomta") == "none" and root.owners() == {"postfix"}
+    root.run("/usr/sbin/sendmail", "-i", "root", stdin=b"Subject: x\n\nx\n")  # myorigin = /etc/mailname
+    root.run("newaliases")
