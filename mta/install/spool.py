@@ -3,19 +3,33 @@
 import contextlib
 import os
 import shutil
+import signal
 from datetime import UTC, datetime
 
 from mta.clock import Clock
-from mta.install.steps import call
+from mta.install.steps import StepError, call
+from mta.master.lock import running, wait_until_stopped
 from mta.record import dataclass
 
 MAIL = ("maildrop", "incoming", "active", "deferred", "hold", "corrupt", "saved")
 LIVE = ("public", "private", "pid")  # sockets and locks: nothing to keep
+STOP_LIMIT = 60.0  # seconds a daemon may take to end
 
 
 def messages(queue: str) -> int:
     """How many messages lie in a queue directory."""
     return sum(len(files) for name in MAIL for _, _, files in os.walk(os.path.join(queue, name)))
+
+
+def stop(queue: str) -> None:
+    """Nobody uses a queue that goes: systemd has stopped what it started, not what `mta start` did; StepError."""
+    pid = running(queue)
+    if not pid:
+        return
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGTERM)
+    if not wait_until_stopped(queue, Clock(), STOP_LIMIT):
+        raise StepError(f"process {pid} still uses {queue}")
 
 
 @dataclass(frozen=True)
@@ -48,6 +62,8 @@ class Spool:
 
     def undo(self) -> str:
         said = ""
+        if self.queue in self.made:
+            stop(self.queue)
         count = messages(self.queue) if self.queue in self.made else 0
         if count:
             said = f"the mail queue is not empty: {count} message{'s' * (count != 1)} kept in {self._save()}"

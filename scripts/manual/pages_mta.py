@@ -52,7 +52,7 @@ INSTALL = Verb(
         Option("--dry-run", "Say what would be done."),
     ),
 )
-UNINSTALL = Verb("uninstall", "Undo exactly what `mta install` did.",
+UNINSTALL = Verb("uninstall", "Undo exactly what `mta install` did; a daemon that works on its queue is stopped first.",
                  (PREFIX, Option("--dry-run", "Say what would be done.")))  # fmt: skip
 
 MTA = Page(

@@ -2,6 +2,9 @@
 
 import gzip
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -26,6 +29,7 @@ from mta.install.steps import (
     WriteFile,
 )
 from mta.install.units import drop_in, enabled, port_lists, read_templates, units_for, with_ports
+from mta.master.lock import running
 
 ROOT = Path(__file__).resolve().parents[2]
 EACH: list[Step] = [
@@ -134,6 +138,24 @@ def test_a_queue_that_was_there_before_is_not_touched_by_undo(tmp_path: Path) ->
 
 def found(moves: dict[str, str], owner: str) -> FoundNames:
     return FoundNames(NAMES, moves, owner)
+
+
+def test_a_daemon_that_uses_the_queue_is_stopped_before_the_queue_goes(tmp_path: Path) -> None:
+    for name in ("pid", "data"):
+        (tmp_path / "q" / name).mkdir(parents=True)
+    take = "import sys, time; from mta.master.lock import take; kept = take(*sys.argv[1:]); print(flush=True)"
+    command = [sys.executable, "-c", f"{take}; time.sleep(99)", str(tmp_path / "q"), str(tmp_path / "q/data")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as daemon:
+        try:
+            assert daemon.stdout and daemon.stdout.readline()
+            step = Spool(str(tmp_path / "q"), [[str(tmp_path / "q"), "0755", "nobody", "nobody"]], [])
+            step.undo()
+            assert daemon.poll() is None and running(step.queue), "not ours: it was there before"
+            step.made.append(step.queue)
+            assert step.undo() == ""
+            assert daemon.wait(10) == -signal.SIGTERM and not os.path.exists(step.queue)
+        finally:
+            daemon.kill()
 
 
 def test_the_other_mail_system_is_a_choice_before_ours_is_and_ours_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
