@@ -2,6 +2,7 @@
 
 import os
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -98,3 +99,15 @@ def test_purge_leaves_names_and_aliases_to_the_mail_system_that_came_after(
     assert status(root, "aiomta") == "none" and root.owners() == {"postfix"}
     root.run("/usr/sbin/sendmail", "-i", "root", stdin=b"Subject: x\n\nx\n")  # myorigin = /etc/mailname
     root.run("newaliases")
+
+
+def test_a_daemon_that_policy_lets_run_ends_with_the_package(chroot: Callable[[str], Chroot], deb: Path) -> None:
+    root = chroot("python")  # with the policy-rc.d of container images
+    root.write(f"/root/{deb.name}", deb.read_bytes())
+    root.apt("install", f"/root/{deb.name}")
+    root.run("mta", "start")
+    with socket.create_connection(("127.0.0.1", 25)):
+        root.run("dpkg", "--purge", "aiomta", timeout=120)
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", 25))
+    assert not root.path("/var/spool/mta").exists()
