@@ -242,7 +242,9 @@ class Account:
         return f"make the system account {self.name}"
 
     def do(self) -> None:
-        call("useradd", "--system", "--user-group", "--home-dir", self.home, "--no-create-home", "--shell",
+        exists = call("getent", "group", self.name, status=(0, 2))
+        group = ["--gid", self.name] if exists else ["--user-group"]
+        call("useradd", "--system", *group, "--home-dir", self.home, "--no-create-home", "--shell",
              "/usr/sbin/nologin", "--comment", "aiomta mail system", self.name)  # fmt: skip
 
     def undo(self) -> str:

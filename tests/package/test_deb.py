@@ -111,3 +111,12 @@ def test_a_daemon_that_policy_lets_run_ends_with_the_package(chroot: Callable[[s
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", 25))
     assert not root.path("/var/spool/mta").exists()
+
+
+def test_a_group_of_the_name_that_is_there_already_is_the_accounts(chroot: Callable[[str], Chroot], deb: Path) -> None:
+    root = chroot("python")
+    root.run("groupadd", "--gid", "2525", "mta")
+    root.write(f"/root/{deb.name}", deb.read_bytes())
+    root.apt("install", f"/root/{deb.name}")
+    assert status(root, "aiomta") == "installed"
+    assert root.output("getent", "passwd", "mta").split(":")[3] == "2525"

@@ -134,6 +134,13 @@ def test_a_message_queued_while_we_were_in_place_is_kept_when_we_go(chroot: Make
     assert "account mta: kept" in said
 
 
+def test_the_account_takes_a_group_of_its_name_that_is_there(chroot: Make, opt_aiomta: Path) -> None:
+    root = beside(chroot, "postfix", opt_aiomta)
+    root.run("groupadd", "--gid", "2525", "mta")
+    root.run(MTA, "install")
+    assert root.output("getent", "passwd", "mta").split(":")[3] == "2525"
+
+
 def test_what_the_administrator_has_changed_stays(chroot: Make, opt_aiomta: Path) -> None:
     root = beside(chroot, "postfix", opt_aiomta)
     root.run(MTA, "install")
