@@ -9,6 +9,7 @@ Failure: an address that cannot be bound ends the start with file:line of its ma
 """
 
 import contextlib
+import errno
 import os
 import socket
 import stat
@@ -107,7 +108,8 @@ def listen_tcp(address: Address) -> socket.socket:
         sock.setblocking(False)
     except OSError as error:
         sock.close()
-        raise SocketProblemError(f"bind {address}: {error.strerror}") from None
+        hint = " (where systemd opens the ports: mta install --sockets)" if error.errno == errno.EACCES else ""
+        raise SocketProblemError(f"bind {address}: {error.strerror}{hint}") from None
     return sock
 
 

@@ -1,5 +1,6 @@
 """Which addresses are listened on, and what happens to sockets that are handed in."""
 
+import errno
 import os
 import socket
 import stat
@@ -55,6 +56,15 @@ def test_a_busy_port_is_one_clear_line() -> None:
         assert isinstance(bound, Address)
         with pytest.raises(SocketProblemError, match=rf"bind 127.0.0.1:{bound.port}: Address already in use"):
             listen_tcp(bound)
+
+
+def test_a_port_that_we_may_not_open_names_the_command_for_systemd(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(socket.socket, "bind", refuse)
+    with pytest.raises(SocketProblemError, match=r"^bind 0.0.0.0:25: Permission denied .*mta install --sockets\)$"):
+        listen_tcp(Address("0.0.0.0", 25))
 
 
 def test_unix_sockets_replace_stale_ones_but_nothing_else(tmp_path: Path) -> None:
