@@ -225,6 +225,7 @@ class QueueManager:
                 else:
                     await self._attempt(job)
             except FencedError:
+                self._intake.arrived(queue_id)  # put on hold, and perhaps released again, while it was delivered
                 raise
             except asyncio.CancelledError:
                 await self._cut_off(job)

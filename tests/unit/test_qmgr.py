@@ -20,6 +20,7 @@ from mta.qmgr.qmgr import QmgrSettings, QueueManager
 from mta.qmgr.scheduler import Scheduler, SchedulerSettings, TransportLimits
 from mta.queue.api import Draft, Job, Parent, Queue
 from mta.queue.store import SpoolStore, StoreSettings, create_spool
+from mta.queue.store_admin import Administrator, Verb
 from mta.queue.store_job import Claimed
 from mta.smtp.reply import Reply
 from tests.inline_fsio import InlineFsio
@@ -484,6 +485,31 @@ def test_a_flush_tries_deferred_mail_now(tmp_path: Path) -> None:
         assert len(w.agent.contents) == 1
 
     simulate(tmp_path, lambda r, n: OK if n > 1 else DOWN, story)
+
+
+@pytest.mark.parametrize("released", [True, False])
+def test_what_was_held_and_released_while_it_is_delivered_is_gone_on_with_at_once(
+    tmp_path: Path, released: bool
+) -> None:
+    async def story(w: World) -> None:
+        deliver = w.agent.deliver
+
+        async def slow(request: DeliveryRequest) -> None:
+            await w.clock.sleep(10)
+            await deliver(request)
+
+        w.agent.deliver = slow  # type: ignore[method-assign]
+        queue_id = await w.submit("x@b.test", "y@c.test")
+        await w.clock.sleep(1)
+        administrator = Administrator(w.store.spool, w.fsio, w.clock)
+        for verb in (Verb.HOLD, *[Verb.RELEASE] * released):
+            assert await administrator.act(verb, [queue_id]) == {queue_id: "done"}
+        await w.qmgr.flush([])
+        await w.clock.sleep(25)
+        assert sorted(address for address, _ in w.agent.tries) == ["x@b.test", "y@c.test"] + ["y@c.test"] * released
+        assert await w.count(Queue.DEFERRED) == 0 and await w.count(Queue.HOLD) == (not released)
+
+    simulate(tmp_path, lambda r, n: OK if n > 1 or r.address == "x@b.test" else LATER, story)
 
 
 def slowly_listed(w: World) -> None:
