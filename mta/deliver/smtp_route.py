@@ -1,8 +1,9 @@
 """Next hop -> addresses to try: the walk through MX and address records.
 
 Hosts are looked up one MX preference at a time, best first, and no further than needed: a domain with a hundred
-MX records costs as many lookups as there are addresses to try.  While nothing is found, several preferences are looked
-up at once, to the end of the list: mail is returned only when no host has an address.
+MX records costs as many lookups as there are addresses to try, or those of the first MAX_HOSTS hosts when a worse one
+may have what is missing of the other protocol (smtp_balance_inet_protocols).  While nothing is found, several
+preferences are looked up at once, to the end of the list: mail is returned only when no host has an address.
 
 Whether this host is among them is told by addresses alone; the greeting tells the rest (mta/deliver/smtp_attempt.py).
 
@@ -114,9 +115,8 @@ class Router:
         records = [record for group in groups(answer, self._shuffle) for record in group]
         found: list[Target] = []
         failure: Reply | None = None
-        limit = self._settings.smtp_mx_address_limit or MAX_HOSTS
         position = 0
-        while position < len(records) and len(found) < limit:
+        while position < len(records) and not self._enough(found, position):
             batch = _next(records, position, one_preference=bool(found) or not position)
             position += len(batch)
             ours: int | None = None  # the best preference at which this host appears
@@ -138,6 +138,16 @@ class Router:
         if not found:
             raise RouteError(self._no_address(domain, failure, cut=answer.cut))
         return found
+
+    def _enough(self, found: Sequence[Target], hosts: int) -> bool:
+        """Are these, of so many hosts, the addresses to try?  A worse host may be the first with the other protocol."""
+        limit, balance = self._settings.smtp_mx_address_limit, self._settings.smtp_balance_inet_protocols
+        if len(found) < (limit or MAX_HOSTS):
+            return False
+        if not balance or len(self._resolver.families) < 2 or hosts >= MAX_HOSTS:
+            return True
+        six = sum(target.is_ipv6 for target in found)
+        return min(six, len(found) - six) >= limit // 2
 
     async def _addresses(self, record: MX) -> list[str] | Reply:
         """Against RFC 5321 s5.1 some domains name an address; Postfix sends there, and so their mail arrives."""

@@ -173,6 +173,41 @@ async def test_an_mx_that_is_an_address_is_reached_as_postfix_reaches_it(world: 
     assert brief(result).endswith("for name=127.0.0.2 type=A: Host found but no data record of requested type")
 
 
+@pytest.mark.parametrize(
+    ("options", "families", "tried"),
+    [
+        ({}, (4, 6), ["IPv4"] * 4 + ["IPv6"]),  # who has no way to IPv4 reaches the domain all the same
+        ({"smtp_balance_inet_protocols": False}, (4, 6), ["IPv4"] * 5),
+        ({}, (4,), ["IPv4"] * 5),
+        ({"smtp_mx_address_limit": 1}, (4, 6), ["IPv4"]),
+    ],
+)
+async def test_the_other_protocol_is_looked_for_at_worse_mx_hosts(
+    world: World, options: dict[str, object], families: tuple[int, ...], tried: list[str]
+) -> None:
+    peer = await world.peer()
+    world.dns.add("dst.test", "MX", "10 mx1.dst.test.", "20 mx2.dst.test.")
+    world.dns.add("mx1.dst.test", "A", *(f"127.0.0.{n}" for n in range(2, 10)))
+    world.dns.add("mx2.dst.test", "AAAA", "::1")
+    lab = world.plain(**{"smtp_mx_address_limit": 5, **options})
+    lab.resolver.families = families
+    lab.ports.update({(f"127.0.0.{n}", 2525): peer.port for n in range(2, 10)} | {("::1", 2525): peer.port})
+    await lab.deliver("dst.test:2525", ["x@dst.test"])  # the peer listens on 127.0.0.1 only
+    assert ["IPv6" if ":" in address else "IPv4" for address, _ in lab.connector.attempts] == tried
+
+
+async def test_no_more_than_twenty_mx_hosts_are_asked_for_the_other_protocol(world: World) -> None:
+    world.dns.add("dst.test", "MX", *(f"{n} h{n}.test." for n in range(100)))
+    for n in range(100):
+        world.dns.add(f"h{n}.test", "A", "127.0.0.2")
+    lab = world.plain(smtp_mx_address_limit=2)
+    lab.resolver.families = (4, 6)
+    peer = await world.peer()
+    lab.ports["127.0.0.2", 2525] = peer.port
+    await lab.deliver("dst.test:2525", ["x@dst.test"])
+    assert sum(world.dns.count(f"h{n}.test", "AAAA") for n in range(100)) == 20
+
+
 async def on_addresses(world: World, steps: dict[str, list[Step]], lab: Lab) -> dict[str, Peer]:
     """A peer on each loopback address, reached at port 25."""
     peers = {}
