@@ -72,6 +72,15 @@ def test_blanks_around_an_address_are_nothing_and_within_it_a_line_end_is_refuse
         parse_command(["sendmail", "-f", "a@b.test\nX: y", "bob"], uid=1)
 
 
+def test_a_tab_between_words_is_a_blank_and_within_an_address_it_is_refused() -> None:
+    found = parse_command(["sendmail", "-f", "Me\t<a@b.test>", "--", "Bob\t<bob@r.test>,\tcarol"], uid=1)
+    assert (found.sender, argument_recipients(found)) == ("a@b.test", ["bob@r.test", "carol"])
+    for words in (["bob", '"a\tb"@r.test'], ["-f", '"a\tb"@r.test', "bob"]):
+        with pytest.raises(UsageError, match="control character") as refused:
+            argument_recipients(parse_command(["sendmail", *words], uid=1))
+        assert refused.value.status == 65
+
+
 def test_dsn_options() -> None:
     found = parse("-N", "success,FAILURE", "-Rhdrs", "-V", "a+3Db", "r")
     assert (found.notify, found.ret, found.envelope_id) == (Notify.SUCCESS | Notify.FAILURE, Ret.HDRS, "a=b")
