@@ -120,3 +120,13 @@ def test_a_group_of_the_name_that_is_there_already_is_the_accounts(chroot: Calla
     root.apt("install", f"/root/{deb.name}")
     assert status(root, "aiomta") == "installed"
     assert root.output("getent", "passwd", "mta").split(":")[3] == "2525"
+
+
+def test_purge_counts_the_mail_of_a_queue_that_lies_elsewhere(chroot: Callable[[str], Chroot], deb: Path) -> None:
+    root = chroot("python")
+    root.write(f"/root/{deb.name}", deb.read_bytes())
+    root.apt("install", f"/root/{deb.name}")
+    root.run("sh", "-c", "mv /var/spool/mta /srv/mta && ln -s /srv/mta /var/spool/mta")
+    root.run("/usr/sbin/sendmail", "-i", "root", stdin=b"Subject: x\n\nx\n")
+    said = root.run("dpkg", "--purge", "aiomta").stderr
+    assert b"1 message(s) kept in /var/spool/mta.saved-" in said
