@@ -767,10 +767,10 @@ async def test_a_message_that_another_process_holds_is_busy_and_one_not_released
     assert spool.fsio.flock(fds[0])
     child = await spool.draft()
     await child.commit(parent=Parent("bounce", "0" * 32, "ABC1", (100,)))
-    found = await administrator(spool).act(Verb.EXPIRE, [held, child.queue_id])
+    found = await administrator(spool).act(Verb.REQUEUE, [held, child.queue_id])
     assert found == {held: Outcome.BUSY, child.queue_id: Outcome.ABSENT}
     os.close(fds[0])
-    assert await administrator(spool).act(Verb.EXPIRE, [held]) == {held: Outcome.DONE}
+    assert await administrator(spool).act(Verb.REQUEUE, [held]) == {held: Outcome.DONE}
     child.abort()
 
 
