@@ -31,7 +31,7 @@ _INTERVAL = re.compile(r"(?:\d+[smhdw]?)+\Z")
 _VIA = re.compile(r"([A-Za-z0-9-]{1,20})(?::([A-Za-z0-9._:\[\]-]{1,255}))?\Z")
 _BLANKS = " \t\r\n"  # around an address: what scripts leave that read it from a line
 CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-_NO_BLANK = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")  # a tab may stand between the words of an argument
+_CONTROL_BUT_TAB = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")  # a tab may stand between the words of an argument
 
 
 class Mode(StrEnum):
@@ -329,7 +329,7 @@ def _sender(result: Invocation, value: str) -> str:
     """The address in -f: any mailbox form; exactly one, or none for the null sender."""
     value = value.strip(_BLANKS)
     parsed = parse_list(value)
-    if _NO_BLANK.search(value) or any(map(CONTROL.search, parsed.addresses)):
+    if _CONTROL_BUT_TAB.search(value) or any(map(CONTROL.search, parsed.addresses)):
         raise result.fatal(EX_DATAERR, "-f option: control character in the sender address")
     if parsed.malformed or len(parsed.addresses) > 1:
         result.warnings.append(f"{result.program}: warning: -f option specified malformed sender: {value}")
@@ -374,7 +374,7 @@ def argument_recipients(result: Invocation) -> list[str]:
     """The addresses of the operands, each parsed like a header: `Bob <b@x>`, `a@x,b@y`; raises UsageError."""
     out: list[str] = []
     for operand in (word.strip(_BLANKS) for word in result.recipients):
-        if _NO_BLANK.search(operand):
+        if _CONTROL_BUT_TAB.search(operand):
             raise result.fatal(EX_DATAERR, "control character in a recipient address")
         parsed = parse_list(operand)
         if not parsed.addresses and not parsed.malformed:
